@@ -1,0 +1,2 @@
+//! vringd: a vhost-user back-end.
+pub mod config;

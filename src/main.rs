@@ -1,0 +1,2 @@
+//! The `vringd` command.
+fn main() {}
