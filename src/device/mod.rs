@@ -1,0 +1,58 @@
+//! Virtio device logic: what a guest sees, apart from threads, fds and sockets.
+//!
+//! The logic is generic over [`crate::ring::ChainQueue`], so it names no ring format, and its tests
+//! need no ring. What control asks of a device is in [`DeviceModel`].
+#![forbid(unsafe_code)]
+
+/// Which device a guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// virtio-net (VIRTIO 1.3 §5.1).
+    Net,
+    /// virtio-blk (VIRTIO 1.3 §5.2).
+    Blk,
+}
+
+impl core::fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            DeviceKind::Net => "net",
+            DeviceKind::Blk => "blk",
+        })
+    }
+}
+
+/// Why a write to config space was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("config space of {size} bytes: bytes {offset}..{offset}+{len} can't be written")]
+pub struct ConfigWriteError {
+    /// Offset of the write.
+    pub offset: u32,
+    /// Its length.
+    pub len: usize,
+    /// Size of the config space.
+    pub size: usize,
+}
+
+/// What the control plane asks of a device. Cold; shared by the session thread and the daemon.
+pub trait DeviceModel: Send + Sync + core::fmt::Debug {
+    /// The name from the configuration.
+    fn name(&self) -> &str;
+    /// Which device it is.
+    fn kind(&self) -> DeviceKind;
+    /// Virtio feature bits offered, without the vhost-user bits.
+    fn features(&self) -> u64;
+    /// Vrings at most (a net device has two per queue pair).
+    fn vrings_max(&self) -> u16;
+    /// Queues as GET_QUEUE_NUM counts them: queue pairs of a net device, queues of a disk.
+    fn queues_max(&self) -> u16;
+    /// The config space, whole.
+    fn config(&self) -> Vec<u8>;
+    /// The guest writes to config space.
+    ///
+    /// # Errors
+    /// [`ConfigWriteError`] when the bytes are outside or read-only.
+    fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigWriteError>;
+    /// The counters by name, for the status line.
+    fn counters(&self) -> Vec<(&'static str, u64)>;
+}

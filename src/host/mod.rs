@@ -1,0 +1,9 @@
+//! The host side of a device: where frames and blocks go.
+//!
+//! `host` and not `backend`: in vhost-user the whole daemon is the back-end. The traits here are
+//! what the device logic and the engine speak to; the implementations beside them know nothing of
+//! virtqueues. All are object-safe: one virtual call per burst, not per frame.
+#![forbid(unsafe_code)]
+
+pub mod blk;
+pub mod net;

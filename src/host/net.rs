@@ -1,0 +1,175 @@
+//! Frames by reference: what travels from a [`FrameSource`] to a [`FrameSink`].
+//!
+//! A [`Frame`] is the virtio-net header by value and a range of segments in the burst's list: no
+//! payload is touched before the sink copies it, once. A link does `receive` → `transmit` →
+//! `complete` → `flush`, in this order: what the source's driver gets back becomes visible before
+//! what the sink's driver receives, because a driver that has both may need the first to answer the
+//! second.
+
+use crate::memory::{SEGMENTS_MAX, Segment, Segments};
+
+/// Frames in a burst at most.
+pub const BURST_FRAMES_MAX: usize = 256;
+
+/// The virtio-net header (VIRTIO 1.3 §5.1.6), decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VnetHeader {
+    /// VIRTIO_NET_HDR_F_* bits.
+    pub flags: u8,
+    /// VIRTIO_NET_HDR_GSO_* value.
+    pub gso_type: u8,
+    /// Length of the headers to replicate, a hint.
+    pub hdr_len: u16,
+    /// Bytes of payload per segment.
+    pub gso_size: u16,
+    /// Where checksumming starts.
+    pub csum_start: u16,
+    /// Where the checksum is stored, from `csum_start`.
+    pub csum_offset: u16,
+    /// RX buffers that the frame takes; 1 except in received mergeable frames.
+    pub num_buffers: u16,
+}
+
+impl VnetHeader {
+    /// Bytes of the header with VIRTIO_F_VERSION_1 or VIRTIO_NET_F_MRG_RXBUF.
+    pub const BYTES: usize = 12;
+}
+
+/// Why a frame was dropped. Every drop is counted under its reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DropReason {
+    /// The receiver's buffer is smaller than the frame, and it did not negotiate mergeable buffers.
+    RxTooSmall,
+    /// The frame needs more buffers than the receiver's ring can ever hold.
+    RxRingTooSmall,
+    /// The receiver did not negotiate the offload that the frame asks for.
+    NoOffload,
+    /// The sender's virtio-net header contradicts itself or the frame.
+    BadVnetHeader,
+    /// The sender's chain is shorter than the header, or has device-writable buffers.
+    BadChain,
+    /// The frame is longer than anything can take.
+    TooBig,
+    /// The host interface refused the frame: its queue is full.
+    HostFull,
+    /// The host interface failed or is down.
+    HostError,
+    /// The link is a sink: dropping is its purpose.
+    Sink,
+}
+
+impl DropReason {
+    /// Number of reasons.
+    pub const COUNT: usize = 9;
+
+    /// All reasons with the names of their counters.
+    pub const NAMES: [(DropReason, &'static str); DropReason::COUNT] = [
+        (DropReason::RxTooSmall, "drop_rx_too_small"),
+        (DropReason::RxRingTooSmall, "drop_rx_ring_too_small"),
+        (DropReason::NoOffload, "drop_no_offload"),
+        (DropReason::BadVnetHeader, "drop_bad_vnet_header"),
+        (DropReason::BadChain, "drop_bad_chain"),
+        (DropReason::TooBig, "drop_too_big"),
+        (DropReason::HostFull, "drop_host_full"),
+        (DropReason::HostError, "drop_host_error"),
+        (DropReason::Sink, "drop_sink"),
+    ];
+}
+
+/// What became of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not decided: the sink has no room now. Only the last frames of a burst can be left so; the
+    /// source gets them back and offers them again.
+    Retry,
+    /// Delivered.
+    Sent,
+    /// Dropped.
+    Dropped(DropReason),
+}
+
+/// One frame of a burst.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame {
+    /// The virtio-net header, checked.
+    pub header: VnetHeader,
+    /// Index of the first payload segment in the burst's list.
+    pub first: u32,
+    /// Number of payload segments.
+    pub count: u32,
+    /// Bytes of payload, without the virtio-net header.
+    pub bytes: u32,
+    /// What became of it; sources set [`Verdict::Retry`], or `Dropped` for a frame that must not
+    /// travel.
+    pub verdict: Verdict,
+}
+
+/// The frames of one burst and their segments. Made once per worker, reused for every burst.
+#[derive(Debug)]
+pub struct FrameBurst {
+    /// The frames, in order.
+    pub frames: Vec<Frame>,
+    /// Their segments (and the source's own: headers, for one).
+    pub segments: Segments,
+}
+
+impl FrameBurst {
+    /// An empty burst with room for [`BURST_FRAMES_MAX`] frames of any shape.
+    pub fn new() -> FrameBurst {
+        FrameBurst {
+            frames: Vec::with_capacity(BURST_FRAMES_MAX),
+            segments: Segments::with_capacity(SEGMENTS_MAX),
+        }
+    }
+
+    /// Forgets all frames.
+    pub fn clear(&mut self) {
+        self.frames.clear();
+        self.segments.clear();
+    }
+
+    /// The payload segments of `frame`.
+    #[inline]
+    pub fn payload(&self, frame: &Frame) -> &[Segment] {
+        let first = frame.first as usize;
+        &self.segments.as_slice()[first..first + frame.count as usize]
+    }
+}
+
+impl Default for FrameBurst {
+    fn default() -> FrameBurst {
+        FrameBurst::new()
+    }
+}
+
+/// Where frames come from.
+pub trait FrameSource: Send {
+    /// Fills the empty `burst` with up to [`BURST_FRAMES_MAX`] frames; returns their number. The
+    /// frames stay the source's until `complete`.
+    fn receive(&mut self, burst: &mut FrameBurst) -> usize;
+
+    /// Ends the burst: frames that were sent or dropped go back to their owner, the last ones that
+    /// are still [`Verdict::Retry`] will be received again.
+    fn complete(&mut self, burst: &mut FrameBurst);
+}
+
+/// Where frames go.
+pub trait FrameSink: Send {
+    /// Sends the frames that are not dropped yet and sets each verdict. Frames are taken in order:
+    /// after the first that stays [`Verdict::Retry`] none is taken.
+    fn transmit(&mut self, burst: &mut FrameBurst);
+
+    /// Makes everything taken visible to the receiver.
+    fn flush(&mut self);
+}
+
+/// A host interface that a frame can be read from straight into a guest's buffers.
+pub trait FrameReader: Send {
+    /// Reads one frame, preceded by a virtio-net header of [`VnetHeader::BYTES`] bytes, into
+    /// `window`. Returns the bytes read including the header; `None` when there is no frame.
+    ///
+    /// # Errors
+    /// The system's error; EFAULT means that the window is not accessible guest memory.
+    fn read_frame(&mut self, window: &[Segment]) -> std::io::Result<Option<usize>>;
+}

@@ -1,0 +1,187 @@
+//! Copies between guest segments and our own bytes, and between two guests.
+//!
+//! Every function stops at the shorter side and returns the number of bytes moved. Source and
+//! destination segments may overlap (a hostile guest posts the same buffer twice), so the copies
+//! are moves.
+
+use core::ptr;
+
+use super::Segment;
+
+/// Copies guest bytes, beginning `skip` bytes into `from`, to `to`. Returns the bytes copied.
+#[inline]
+pub fn read(from: &[Segment], mut skip: usize, to: &mut [u8]) -> usize {
+    let mut done = 0;
+    for segment in from {
+        let here = segment.skip(skip);
+        skip -= segment.len() - here.len();
+        let bytes = here.len().min(to.len() - done);
+        // SAFETY: `here` lies in a mapping that the caller's `GuestRam` holds; `to[done..]` has at
+        // least `bytes` bytes and is ours alone.
+        unsafe { ptr::copy(here.base(), to.as_mut_ptr().add(done), bytes) };
+        done += bytes;
+        if done == to.len() {
+            break;
+        }
+    }
+    done
+}
+
+/// Copies `from` to guest memory, beginning `skip` bytes into `to`. Returns the bytes copied.
+#[inline]
+pub fn write(to: &[Segment], mut skip: usize, from: &[u8]) -> usize {
+    let mut done = 0;
+    for segment in to {
+        let here = segment.skip(skip);
+        skip -= segment.len() - here.len();
+        let bytes = here.len().min(from.len() - done);
+        // SAFETY: `here` lies in a mapping that the caller's `GuestRam` holds; `from[done..]` has
+        // at least `bytes` bytes.
+        unsafe { ptr::copy(from.as_ptr().add(done), here.base(), bytes) };
+        done += bytes;
+        if done == from.len() {
+            break;
+        }
+    }
+    done
+}
+
+/// Writes zeros over the first `bytes` bytes of `to`, beginning `skip` bytes in.
+pub fn zero(to: &[Segment], mut skip: usize, bytes: usize) -> usize {
+    let mut done = 0;
+    for segment in to {
+        let here = segment.skip(skip);
+        skip -= segment.len() - here.len();
+        let count = here.len().min(bytes - done);
+        // SAFETY: `here` lies in a mapping that the caller's `GuestRam` holds.
+        unsafe { ptr::write_bytes(here.base(), 0, count) };
+        done += count;
+        if done == bytes {
+            break;
+        }
+    }
+    done
+}
+
+/// Copies up to `bytes` bytes from one guest's segments (from `from_skip` on) straight into
+/// another's (from `to_skip` on). Returns the bytes copied.
+#[inline]
+pub fn between(
+    from: &[Segment],
+    from_skip: usize,
+    to: &[Segment],
+    to_skip: usize,
+    bytes: usize,
+) -> usize {
+    if let ([source], [target]) = (from, to) {
+        let (source, target) = (source.skip(from_skip), target.skip(to_skip));
+        let bytes = bytes.min(source.len()).min(target.len());
+        // SAFETY: both lie in mappings that the callers' `GuestRam`s hold, for at least `bytes`.
+        unsafe { ptr::copy(source.base(), target.base(), bytes) };
+        return bytes;
+    }
+    between_many(from, from_skip, to, to_skip, bytes)
+}
+
+fn between_many(
+    from: &[Segment],
+    mut from_skip: usize,
+    to: &[Segment],
+    mut to_skip: usize,
+    bytes: usize,
+) -> usize {
+    let (mut from, mut to) = (from.iter(), to.iter());
+    let (mut source, mut target) = (Segment::EMPTY, Segment::EMPTY);
+    let mut done = 0;
+    while done < bytes {
+        while source.is_empty() {
+            let Some(next) = from.next() else { return done };
+            source = next.skip(from_skip);
+            from_skip -= next.len() - source.len();
+        }
+        while target.is_empty() {
+            let Some(next) = to.next() else { return done };
+            target = next.skip(to_skip);
+            to_skip -= next.len() - target.len();
+        }
+        let here = source.len().min(target.len()).min(bytes - done);
+        // SAFETY: both lie in mappings that the callers' `GuestRam`s hold, for at least `here`.
+        unsafe { ptr::copy(source.base(), target.base(), here) };
+        (source, target) = (source.skip(here), target.skip(here));
+        done += here;
+    }
+    done
+}
+
+/// Asks the CPU to fetch the first line of `segment` for reading.
+#[inline]
+pub fn prefetch_read(segment: &Segment) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address has no architectural effect.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(segment.base().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = segment;
+}
+
+/// Asks the CPU to fetch the first line of `segment` for writing.
+#[inline]
+pub fn prefetch_write(segment: &Segment) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address has no architectural effect.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_ET0>(segment.base().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = segment;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Access, GuestRam, Segments};
+    use super::*;
+
+    fn cut(ram: &GuestRam, at: u64, lens: &[u32]) -> Segments {
+        let mut out = Segments::with_capacity(lens.len());
+        let mut gpa = at;
+        for &len in lens {
+            ram.translate(gpa, len, Access::Write, &mut out).unwrap();
+            gpa += u64::from(len) + 3;
+        }
+        out
+    }
+
+    #[test]
+    fn bytes_arrive_in_order_for_every_cut_and_skip() {
+        let ram = GuestRam::for_test(&[(0, 65536)]);
+        let data: Vec<u8> = (0..60u8).collect();
+        for cuts in [&[60u32][..], &[1, 59], &[20, 20, 20], &[7, 1, 1, 51], &[0, 30, 0, 30]] {
+            for skip in [0usize, 1, 20, 59, 60] {
+                let (a, b) = (cut(&ram, 0, cuts), cut(&ram, 4096, &[25, 35]));
+                write(a.as_slice(), 0, &data);
+                zero(b.as_slice(), 0, 60);
+                let want = (60 - skip).min(50);
+                assert_eq!(between(a.as_slice(), skip, b.as_slice(), 5, 50), want);
+                let mut back = vec![0; 60];
+                assert_eq!(read(b.as_slice(), 0, &mut back), 60);
+                assert_eq!(back[..5], [0; 5]);
+                assert_eq!(back[5..5 + want], data[skip..skip + want]);
+                assert!(back[5 + want..].iter().all(|&byte| byte == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn the_shorter_side_ends_a_copy() {
+        let ram = GuestRam::for_test(&[(0, 4096)]);
+        let segments = cut(&ram, 0, &[4, 4]);
+        assert_eq!(write(segments.as_slice(), 6, b"abcdef"), 2);
+        let mut back = [0; 12];
+        assert_eq!(read(segments.as_slice(), 0, &mut back), 8);
+        assert_eq!(&back[6..8], b"ab");
+        assert_eq!(between(segments.as_slice(), 0, &[], 0, 9), 0);
+    }
+}

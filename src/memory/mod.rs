@@ -1,0 +1,23 @@
+//! Guest memory: the only module that maps it and touches it.
+//!
+//! * [`GuestRam`] is one immutable memory table as the front-end sent it; a new table is a new
+//!   `GuestRam`. Unchanged regions share their mapping.
+//! * [`Area`] is one part of a virtqueue (descriptor, driver or device area): bounds-checked,
+//!   naturally aligned, by-value access with the orderings that the rings need.
+//! * [`Segment`] and [`Segments`] are translated buffers; [`copy`] moves bytes through them.
+//! * [`DirtyLog`] marks pages written while the guest migrates.
+//!
+//! No Rust reference to guest memory is ever formed: the guest may change any byte at any time.
+//! Unsafe island 1 of 2; see docs/safety.md.
+
+mod area;
+pub mod copy;
+mod dirty;
+mod ram;
+mod region;
+mod segment;
+
+pub use area::Area;
+pub use dirty::DirtyLog;
+pub use ram::{Access, GuestRam, MemoryError, RegionInfo, RegionSpec, Translate};
+pub use segment::{SEGMENTS_MAX, Segment, Segments};

@@ -1,0 +1,521 @@
+//! `GuestRam`: one immutable memory table, and the translation of guest addresses.
+//!
+//! Control builds a table from the regions of SET_MEM_TABLE or ADD_MEM_REG, checks every region
+//! before it is mapped (vhost-user: "Memory regions description"), and hands it to the workers in an
+//! `Arc`. The hot path is [`GuestRam::translate`]: a look-up in a flat table, no lock, no count.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use super::Area;
+use super::region::{Mapping, map_or_keep};
+use super::segment::{Segment, Segments};
+
+/// With at most this many regions a linear scan beats a binary search.
+const LINEAR_REGIONS_MAX: usize = 8;
+
+/// One region as the front-end describes it.
+#[derive(Debug, Clone)]
+pub struct RegionSpec {
+    /// Guest physical address of the first byte.
+    pub gpa: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// Address of the first byte in the front-end's address space.
+    pub uva: u64,
+    /// Where the region begins in `file`.
+    pub mmap_offset: u64,
+    /// The memory itself.
+    pub file: Arc<File>,
+}
+
+/// What of a region can be told without its file: what a saved session keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RegionInfo {
+    /// Guest physical address of the first byte.
+    pub gpa: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// Address of the first byte in the front-end's address space.
+    pub uva: u64,
+    /// Where the region begins in its file.
+    pub mmap_offset: u64,
+}
+
+impl RegionSpec {
+    /// The description without the file.
+    pub fn info(&self) -> RegionInfo {
+        RegionInfo {
+            gpa: self.gpa,
+            size: self.size,
+            uva: self.uva,
+            mmap_offset: self.mmap_offset,
+        }
+    }
+}
+
+/// Why a memory table was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Zero, or an end beyond the address space.
+    #[error("memory region at gpa {gpa:#x} has an impossible size {size:#x}")]
+    Size {
+        /// Guest physical address.
+        gpa: u64,
+        /// Size in bytes.
+        size: u64,
+    },
+    /// Two regions share guest physical or front-end addresses.
+    #[error("memory regions at gpa {first:#x} and gpa {second:#x} overlap")]
+    Overlap {
+        /// Guest physical address of one region.
+        first: u64,
+        /// Guest physical address of the other.
+        second: u64,
+    },
+    /// The file behind the region ends before the region does.
+    #[error(
+        "memory region at gpa {gpa:#x} (offset {offset:#x}, size {size:#x}) is beyond its file of \
+         {file:#x} bytes"
+    )]
+    BeyondFile {
+        /// Guest physical address.
+        gpa: u64,
+        /// Size in bytes.
+        size: u64,
+        /// Offset in the file.
+        offset: u64,
+        /// Bytes in the file.
+        file: u64,
+    },
+    /// `mmap` or a system call around it failed.
+    #[error("memory region at gpa {gpa:#x} can't be mapped: {source}")]
+    Map {
+        /// Guest physical address.
+        gpa: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A region to be removed is not in the table.
+    #[error("no memory region at gpa {gpa:#x} of {size:#x} bytes (front-end address {uva:#x})")]
+    Unknown {
+        /// Guest physical address.
+        gpa: u64,
+        /// Size in bytes.
+        size: u64,
+        /// Front-end address.
+        uva: u64,
+    },
+    /// A virtqueue area is not inside one region.
+    #[error("no memory region holds the {len} bytes at front-end address {uva:#x}")]
+    Unmapped {
+        /// Front-end address.
+        uva: u64,
+        /// Length in bytes.
+        len: usize,
+    },
+    /// A virtqueue area is not aligned as VIRTIO 1.3 §2.7 and §2.8.10.1 ask.
+    #[error("front-end address {uva:#x} is not a multiple of {align}")]
+    Unaligned {
+        /// Front-end address.
+        uva: u64,
+        /// Alignment in bytes.
+        align: usize,
+    },
+}
+
+/// What a buffer is translated for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// We read it.
+    Read,
+    /// We write it.
+    Write,
+}
+
+/// Why an address was not translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Translate {
+    /// Some byte is in no region.
+    Unmapped,
+    /// The translation is not known yet and has been asked for (an IOMMU in front of the device);
+    /// the same call succeeds later.
+    Miss {
+        /// The I/O virtual address.
+        iova: u64,
+        /// What it is wanted for.
+        access: Access,
+    },
+    /// The list of segments is full.
+    Full,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Region {
+    gpa: u64,
+    len: u64,
+    uva: u64,
+    hva: *mut u8,
+}
+
+/// One memory table as sent by the front-end.
+#[derive(Debug)]
+pub struct GuestRam {
+    /// Sorted by guest physical address, without overlap.
+    regions: Box<[Region]>,
+    /// In the order of `regions`: what keeps `hva` valid, and what a new table may take over.
+    keep: Vec<(Arc<Mapping>, RegionSpec)>,
+}
+
+// SAFETY: `hva` points into a mapping that `keep` holds; all access to it goes through `Area`,
+// `Segment` and `copy`, which tolerate concurrent change.
+unsafe impl Send for GuestRam {}
+// SAFETY: as above; the table itself never changes after it is built.
+unsafe impl Sync for GuestRam {}
+
+impl GuestRam {
+    /// Maps a whole table (SET_MEM_TABLE). Mappings of `old` that are asked for again are kept.
+    ///
+    /// # Errors
+    /// [`MemoryError`] names the first region that can't be used; nothing stays mapped then.
+    pub fn map(specs: Vec<RegionSpec>, old: Option<&GuestRam>) -> Result<GuestRam, MemoryError> {
+        let mut specs = specs;
+        specs.sort_by_key(|spec| spec.gpa);
+        check_layout(&specs)?;
+        let old: Vec<_> = old.iter().flat_map(|r| r.keep.iter().map(|k| Arc::clone(&k.0))).collect();
+        let keep = specs
+            .into_iter()
+            .map(|spec| Ok((map_or_keep(&spec, &old)?, spec)))
+            .collect::<Result<Vec<_>, MemoryError>>()?;
+        Ok(GuestRam::from_kept(keep))
+    }
+
+    fn from_kept(keep: Vec<(Arc<Mapping>, RegionSpec)>) -> GuestRam {
+        let region = |(mapping, spec): &(Arc<Mapping>, RegionSpec)| Region {
+            gpa: spec.gpa,
+            len: spec.size,
+            uva: spec.uva,
+            hva: mapping.base(),
+        };
+        GuestRam { regions: keep.iter().map(region).collect(), keep }
+    }
+
+    /// This table and one region more (ADD_MEM_REG).
+    ///
+    /// # Errors
+    /// As [`GuestRam::map`].
+    pub fn with_region(&self, spec: RegionSpec) -> Result<GuestRam, MemoryError> {
+        let mut specs = self.specs();
+        specs.push(spec);
+        GuestRam::map(specs, Some(self))
+    }
+
+    /// This table without the region that `gpa`, `size` and `uva` name (REM_MEM_REG).
+    ///
+    /// # Errors
+    /// [`MemoryError::Unknown`] when there is no such region.
+    pub fn without_region(&self, gpa: u64, size: u64, uva: u64) -> Result<GuestRam, MemoryError> {
+        let mut specs = self.specs();
+        let at = specs
+            .iter()
+            .position(|s| (s.gpa, s.size, s.uva) == (gpa, size, uva))
+            .ok_or(MemoryError::Unknown { gpa, size, uva })?;
+        specs.remove(at);
+        GuestRam::map(specs, Some(self))
+    }
+
+    /// The descriptions, in the order of guest physical addresses.
+    pub fn specs(&self) -> Vec<RegionSpec> {
+        self.keep.iter().map(|(_, spec)| spec.clone()).collect()
+    }
+
+    /// Number of regions.
+    pub fn len(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Whether there is no region at all.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// Translates a guest buffer of `len` bytes at `addr` and appends its segments to `out`: one,
+    /// or several when it spans adjacent regions. A buffer of no bytes adds none.
+    ///
+    /// # Errors
+    /// [`Translate`]; segments appended before the error are left to the caller to truncate.
+    #[inline]
+    pub fn translate(
+        &self,
+        addr: u64,
+        len: u32,
+        access: Access,
+        out: &mut Segments,
+    ) -> Result<(), Translate> {
+        let len = u64::from(len);
+        if let Some(region) = self.region_of(addr) {
+            let offset = addr - region.gpa;
+            if len <= region.len - offset {
+                return push(out, region, offset, len);
+            }
+        }
+        self.translate_spanning(addr, len, access, out)
+    }
+
+    #[cold]
+    fn translate_spanning(
+        &self,
+        mut addr: u64,
+        mut len: u64,
+        _access: Access,
+        out: &mut Segments,
+    ) -> Result<(), Translate> {
+        while len > 0 {
+            let region = self.region_of(addr).ok_or(Translate::Unmapped)?;
+            let offset = addr - region.gpa;
+            let here = len.min(region.len - offset);
+            push(out, region, offset, here)?;
+            len -= here;
+            addr = addr.checked_add(here).ok_or(Translate::Unmapped)?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn region_of(&self, addr: u64) -> Option<&Region> {
+        if self.regions.len() <= LINEAR_REGIONS_MAX {
+            return self.regions.iter().find(|r| addr.wrapping_sub(r.gpa) < r.len);
+        }
+        let after = self.regions.partition_point(|r| r.gpa <= addr);
+        let region = self.regions.get(after.checked_sub(1)?)?;
+        (addr - region.gpa < region.len).then_some(region)
+    }
+
+    /// One 16-byte entry of an indirect table at guest address `addr`, read once, as two
+    /// little-endian words. `None` when some byte is unmapped.
+    #[inline]
+    pub fn read_entry(&self, addr: u64) -> Option<[u64; 2]> {
+        let region = self.region_of(addr)?;
+        let offset = addr - region.gpa;
+        if region.len - offset < 16 {
+            return self.read_entry_spanning(addr);
+        }
+        // `offset` fits: the region is mapped, so its length is below usize::MAX.
+        #[expect(clippy::cast_possible_truncation, reason = "offsets of a mapping fit usize")]
+        let at = region.hva.wrapping_add(offset as usize).cast::<[u64; 2]>();
+        // SAFETY: the 16 bytes lie inside the region's mapping (checked above), which `keep` holds.
+        // The table may be unaligned, and the guest may change it: it is copied once, by value.
+        let words = unsafe { at.read_unaligned() };
+        Some(words.map(u64::from_le))
+    }
+
+    #[cold]
+    fn read_entry_spanning(&self, addr: u64) -> Option<[u64; 2]> {
+        let mut segments = Segments::with_capacity(4);
+        self.translate(addr, 16, Access::Read, &mut segments).ok()?;
+        let mut bytes = [0u8; 16];
+        super::copy::read(segments.as_slice(), 0, &mut bytes);
+        let word = |at: usize| {
+            u64::from_le_bytes(core::array::from_fn(|i| bytes[at + i]))
+        };
+        Some([word(0), word(8)])
+    }
+
+    /// The virtqueue area of `len` bytes at front-end address `uva`, which must lie inside one
+    /// region and be a multiple of `align`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unmapped`] or [`MemoryError::Unaligned`].
+    pub fn area(self: &Arc<Self>, uva: u64, len: usize, align: usize) -> Result<Area, MemoryError> {
+        let wanted = len as u64;
+        let inside = |r: &&Region| {
+            let offset = uva.wrapping_sub(r.uva);
+            offset < r.len && wanted <= r.len - offset
+        };
+        let region = self.regions.iter().find(inside).ok_or(MemoryError::Unmapped { uva, len })?;
+        #[expect(clippy::cast_possible_truncation, reason = "offsets of a mapping fit usize")]
+        let base = region.hva.wrapping_add((uva - region.uva) as usize);
+        if !base.addr().is_multiple_of(align) {
+            return Err(MemoryError::Unaligned { uva, align });
+        }
+        Ok(Area::new(base, len, Arc::clone(self)))
+    }
+
+    /// Guest physical address of a segment that this table translated.
+    pub fn gpa_of(&self, segment: &Segment) -> Option<u64> {
+        let at = segment.base().addr() as u64;
+        self.regions.iter().find_map(|r| {
+            let offset = at.wrapping_sub(r.hva.addr() as u64);
+            (offset < r.len).then(|| r.gpa + offset)
+        })
+    }
+
+    /// Memory of its own for (gpa, bytes) pairs, front-end address = gpa + 2^40: for tests, benches
+    /// and fuzzing, where there is no front-end.
+    ///
+    /// # Panics
+    /// When the kernel has no memory to give.
+    #[cfg(any(test, fuzzing, feature = "testing"))]
+    pub fn for_test(regions: &[(u64, u64)]) -> Arc<GuestRam> {
+        let spec = |&(gpa, size): &(u64, u64)| RegionSpec {
+            gpa,
+            size,
+            uva: gpa + (1 << 40),
+            mmap_offset: 0,
+            file: Arc::new(super::region::memfd(size).expect("a memfd")),
+        };
+        let ram = GuestRam::map(regions.iter().map(spec).collect(), None);
+        Arc::new(ram.expect("test regions are valid"))
+    }
+}
+
+#[inline]
+fn push(out: &mut Segments, region: &Region, offset: u64, len: u64) -> Result<(), Translate> {
+    if len == 0 {
+        return Ok(());
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "offsets of a mapping fit usize")]
+    let segment = Segment::new(region.hva.wrapping_add(offset as usize), len as usize);
+    if out.push(segment) { Ok(()) } else { Err(Translate::Full) }
+}
+
+/// Sizes and overlaps; `specs` is sorted by guest physical address.
+fn check_layout(specs: &[RegionSpec]) -> Result<(), MemoryError> {
+    for spec in specs {
+        let fits = |start: u64| start.checked_add(spec.size).is_some();
+        if spec.size == 0 || !fits(spec.gpa) || !fits(spec.uva) || !fits(spec.mmap_offset) {
+            return Err(MemoryError::Size { gpa: spec.gpa, size: spec.size });
+        }
+    }
+    let mut by_uva: Vec<_> = specs.iter().collect();
+    by_uva.sort_by_key(|spec| spec.uva);
+    let by_gpa = specs.windows(2).find(|w| w[0].gpa + w[0].size > w[1].gpa).map(|w| (&w[0], &w[1]));
+    let by_uva = by_uva.windows(2).find(|w| w[0].uva + w[0].size > w[1].uva).map(|w| (w[0], w[1]));
+    match by_gpa.or(by_uva) {
+        Some((a, b)) => Err(MemoryError::Overlap { first: a.gpa, second: b.gpa }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn spec(gpa: u64, size: u64, file_bytes: u64, mmap_offset: u64) -> RegionSpec {
+        let file = Arc::new(super::super::region::memfd(file_bytes).unwrap());
+        RegionSpec { gpa, size, uva: gpa + (1 << 40), mmap_offset, file }
+    }
+
+    #[test]
+    fn a_region_beyond_its_file_is_refused_before_it_is_mapped() {
+        let error = GuestRam::map(vec![spec(0, 2 * MIB, MIB, 0)], None).unwrap_err();
+        assert!(matches!(error, MemoryError::BeyondFile { .. }), "{error}");
+        let error = GuestRam::map(vec![spec(0, MIB, MIB, 4096)], None).unwrap_err();
+        assert!(matches!(error, MemoryError::BeyondFile { .. }), "{error}");
+    }
+
+    #[test]
+    fn zero_wrapping_and_overlapping_regions_are_refused() {
+        for bad in [spec(0, 0, MIB, 0), spec(u64::MAX - 4096 - (1 << 40), MIB, MIB, 0)] {
+            let error = GuestRam::map(vec![bad], None).unwrap_err();
+            assert!(matches!(error, MemoryError::Size { .. }), "{error}");
+        }
+        let overlap = vec![spec(MIB, MIB, MIB, 0), spec(0, MIB + 1, 2 * MIB, 0)];
+        let error = GuestRam::map(overlap, None).unwrap_err();
+        assert!(matches!(error, MemoryError::Overlap { first: 0, second: MIB }), "{error}");
+    }
+
+    #[test]
+    fn a_buffer_spans_two_adjacent_regions_and_faults_past_them() {
+        let ram = GuestRam::for_test(&[(MIB, MIB), (0, MIB)]);
+        let mut out = Segments::with_capacity(8);
+        ram.translate(MIB - 10, 30, Access::Read, &mut out).unwrap();
+        let lens: Vec<_> = out.as_slice().iter().map(Segment::len).collect();
+        assert_eq!(lens, [10, 20]);
+        assert_eq!(ram.gpa_of(&out.as_slice()[0]), Some(MIB - 10));
+        assert_eq!(ram.gpa_of(&out.as_slice()[1]), Some(MIB));
+        let past = ram.translate(2 * MIB - 1, 2, Access::Read, &mut out);
+        assert_eq!(past, Err(Translate::Unmapped));
+        let wrap = ram.translate(u64::MAX, 2, Access::Write, &mut out);
+        assert_eq!(wrap, Err(Translate::Unmapped));
+    }
+
+    #[test]
+    fn many_regions_translate_like_few() {
+        let regions: Vec<_> = (0..100).map(|i| (i * 8192, 4096)).collect();
+        let ram = GuestRam::for_test(&regions);
+        let mut out = Segments::with_capacity(1);
+        for i in 0..100 {
+            out.clear();
+            ram.translate(i * 8192 + 4095, 1, Access::Read, &mut out).unwrap();
+            assert_eq!(ram.gpa_of(&out.as_slice()[0]), Some(i * 8192 + 4095));
+            out.clear();
+            let hole = ram.translate(i * 8192 + 4096, 1, Access::Read, &mut out);
+            assert_eq!(hole, Err(Translate::Unmapped));
+        }
+    }
+
+    #[test]
+    fn a_full_list_is_told_from_an_unmapped_address() {
+        let ram = GuestRam::for_test(&[(0, 4096), (4096, 4096)]);
+        let mut out = Segments::with_capacity(1);
+        assert_eq!(ram.translate(4000, 200, Access::Read, &mut out), Err(Translate::Full));
+    }
+
+    #[test]
+    fn an_unaligned_file_offset_maps_the_right_bytes() {
+        use std::os::unix::fs::FileExt;
+        let mut odd = spec(0, 4096, 16384, 4196);
+        odd.uva = 100;
+        odd.file.write_all_at(b"here", 4196).unwrap();
+        let ram = GuestRam::map(vec![odd], None).unwrap();
+        let mut out = Segments::with_capacity(1);
+        ram.translate(0, 4, Access::Read, &mut out).unwrap();
+        let mut bytes = [0; 4];
+        super::super::copy::read(out.as_slice(), 0, &mut bytes);
+        assert_eq!(&bytes, b"here");
+    }
+
+    #[test]
+    fn an_unchanged_region_keeps_its_mapping_and_a_removed_one_is_gone() {
+        let ram = GuestRam::for_test(&[(0, MIB), (MIB, MIB)]);
+        let before = ram.regions[0].hva;
+        let more = ram.with_region(spec(4 * MIB, MIB, MIB, 0)).unwrap();
+        assert_eq!(more.regions[0].hva, before);
+        assert_eq!(more.len(), 3);
+        let less = more.without_region(MIB, MIB, MIB + (1 << 40)).unwrap();
+        assert_eq!(less.regions[0].hva, before);
+        assert_eq!(less.len(), 2);
+        let error = less.without_region(MIB, MIB, MIB + (1 << 40)).unwrap_err();
+        assert!(matches!(error, MemoryError::Unknown { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_area_must_lie_in_one_region_and_be_aligned() {
+        let ram = GuestRam::for_test(&[(0, MIB), (MIB, MIB)]);
+        let base = 1 << 40;
+        ram.area(base + 16, 4096, 16).unwrap();
+        let error = ram.area(base + 8, 4096, 16).unwrap_err();
+        assert!(matches!(error, MemoryError::Unaligned { .. }), "{error}");
+        let error = ram.area(base + MIB - 16, 32, 16).unwrap_err();
+        assert!(matches!(error, MemoryError::Unmapped { .. }), "{error}");
+        let error = ram.area(16, 32, 16).unwrap_err();
+        assert!(matches!(error, MemoryError::Unmapped { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_entry_across_two_regions_is_read_whole() {
+        let ram = GuestRam::for_test(&[(0, 4096), (4096, 4096)]);
+        let mut out = Segments::with_capacity(2);
+        ram.translate(4096 - 4, 16, Access::Write, &mut out).unwrap();
+        let bytes: [u8; 16] = core::array::from_fn(|i| u8::try_from(i).unwrap());
+        super::super::copy::write(out.as_slice(), 0, &bytes);
+        let words = ram.read_entry(4096 - 4).unwrap();
+        assert_eq!(words[0].to_le_bytes(), bytes[..8]);
+        assert_eq!(words[1].to_le_bytes(), bytes[8..]);
+        assert_eq!(ram.read_entry(8192 - 8), None);
+    }
+}

@@ -1,0 +1,116 @@
+//! What a device sees of a virtqueue: chains, their identity, and the three verbs.
+
+use crate::memory::{Segment, Segments};
+
+use super::RingFault;
+
+/// Identifies a popped chain until it is used. Neither `Copy` nor `Clone`: used exactly once.
+#[must_use = "a popped chain must be put in the used ring or unpopped"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct ChainId {
+    /// Split: the head descriptor. Packed: the buffer id.
+    id: u16,
+    /// Slots of the main ring that the chain takes: split 1, packed as many as descriptors.
+    slots: u16,
+    /// Its place in the in-flight record (see [`super::Journal`]).
+    entry: u16,
+}
+
+impl ChainId {
+    /// The identity of a chain; formats and scripted queues make it.
+    pub fn new(id: u16, slots: u16) -> ChainId {
+        ChainId { id, slots, entry: 0 }
+    }
+
+    /// Split: the head descriptor. Packed: the buffer id.
+    #[inline]
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// Slots of the main ring that the chain takes.
+    #[inline]
+    pub fn slots(&self) -> u16 {
+        self.slots
+    }
+
+    /// Its place in the in-flight record.
+    #[inline]
+    pub fn entry(&self) -> u16 {
+        self.entry
+    }
+
+    /// The same chain with its place in the in-flight record.
+    #[inline]
+    pub(crate) fn with_entry(self, entry: u16) -> ChainId {
+        ChainId { entry, ..self }
+    }
+}
+
+/// A chain as popped: its identity, and where its segments are in the caller's list.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// To be given back by `put_used` or `unpop`.
+    pub id: ChainId,
+    /// Index of its first segment.
+    pub first: u32,
+    /// Device-readable segments, from `first` on.
+    pub readable: u32,
+    /// Device-writable segments, after the readable ones.
+    pub writable: u32,
+    /// Bytes in the readable segments.
+    pub readable_bytes: u32,
+    /// Bytes in the writable segments.
+    pub writable_bytes: u32,
+}
+
+impl Chain {
+    /// The readable segments in `segments`, the list that the chain was popped into.
+    #[inline]
+    pub fn readable<'a>(&self, segments: &'a Segments) -> &'a [Segment] {
+        let first = self.first as usize;
+        &segments.as_slice()[first..first + self.readable as usize]
+    }
+
+    /// The writable segments in `segments`, the list that the chain was popped into.
+    #[inline]
+    pub fn writable<'a>(&self, segments: &'a Segments) -> &'a [Segment] {
+        let first = self.first as usize + self.readable as usize;
+        &segments.as_slice()[first..first + self.writable as usize]
+    }
+}
+
+/// What `pop` found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Popped {
+    /// A chain, taken; its segments were appended.
+    Chain(Chain),
+    /// Nothing is available.
+    Empty,
+    /// A chain is there but can't be taken yet: a translation is missing, or the caller's list of
+    /// segments has no room left. The cursor has not moved.
+    Wait,
+}
+
+/// What a device sees of a virtqueue.
+pub trait ChainQueue {
+    /// Takes the next available chain and appends its segments, readable ones first.
+    ///
+    /// # Errors
+    /// The [`RingFault`] that latched the ring, now or earlier.
+    fn pop(&mut self, segments: &mut Segments) -> Result<Popped, RingFault>;
+
+    /// Gives back the chain popped last, unused: it will be popped again.
+    fn unpop(&mut self, chain: ChainId);
+
+    /// Stages a used element: `written` bytes were written to the chain, whose writable segments
+    /// are given for the dirty log (they may be shorter than the chain's; only the first `written`
+    /// bytes count). The driver sees nothing before the burst is published.
+    fn put_used(&mut self, chain: ChainId, written: u32, writable: &[Segment]);
+
+    /// Descriptors that the ring has (the limit of what can ever be in flight).
+    fn size(&self) -> u16;
+
+    /// Slots of popped chains that are not used yet.
+    fn in_flight(&self) -> u32;
+}

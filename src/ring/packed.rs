@@ -1,0 +1,232 @@
+//! The packed format: one ring of descriptors that both sides write (VIRTIO 1.3 §2.8).
+//!
+//! The second word of a descriptor (len, id, flags) is always accessed as one 64-bit word: one load
+//! sees all three together, one store shows a used element. Layout and index arithmetic only; the
+//! walk and every limit on it are in `virtqueue.rs`.
+
+use virtio_bindings::virtio_ring::{
+    VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED, VRING_PACKED_EVENT_FLAG_DESC,
+    VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
+};
+
+use crate::sync::{Ordering, fence};
+
+use super::event::{PackedCursor, packed_need_event};
+use super::format::{Areas, Desc, Head, RingConfig, RingFormat, SIZE_MAX, VringBase};
+use super::{ChainId, RingFault};
+
+const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
+const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
+
+/// The first used element of a burst, held back until the burst is published.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    offset: usize,
+    word: u64,
+}
+
+/// The device's side of one packed ring.
+#[derive(Debug)]
+pub struct Packed {
+    areas: Areas,
+    size: u16,
+    event_idx: bool,
+    /// Next descriptor to pop, with the driver's wrap counter.
+    next_avail: PackedCursor,
+    /// Next descriptor to write as used, with the device's wrap counter.
+    next_used: PackedCursor,
+    /// `next_used` when the driver was last asked whether it wants a call.
+    signalled: PackedCursor,
+    /// Used descriptors written or held since then (a full lap leaves the cursors equal).
+    unsignalled: bool,
+    held: Option<Held>,
+}
+
+impl Packed {
+    /// Byte offset of the second word of the descriptor in `slot`.
+    #[inline]
+    fn word_at(slot: u16) -> usize {
+        usize::from(slot) * 16 + 8
+    }
+
+    #[inline]
+    fn is_available(&self, word: u64) -> bool {
+        #[expect(clippy::cast_possible_truncation, reason = "flags are the top 16 bits")]
+        let flags = (word >> 48) as u16;
+        let (avail, used) = (flags & AVAIL != 0, flags & USED != 0);
+        avail == self.next_avail.wrap && used != self.next_avail.wrap
+    }
+
+    #[inline]
+    fn load_head(&self) -> Option<Head> {
+        let slot = self.next_avail.slot;
+        // Acquire: pairs with the driver's write barrier before it stores the flags of the head
+        // (VIRTIO 1.3 §2.8.6). Without it the address, or the rest of the chain, could be read from
+        // before it was written.
+        let word = self.areas.desc.load64_acquire(Packed::word_at(slot));
+        if !self.is_available(word) {
+            return None;
+        }
+        let addr = self.areas.desc.load64(usize::from(slot) * 16);
+        Some(Head { slot, desc: Packed::decode([addr, word]) })
+    }
+}
+
+impl RingFormat for Packed {
+    const PACKED: bool = true;
+    const DRIVER_ALIGN: usize = 4;
+
+    fn area_bytes(size: u16) -> [usize; 3] {
+        [16 * usize::from(size), 4, 4]
+    }
+
+    fn new(areas: Areas, config: &RingConfig) -> Result<Packed, RingFault> {
+        let size = config.size;
+        if size == 0 || size > SIZE_MAX {
+            return Err(RingFault::Size);
+        }
+        let bytes = Packed::area_bytes(size);
+        let lens = [areas.desc.len(), areas.driver.len(), areas.device.len()];
+        if lens.iter().zip(bytes).any(|(&len, need)| len < need) {
+            return Err(RingFault::Areas);
+        }
+        let next_avail = PackedCursor::from_off_wrap(config.base.avail);
+        let next_used = PackedCursor::from_off_wrap(config.base.used);
+        if next_avail.slot >= size || next_used.slot >= size {
+            return Err(RingFault::Base);
+        }
+        Ok(Packed {
+            areas,
+            size,
+            event_idx: config.event_idx,
+            next_avail,
+            next_used,
+            signalled: next_used,
+            unsignalled: false,
+            held: None,
+        })
+    }
+
+    #[inline]
+    fn peek(&mut self) -> Result<Option<Head>, RingFault> {
+        Ok(self.load_head())
+    }
+
+    #[inline]
+    fn available(&mut self) -> Result<u16, RingFault> {
+        Ok(u16::from(self.load_head().is_some()))
+    }
+
+    #[inline]
+    fn next(&self, slot: u16, _desc: &Desc) -> Result<Head, RingFault> {
+        // The flags of later descriptors in a chain say nothing about availability: the head's do
+        // for all (VIRTIO 1.3 §2.8.6).
+        let slot = if slot + 1 == self.size { 0 } else { slot + 1 };
+        let at = usize::from(slot) * 16;
+        let words = [self.areas.desc.load64(at), self.areas.desc.load64(at + 8)];
+        Ok(Head { slot, desc: Packed::decode(words) })
+    }
+
+    #[inline]
+    fn next_indirect(index: u32, len: u32, _desc: &Desc) -> Result<Option<u32>, RingFault> {
+        // VIRTIO 1.3 §2.8.7: the table is read in order to its end, NEXT is reserved.
+        Ok(Some(index + 1).filter(|&next| next < len))
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "fields of one 64-bit word")]
+    fn decode(words: [u64; 2]) -> Desc {
+        // VIRTIO 1.3 §2.8.13: addr; len, id, flags.
+        let [addr, rest] = words;
+        Desc { addr, len: rest as u32, id: (rest >> 32) as u16, flags: (rest >> 48) as u16 }
+    }
+
+    #[inline]
+    fn take(&mut self, _head: u16, slots: u16, last: &Desc) -> ChainId {
+        self.next_avail.advance(slots, self.size);
+        // The buffer id stands in the last descriptor of the chain (VIRTIO 1.3 §2.8.6).
+        ChainId::new(last.id, slots)
+    }
+
+    #[inline]
+    fn untake(&mut self, chain: &ChainId) {
+        self.next_avail.retreat(chain.slots(), self.size);
+    }
+
+    #[inline]
+    fn put_used(&mut self, chain: &ChainId, written: u32) {
+        let flags = if self.next_used.wrap { AVAIL | USED } else { 0 };
+        // WRITE says that `len` counts (VIRTIO 1.3 §2.8.9).
+        let flags = flags | if written > 0 { Desc::WRITE } else { 0 };
+        let word =
+            u64::from(written) | (u64::from(chain.id()) << 32) | (u64::from(flags) << 48);
+        let offset = Packed::word_at(self.next_used.slot);
+        if self.held.is_none() {
+            self.held = Some(Held { offset, word });
+        } else {
+            // The driver looks at the first slot of the burst before this one, and finds it unused.
+            self.areas.desc.store64(offset, word);
+        }
+        self.next_used.advance(chain.slots(), self.size);
+        self.unsignalled = true;
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        if let Some(held) = self.held.take() {
+            // Release: the other used elements and the buffers must be visible before the first
+            // element, which lets the driver go on to them (VIRTIO 1.3 §2.8.6).
+            self.areas.desc.store64_release(held.offset, held.word);
+        }
+    }
+
+    #[inline]
+    fn wants_call(&mut self) -> bool {
+        if !self.unsignalled {
+            return false;
+        }
+        // Orders our used elements before the read of what the driver wants. Pairs with the full
+        // barrier of the driver between writing its event suppression and looking at the ring
+        // again. Without it the driver could sleep on a published element.
+        fence(Ordering::SeqCst);
+        let old = core::mem::replace(&mut self.signalled, self.next_used);
+        self.unsignalled = false;
+        let suppression = self.areas.driver.load32(0);
+        match (suppression >> 16) & 3 {
+            VRING_PACKED_EVENT_FLAG_DISABLE => false,
+            VRING_PACKED_EVENT_FLAG_DESC if self.event_idx => {
+                #[expect(clippy::cast_possible_truncation, reason = "off_wrap is the low half")]
+                let event = PackedCursor::from_off_wrap(suppression as u16);
+                old == self.next_used || packed_need_event(event, self.next_used, old, self.size)
+            }
+            _ => true,
+        }
+    }
+
+    fn set_kicks(&mut self, wanted: bool) -> bool {
+        let word = match (wanted, self.event_idx) {
+            (false, _) => VRING_PACKED_EVENT_FLAG_DISABLE << 16,
+            (true, false) => VRING_PACKED_EVENT_FLAG_ENABLE << 16,
+            (true, true) => {
+                u32::from(self.next_avail.off_wrap()) | (VRING_PACKED_EVENT_FLAG_DESC << 16)
+            }
+        };
+        self.areas.device.store32(0, word);
+        if !wanted {
+            return false;
+        }
+        // Orders our request for kicks before the look at the next descriptor. Pairs with the full
+        // barrier of the driver between making a chain available and reading our suppression.
+        // Without it a chain could be added, unkicked, while we decide to sleep.
+        fence(Ordering::SeqCst);
+        self.load_head().is_some()
+    }
+
+    fn base(&self) -> VringBase {
+        VringBase { avail: self.next_avail.off_wrap(), used: self.next_used.off_wrap() }
+    }
+
+    fn swap_areas(&mut self, areas: Areas) -> Areas {
+        core::mem::replace(&mut self.areas, areas)
+    }
+}

@@ -1,0 +1,233 @@
+//! The split format: descriptor table, available ring, used ring (VIRTIO 1.3 §2.7).
+//!
+//! Layout and index arithmetic only; the walk and every limit on it are in `virtqueue.rs`.
+
+use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+
+use crate::sync::{Ordering, fence};
+
+use super::event::need_event;
+use super::format::{Areas, Desc, Head, RingConfig, RingFormat, SIZE_MAX, VringBase};
+use super::{ChainId, RingFault};
+
+/// `flags`, `idx`, then the ring, in both rings.
+const RING: usize = 4;
+const IDX: usize = 2;
+const FLAGS: usize = 0;
+
+/// The device's side of one split ring.
+#[derive(Debug)]
+pub struct Split {
+    areas: Areas,
+    size: u16,
+    event_idx: bool,
+    /// Index of the next chain to pop.
+    next_avail: u16,
+    /// The driver's `avail.idx` as last read: chains in `[next_avail, seen_avail)` are there.
+    seen_avail: u16,
+    /// Index of the next used element to write.
+    next_used: u16,
+    /// `next_used` when it was last published.
+    published: u16,
+    /// `next_used` when the driver was last asked whether it wants a call.
+    signalled: u16,
+}
+
+impl Split {
+    #[inline]
+    fn mask(&self, index: u16) -> usize {
+        usize::from(index & (self.size - 1))
+    }
+
+    #[inline]
+    fn desc(&self, slot: u16) -> Desc {
+        let at = usize::from(slot) * 16;
+        Split::decode([self.areas.desc.load64(at), self.areas.desc.load64(at + 8)])
+    }
+
+    /// Byte offset of `avail_event` (after the used ring) and of `used_event` (after the available
+    /// ring), VIRTIO 1.3 §2.7.6, §2.7.8.
+    fn avail_event_at(&self) -> usize {
+        RING + 8 * usize::from(self.size)
+    }
+
+    fn used_event_at(&self) -> usize {
+        RING + 2 * usize::from(self.size)
+    }
+
+    /// Reads the driver's index and what it covers.
+    #[inline]
+    fn refresh(&mut self) -> Result<u16, RingFault> {
+        // Acquire: pairs with the driver's write barrier between filling ring entries and
+        // descriptors and storing `avail.idx` (VIRTIO 1.3 §2.7.13.3). Without it we could read an
+        // entry from before it was filled.
+        self.seen_avail = self.areas.driver.load16_acquire(IDX);
+        let ahead = self.seen_avail.wrapping_sub(self.next_avail);
+        if ahead > self.size {
+            return Err(RingFault::AvailIndexJump);
+        }
+        Ok(ahead)
+    }
+}
+
+impl RingFormat for Split {
+    const PACKED: bool = false;
+    const DRIVER_ALIGN: usize = 2;
+
+    fn area_bytes(size: u16) -> [usize; 3] {
+        // The trailing event fields are there in the layout whether negotiated or not, but legacy
+        // drivers need not map them: they count only as part of the ring with EVENT_IDX, and a page
+        // has room for them in practice.
+        let size = usize::from(size);
+        [16 * size, RING + 2 * size + 2, RING + 8 * size + 2]
+    }
+
+    fn new(areas: Areas, config: &RingConfig) -> Result<Split, RingFault> {
+        let size = config.size;
+        if !size.is_power_of_two() || size > SIZE_MAX {
+            return Err(RingFault::Size);
+        }
+        let bytes = Split::area_bytes(size);
+        let lens = [areas.desc.len(), areas.driver.len(), areas.device.len()];
+        if lens.iter().zip(bytes).any(|(&len, need)| len < need) {
+            return Err(RingFault::Areas);
+        }
+        // The base carries only the avail index. What the driver has been shown as used stands in
+        // the ring itself; when the two can't belong together, the front-end's word counts.
+        let in_ring = areas.device.load16(IDX);
+        let plausible = config.base.avail.wrapping_sub(in_ring) <= size;
+        let used = if plausible { in_ring } else { config.base.avail };
+        Ok(Split {
+            areas,
+            size,
+            event_idx: config.event_idx,
+            next_avail: config.base.avail,
+            seen_avail: config.base.avail,
+            next_used: used,
+            published: used,
+            signalled: used,
+        })
+    }
+
+    #[inline]
+    fn peek(&mut self) -> Result<Option<Head>, RingFault> {
+        if self.next_avail == self.seen_avail && self.refresh()? == 0 {
+            return Ok(None);
+        }
+        let slot = self.areas.driver.load16(RING + 2 * self.mask(self.next_avail));
+        if slot >= self.size {
+            return Err(RingFault::DescIndex);
+        }
+        Ok(Some(Head { slot, desc: self.desc(slot) }))
+    }
+
+    #[inline]
+    fn available(&mut self) -> Result<u16, RingFault> {
+        self.refresh()
+    }
+
+    #[inline]
+    fn next(&self, _slot: u16, desc: &Desc) -> Result<Head, RingFault> {
+        let slot = desc.id;
+        if slot >= self.size {
+            return Err(RingFault::DescIndex);
+        }
+        Ok(Head { slot, desc: self.desc(slot) })
+    }
+
+    #[inline]
+    fn next_indirect(_index: u32, len: u32, desc: &Desc) -> Result<Option<u32>, RingFault> {
+        if !desc.has(Desc::NEXT) {
+            return Ok(None);
+        }
+        let next = u32::from(desc.id);
+        if next < len { Ok(Some(next)) } else { Err(RingFault::DescIndex) }
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "fields of one 64-bit word")]
+    fn decode(words: [u64; 2]) -> Desc {
+        // VIRTIO 1.3 §2.7.5: addr; len, flags, next.
+        let [addr, rest] = words;
+        Desc { addr, len: rest as u32, flags: (rest >> 32) as u16, id: (rest >> 48) as u16 }
+    }
+
+    #[inline]
+    fn take(&mut self, head: u16, _slots: u16, _last: &Desc) -> ChainId {
+        self.next_avail = self.next_avail.wrapping_add(1);
+        ChainId::new(head, 1)
+    }
+
+    #[inline]
+    fn untake(&mut self, _chain: &ChainId) {
+        self.next_avail = self.next_avail.wrapping_sub(1);
+    }
+
+    #[inline]
+    fn put_used(&mut self, chain: &ChainId, written: u32) {
+        // Entries from `published` on are ours until `idx` moves.
+        let at = RING + 8 * self.mask(self.next_used);
+        self.areas.device.store32(at, u32::from(chain.id()));
+        self.areas.device.store32(at + 4, written);
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        if self.published != self.next_used {
+            // Release: the elements and the buffers must be visible before the index that covers
+            // them (VIRTIO 1.3 §2.7.8.2); pairs with the driver's read barrier after `used.idx`.
+            self.areas.device.store16_release(IDX, self.next_used);
+            self.published = self.next_used;
+        }
+    }
+
+    #[inline]
+    fn wants_call(&mut self) -> bool {
+        if self.signalled == self.published {
+            return false;
+        }
+        // Orders our store of `used.idx` before the read of what the driver wants. Pairs with the
+        // full barrier of the driver between writing `used_event` (or the flag) and looking at
+        // `used.idx` again. Without it both sides could miss the other's store, and the driver
+        // would sleep on a published element.
+        fence(Ordering::SeqCst);
+        let old = core::mem::replace(&mut self.signalled, self.published);
+        if self.event_idx {
+            let event = self.areas.driver.load16(self.used_event_at());
+            return need_event(event, self.published, old);
+        }
+        u32::from(self.areas.driver.load16(FLAGS)) & VRING_AVAIL_F_NO_INTERRUPT == 0
+    }
+
+    fn set_kicks(&mut self, wanted: bool) -> bool {
+        if self.event_idx {
+            // Off: an event index that was passed already is passed again only a lap of 2^16 later
+            // (VIRTIO 1.3 §2.7.7.2), so there is nothing to write.
+            if !wanted {
+                return false;
+            }
+            self.areas.device.store16(self.avail_event_at(), self.next_avail);
+        } else {
+            let flag = if wanted { 0 } else { VRING_USED_F_NO_NOTIFY as u16 };
+            self.areas.device.store16(FLAGS, flag);
+        }
+        if !wanted {
+            return false;
+        }
+        // Orders our request for kicks before the look at `avail.idx`. Pairs with the full barrier
+        // of the driver between storing `avail.idx` and reading `avail_event` (or the flag).
+        // Without it a chain could be added, unkicked, while we decide to sleep.
+        fence(Ordering::SeqCst);
+        // A bad index counts as work: the next pop reports it.
+        !matches!(self.refresh(), Ok(0))
+    }
+
+    fn base(&self) -> VringBase {
+        VringBase { avail: self.next_avail, used: self.next_used }
+    }
+
+    fn swap_areas(&mut self, areas: Areas) -> Areas {
+        core::mem::replace(&mut self.areas, areas)
+    }
+}
