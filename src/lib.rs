@@ -23,10 +23,12 @@
 //! Unsafe code lives in `memory` and `sys` alone. docs/architecture.md tells the whole story.
 
 pub mod config;
+pub mod device;
+pub mod engine;
+pub mod host;
 #[expect(unsafe_code, reason = "island 1: maps guest memory and touches it")]
 pub mod memory;
 pub mod ring;
 pub mod sync;
-pub mod device;
-pub mod engine;
-pub mod host;
+#[cfg(any(test, fuzzing, feature = "testing"))]
+pub mod testing;

@@ -25,11 +25,13 @@ impl Counter {
     #[inline]
     pub fn add(&self, count: u64) {
         use core::sync::atomic::Ordering::Relaxed;
-        self.0.store(self.0.load(Relaxed).wrapping_add(count), Relaxed);
+        self.0
+            .store(self.0.load(Relaxed).wrapping_add(count), Relaxed);
     }
 
     /// The value now.
     pub fn get(&self) -> u64 {
-        self.0.load(core::sync::atomic::Ordering::Relaxed)
+        use core::sync::atomic::Ordering::Relaxed;
+        self.0.load(Relaxed)
     }
 }

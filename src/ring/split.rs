@@ -96,7 +96,11 @@ impl RingFormat for Split {
         // the ring itself; when the two can't belong together, the front-end's word counts.
         let in_ring = areas.device.load16(IDX);
         let plausible = config.base.avail.wrapping_sub(in_ring) <= size;
-        let used = if plausible { in_ring } else { config.base.avail };
+        let used = if plausible {
+            in_ring
+        } else {
+            config.base.avail
+        };
         Ok(Split {
             areas,
             size,
@@ -114,11 +118,17 @@ impl RingFormat for Split {
         if self.next_avail == self.seen_avail && self.refresh()? == 0 {
             return Ok(None);
         }
-        let slot = self.areas.driver.load16(RING + 2 * self.mask(self.next_avail));
+        let slot = self
+            .areas
+            .driver
+            .load16(RING + 2 * self.mask(self.next_avail));
         if slot >= self.size {
             return Err(RingFault::DescIndex);
         }
-        Ok(Some(Head { slot, desc: self.desc(slot) }))
+        Ok(Some(Head {
+            slot,
+            desc: self.desc(slot),
+        }))
     }
 
     #[inline]
@@ -132,7 +142,10 @@ impl RingFormat for Split {
         if slot >= self.size {
             return Err(RingFault::DescIndex);
         }
-        Ok(Head { slot, desc: self.desc(slot) })
+        Ok(Head {
+            slot,
+            desc: self.desc(slot),
+        })
     }
 
     #[inline]
@@ -141,7 +154,11 @@ impl RingFormat for Split {
             return Ok(None);
         }
         let next = u32::from(desc.id);
-        if next < len { Ok(Some(next)) } else { Err(RingFault::DescIndex) }
+        if next < len {
+            Ok(Some(next))
+        } else {
+            Err(RingFault::DescIndex)
+        }
     }
 
     #[inline]
@@ -149,7 +166,12 @@ impl RingFormat for Split {
     fn decode(words: [u64; 2]) -> Desc {
         // VIRTIO 1.3 §2.7.5: addr; len, flags, next.
         let [addr, rest] = words;
-        Desc { addr, len: rest as u32, flags: (rest >> 32) as u16, id: (rest >> 48) as u16 }
+        Desc {
+            addr,
+            len: rest as u32,
+            flags: (rest >> 32) as u16,
+            id: (rest >> 48) as u16,
+        }
     }
 
     #[inline]
@@ -207,9 +229,15 @@ impl RingFormat for Split {
             if !wanted {
                 return false;
             }
-            self.areas.device.store16(self.avail_event_at(), self.next_avail);
+            self.areas
+                .device
+                .store16(self.avail_event_at(), self.next_avail);
         } else {
-            let flag = if wanted { 0 } else { VRING_USED_F_NO_NOTIFY as u16 };
+            let flag = if wanted {
+                0
+            } else {
+                VRING_USED_F_NO_NOTIFY as u16
+            };
             self.areas.device.store16(FLAGS, flag);
         }
         if !wanted {
@@ -224,7 +252,10 @@ impl RingFormat for Split {
     }
 
     fn base(&self) -> VringBase {
-        VringBase { avail: self.next_avail, used: self.next_used }
+        VringBase {
+            avail: self.next_avail,
+            used: self.next_used,
+        }
     }
 
     fn swap_areas(&mut self, areas: Areas) -> Areas {
