@@ -30,5 +30,6 @@ pub mod host;
 pub mod memory;
 pub mod ring;
 pub mod sync;
+pub mod sys;
 #[cfg(any(test, fuzzing, feature = "testing"))]
 pub mod testing;
