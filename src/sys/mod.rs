@@ -1,0 +1,13 @@
+//! System calls behind safe types.
+//!
+//! One of the two places with unsafe code (the other is `memory`), and the only other one that
+//! names `libc`. It knows nothing of virtio; each module wraps one facility of the kernel.
+
+pub mod listen;
+#[expect(unsafe_code, reason = "pthread_sigmask, signalfd")]
+pub mod signals;
+#[expect(unsafe_code, reason = "socket calls that std has no counterpart for")]
+mod socket;
+pub mod systemd;
+#[expect(unsafe_code, reason = "getpwnam_r, getgrnam_r")]
+pub mod users;
