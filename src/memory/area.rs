@@ -44,6 +44,7 @@ mod body {
         }
 
         /// Length in bytes.
+        #[expect(clippy::len_without_is_empty, reason = "an area is never empty")]
         pub fn len(&self) -> usize {
             self.len
         }

@@ -123,6 +123,7 @@ pub struct Desc {
     pub id: u16,
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "flags are 1, 2 and 4")]
 impl Desc {
     /// Another descriptor follows.
     pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;

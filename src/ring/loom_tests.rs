@@ -24,11 +24,28 @@ struct Shared {
 
 fn shared<F: RingFormat>() -> (Arc<Shared>, F) {
     let [desc, driver, device] = F::area_bytes(2).map(Area::for_loom);
-    let areas = Areas { desc: desc.clone(), driver: driver.clone(), device: device.clone() };
+    let areas = Areas {
+        desc: desc.clone(),
+        driver: driver.clone(),
+        device: device.clone(),
+    };
     let base = VringBase::fresh(F::PACKED);
-    let config = RingConfig { size: 2, event_idx: true, indirect: false, base };
+    let config = RingConfig {
+        size: 2,
+        event_idx: true,
+        indirect: false,
+        base,
+    };
     let format = F::new(areas, &config).unwrap();
-    (Arc::new(Shared { desc, driver, device, payload: AtomicU64::new(0) }), format)
+    (
+        Arc::new(Shared {
+            desc,
+            driver,
+            device,
+            payload: AtomicU64::new(0),
+        }),
+        format,
+    )
 }
 
 /// The device writes a buffer and publishes two used elements; a driver that sees an element sees

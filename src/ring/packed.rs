@@ -51,7 +51,6 @@ impl Packed {
 
     #[inline]
     fn is_available(&self, word: u64) -> bool {
-        #[expect(clippy::cast_possible_truncation, reason = "flags are the top 16 bits")]
         let flags = (word >> 48) as u16;
         let (avail, used) = (flags & AVAIL != 0, flags & USED != 0);
         avail == self.next_avail.wrap && used != self.next_avail.wrap

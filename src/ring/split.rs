@@ -2,8 +2,6 @@
 //!
 //! Layout and index arithmetic only; the walk and every limit on it are in `virtqueue.rs`.
 
-use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
-
 use crate::sync::{Ordering, fence};
 
 use super::event::need_event;
@@ -14,6 +12,15 @@ use super::{ChainId, RingFault};
 const RING: usize = 4;
 const IDX: usize = 2;
 const FLAGS: usize = 0;
+
+/// The bindings' constants have the width of C's int; the fields have 16 bits.
+#[expect(clippy::cast_possible_truncation, reason = "both flags are 1")]
+mod flag {
+    use virtio_bindings::virtio_ring as spec;
+
+    pub(super) const NO_INTERRUPT: u16 = spec::VRING_AVAIL_F_NO_INTERRUPT as u16;
+    pub(super) const NO_NOTIFY: u16 = spec::VRING_USED_F_NO_NOTIFY as u16;
+}
 
 /// The device's side of one split ring.
 #[derive(Debug)]
@@ -219,7 +226,7 @@ impl RingFormat for Split {
             let event = self.areas.driver.load16(self.used_event_at());
             return need_event(event, self.published, old);
         }
-        u32::from(self.areas.driver.load16(FLAGS)) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        self.areas.driver.load16(FLAGS) & flag::NO_INTERRUPT == 0
     }
 
     fn set_kicks(&mut self, wanted: bool) -> bool {
@@ -233,12 +240,9 @@ impl RingFormat for Split {
                 .device
                 .store16(self.avail_event_at(), self.next_avail);
         } else {
-            let flag = if wanted {
-                0
-            } else {
-                VRING_USED_F_NO_NOTIFY as u16
-            };
-            self.areas.device.store16(FLAGS, flag);
+            self.areas
+                .device
+                .store16(FLAGS, if wanted { 0 } else { flag::NO_NOTIFY });
         }
         if !wanted {
             return false;

@@ -4,3 +4,4 @@
 //! Compiled only for tests, fuzzing and with the feature `testing`; no part of the daemon.
 
 pub mod driver;
+pub mod probe;
