@@ -29,6 +29,12 @@ impl Counter {
             .store(self.0.load(Relaxed).wrapping_add(count), Relaxed);
     }
 
+    /// Sets the value, for a counter that shows a level. Only the owner may call this.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, core::sync::atomic::Ordering::Relaxed);
+    }
+
     /// The value now.
     pub fn get(&self) -> u64 {
         use core::sync::atomic::Ordering::Relaxed;

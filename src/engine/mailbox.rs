@@ -166,7 +166,8 @@ impl Mailbox {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(test)]
+#[cfg(loom)]
 mod loom_tests {
     use super::Parking;
     use loom::sync::Arc;

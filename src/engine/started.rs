@@ -1,4 +1,4 @@
-//! `Vring`: a virtqueue with the fds and counters that make it a vhost-user object.
+//! `Vring`: a started virtqueue with the fds and counters that make it a vhost-user object.
 //!
 //! Common to all endpoints: publish and call, kicks on and off, the one report of a broken ring,
 //! and the way to another memory table.
@@ -21,6 +21,8 @@ pub struct VringCounters {
     pub calls: Counter,
     /// Times that the ring broke.
     pub faults: Counter,
+    /// Requests in flight now; disks only.
+    pub in_flight: Counter,
 }
 
 /// A virtqueue of format `F` with what the front-end gave for it.
