@@ -26,8 +26,12 @@ fn main() -> ExitCode {
         return refused(&error);
     }
     let (Action::Run(given) | Action::Check(given)) = &invocation.action;
+    let online_cores = match sys::cpu::online_cores() {
+        Ok(cores) => cores,
+        Err(error) => return refused(&error),
+    };
     let machine = Machine {
-        online_cores: (0..std::thread::available_parallelism().map_or(1, usize::from)).collect(),
+        online_cores,
         user_id: sys::users::user_id,
         group_id: sys::users::group_id,
     };
