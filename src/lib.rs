@@ -24,6 +24,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod device;
 pub mod engine;
 pub mod host;

@@ -52,7 +52,11 @@ mod tests {
     fn code(text: &str) -> String {
         let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
         let strip = |line: &str| line.split("//").next().unwrap_or("").to_owned();
-        text[..end].lines().map(strip).collect::<Vec<_>>().join("\n")
+        text[..end]
+            .lines()
+            .map(strip)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     fn check(problems: &[String]) {
@@ -83,14 +87,23 @@ mod tests {
             let lines: Vec<&str> = source.text.lines().collect();
             for (start, line) in lines.iter().enumerate() {
                 let body = line.trim_start();
-                let is_fn = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "unsafe fn "]
-                    .iter()
-                    .any(|head| body.starts_with(head));
+                let is_fn = [
+                    "fn ",
+                    "pub fn ",
+                    "pub(crate) fn ",
+                    "pub(super) fn ",
+                    "unsafe fn ",
+                ]
+                .iter()
+                .any(|head| body.starts_with(head));
                 if !is_fn || body.ends_with(';') {
                     continue;
                 }
                 let close = format!("{}}}", " ".repeat(line.len() - body.len()));
-                let end = lines[start..].iter().position(|l| **l == close).unwrap_or(0);
+                let end = lines[start..]
+                    .iter()
+                    .position(|l| **l == close)
+                    .unwrap_or(0);
                 if end > FUNCTION_LINES_MAX {
                     problems.push(format!("{}:{}: {end} lines", source.path, start + 1));
                 }
@@ -117,8 +130,14 @@ mod tests {
         ("ring", &["memory", "sync", "testing"]),
         ("host", &["memory", "sync", "sys"]),
         ("device", &["host", "ring", "memory", "sync"]),
-        ("engine", &["device", "host", "ring", "memory", "sys", "sync"]),
-        ("control", &["engine", "device", "memory", "ring", "sys", "sync"]),
+        (
+            "engine",
+            &["device", "host", "ring", "memory", "sys", "sync"],
+        ),
+        (
+            "control",
+            &["engine", "device", "memory", "ring", "sys", "sync"],
+        ),
         ("config", &["sys"]),
         ("cli", &["config"]),
         ("logging", &[]),
@@ -134,7 +153,9 @@ mod tests {
             });
             for source in own.filter(|s| !s.path.contains("tests")) {
                 for line in code(&source.text).lines() {
-                    let Some(at) = line.find("crate::") else { continue };
+                    let Some(at) = line.find("crate::") else {
+                        continue;
+                    };
                     let used = &line[at + "crate::".len()..];
                     let allowed = below
                         .iter()
@@ -176,7 +197,12 @@ mod tests {
     #[test]
     fn nothing_is_left_unfinished() {
         // In pieces, so that this file does not find itself.
-        let words = [["todo", "!("], ["unimplemented", "!("], ["dbg", "!("], ["XX", "X"]];
+        let words = [
+            ["todo", "!("],
+            ["unimplemented", "!("],
+            ["dbg", "!("],
+            ["XX", "X"],
+        ];
         let mut problems = Vec::new();
         for source in all_rust() {
             for word in &words {
@@ -196,7 +222,9 @@ mod tests {
             for (number, line) in lines.iter().enumerate() {
                 let above = number.checked_sub(1).map_or("", |above| lines[above]);
                 let is_fence = line.trim_start().starts_with("fence(");
-                if is_fence && !above.trim_start().starts_with("//") && !source.path.contains("loom")
+                if is_fence
+                    && !above.trim_start().starts_with("//")
+                    && !source.path.contains("loom")
                 {
                     problems.push(format!("{}:{}", source.path, number + 1));
                 }
@@ -214,7 +242,10 @@ mod tests {
             .collect();
         let fault = fs::read_to_string(root().join("src/ring/fault.rs")).unwrap();
         let list = fault.split("pub const ALL").nth(1).unwrap();
-        let names = list.split("RingFault::").skip(1).map(|rest| rest.split(',').next().unwrap());
+        let names = list
+            .split("RingFault::")
+            .skip(1)
+            .map(|rest| rest.split(',').next().unwrap());
         let missing: Vec<_> = names
             .filter(|name| !tests.contains(&format!("RingFault::{name}")))
             .map(ToOwned::to_owned)

@@ -175,6 +175,14 @@ unsafe impl Send for GuestRam {}
 unsafe impl Sync for GuestRam {}
 
 impl GuestRam {
+    /// A table without any region: what a session begins with.
+    pub fn empty() -> GuestRam {
+        GuestRam {
+            regions: Box::default(),
+            keep: Vec::new(),
+        }
+    }
+
     /// Maps a whole table (SET_MEM_TABLE). Mappings of `old` that are asked for again are kept.
     ///
     /// # Errors

@@ -5,7 +5,11 @@
 
 #[expect(unsafe_code, reason = "thread affinity takes a pointer")]
 pub mod cpu;
+#[expect(unsafe_code, reason = "fcntl, ownership of a descriptor")]
+pub mod eventfd;
 pub mod listen;
+#[expect(unsafe_code, reason = "poll, MSG_PEEK, dup3")]
+pub mod peer;
 #[expect(unsafe_code, reason = "pthread_sigmask, signalfd")]
 pub mod signals;
 #[expect(unsafe_code, reason = "socket calls that std has no counterpart for")]
