@@ -30,3 +30,4 @@ pub mod sync;
 pub mod device;
 pub mod engine;
 pub mod host;
+pub mod sys;
