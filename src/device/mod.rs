@@ -4,6 +4,8 @@
 //! need no ring. What control asks of a device is in [`DeviceModel`].
 #![forbid(unsafe_code)]
 
+pub mod net;
+
 /// Which device a guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceKind {

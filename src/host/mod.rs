@@ -7,3 +7,5 @@
 
 pub mod blk;
 pub mod net;
+pub mod sink;
+pub mod tap;

@@ -33,6 +33,35 @@ pub struct VnetHeader {
 impl VnetHeader {
     /// Bytes of the header with VIRTIO_F_VERSION_1 or VIRTIO_NET_F_MRG_RXBUF.
     pub const BYTES: usize = 12;
+
+    /// The header in its bytes.
+    #[inline]
+    pub fn decode(bytes: &[u8; VnetHeader::BYTES]) -> VnetHeader {
+        let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        VnetHeader {
+            flags: bytes[0],
+            gso_type: bytes[1],
+            hdr_len: word(2),
+            gso_size: word(4),
+            csum_start: word(6),
+            csum_offset: word(8),
+            num_buffers: word(10),
+        }
+    }
+
+    /// The bytes of the header.
+    #[inline]
+    pub fn encode(&self) -> [u8; VnetHeader::BYTES] {
+        let mut bytes = [0; VnetHeader::BYTES];
+        bytes[0] = self.flags;
+        bytes[1] = self.gso_type;
+        bytes[2..4].copy_from_slice(&self.hdr_len.to_le_bytes());
+        bytes[4..6].copy_from_slice(&self.gso_size.to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.csum_start.to_le_bytes());
+        bytes[8..10].copy_from_slice(&self.csum_offset.to_le_bytes());
+        bytes[10..12].copy_from_slice(&self.num_buffers.to_le_bytes());
+        bytes
+    }
 }
 
 /// Why a frame was dropped. Every drop is counted under its reason.
@@ -57,11 +86,13 @@ pub enum DropReason {
     HostError,
     /// The link is a sink: dropping is its purpose.
     Sink,
+    /// The receiver's ring is broken.
+    PeerBroken,
 }
 
 impl DropReason {
     /// Number of reasons.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 
     /// All reasons with the names of their counters.
     pub const NAMES: [(DropReason, &'static str); DropReason::COUNT] = [
@@ -74,6 +105,7 @@ impl DropReason {
         (DropReason::HostFull, "drop_host_full"),
         (DropReason::HostError, "drop_host_error"),
         (DropReason::Sink, "drop_sink"),
+        (DropReason::PeerBroken, "drop_peer_broken"),
     ];
 }
 
@@ -172,4 +204,25 @@ pub trait FrameReader: Send {
     /// # Errors
     /// The system's error; EFAULT means that the window is not accessible guest memory.
     fn read_frame(&mut self, window: &[Segment]) -> std::io::Result<Option<usize>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encode_and_decode_are_inverse_and_little_endian() {
+        let bytes = [1, 0x81, 0x36, 0, 0xa8, 5, 34, 0, 16, 0, 2, 1];
+        let header = VnetHeader {
+            flags: 1,
+            gso_type: 0x81,
+            hdr_len: 54,
+            gso_size: 1448,
+            csum_start: 34,
+            csum_offset: 16,
+            num_buffers: 0x102,
+        };
+        assert_eq!(VnetHeader::decode(&bytes), header);
+        assert_eq!(header.encode(), bytes);
+    }
 }

@@ -5,12 +5,14 @@
 //! * [`Area`] is one part of a virtqueue (descriptor, driver or device area): bounds-checked,
 //!   naturally aligned, by-value access with the orderings that the rings need.
 //! * [`Segment`] and [`Segments`] are translated buffers; [`copy`] moves bytes through them.
+//! * [`Bounce`] is a buffer of ours that is reached through a segment.
 //! * [`DirtyLog`] marks pages written while the guest migrates.
 //!
 //! No Rust reference to guest memory is ever formed: the guest may change any byte at any time.
 //! Unsafe island 1 of 2; see docs/safety.md.
 
 mod area;
+mod bounce;
 pub mod copy;
 mod dirty;
 mod ram;
@@ -18,6 +20,7 @@ mod region;
 mod segment;
 
 pub use area::Area;
+pub use bounce::Bounce;
 pub use dirty::DirtyLog;
 pub use ram::{Access, GuestRam, MemoryError, RegionInfo, RegionSpec, Translate};
 pub use segment::{SEGMENTS_MAX, Segment, Segments};

@@ -1,0 +1,228 @@
+//! `NetModel`: what control asks of a net device, features and config space. VIRTIO 1.3 §5.1.4.
+//!
+//! The control queue and what hangs on it (CTRL_*) are the front-end's: it has no vring here.
+
+use std::sync::Arc;
+
+use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
+
+use crate::device::{ConfigWriteError, DeviceKind, DeviceModel};
+
+use super::counters::{NetCounters, QueueCounters};
+use super::feature;
+
+/// Bytes of `struct virtio_net_config`, to its last field.
+const CONFIG_BYTES: usize = 24;
+
+/// Queue pairs at most (VIRTIO_NET_CTRL_MQ_VQ_PAIRS_MAX).
+pub const QUEUE_PAIRS_MAX: u16 = 0x8000;
+
+/// Offloads that a link passes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offloads {
+    /// Unfinished checksums, both ways.
+    pub csum: bool,
+    /// TSO over IPv4 and IPv6, with ECN, both ways; needs `csum`.
+    pub tso: bool,
+    /// UDP segmentation, both ways; needs `csum`.
+    pub uso: bool,
+}
+
+impl Offloads {
+    /// Checksums and TSO: what a guest link or a tap passes through.
+    pub const CSUM_TSO: Offloads = Offloads {
+        csum: true,
+        tso: true,
+        uso: false,
+    };
+
+    /// The feature bits.
+    pub fn features(self) -> u64 {
+        let Offloads { csum, tso, uso } = self;
+        let mut features = 0;
+        if csum {
+            features |= feature::CSUM | feature::GUEST_CSUM;
+        }
+        if csum && tso {
+            features |= feature::HOST_TSO4 | feature::HOST_TSO6 | feature::HOST_ECN;
+            features |= feature::GUEST_TSO4 | feature::GUEST_TSO6 | feature::GUEST_ECN;
+        }
+        if csum && uso {
+            features |= feature::HOST_USO | feature::GUEST_USO4 | feature::GUEST_USO6;
+        }
+        features
+    }
+}
+
+/// How a net device is set up.
+#[derive(Debug, Clone)]
+pub struct NetSetup {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Queue pairs, at least 1.
+    pub queue_pairs: u16,
+    /// The MAC address that the guest is told, if any.
+    pub mac: Option<[u8; 6]>,
+    /// The largest MTU that the guest is told, if any.
+    pub mtu: Option<u16>,
+    /// What the link passes through.
+    pub offloads: Offloads,
+}
+
+/// The model of a net device.
+#[derive(Debug)]
+pub struct NetModel {
+    setup: NetSetup,
+    counters: NetCounters,
+}
+
+impl NetModel {
+    /// A net device as `setup` says.
+    pub fn new(setup: NetSetup) -> NetModel {
+        let counters = NetCounters::new(setup.queue_pairs);
+        NetModel { setup, counters }
+    }
+
+    /// The counters of queue pair `index`, if there is such a pair.
+    pub fn pair_counters(&self, index: u16) -> Option<&Arc<QueueCounters>> {
+        self.counters.pair(index)
+    }
+
+    /// The largest MTU that the guest is told, if any.
+    pub fn mtu(&self) -> Option<u16> {
+        self.setup.mtu
+    }
+}
+
+impl DeviceModel for NetModel {
+    fn name(&self) -> &str {
+        &self.setup.name
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Net
+    }
+
+    fn features(&self) -> u64 {
+        let when = |on: bool, bit: u64| if on { bit } else { 0 };
+        feature::RING
+            | feature::MRG_RXBUF
+            | self.setup.offloads.features()
+            | when(self.setup.queue_pairs > 1, feature::MQ)
+            | when(self.setup.mac.is_some(), feature::MAC)
+            | when(self.setup.mtu.is_some(), feature::MTU)
+    }
+
+    fn vrings_max(&self) -> u16 {
+        self.setup.queue_pairs.saturating_mul(2)
+    }
+
+    fn queues_max(&self) -> u16 {
+        self.setup.queue_pairs
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let mut config = vec![0; CONFIG_BYTES];
+        #[expect(clippy::cast_possible_truncation, reason = "1")]
+        let status = VIRTIO_NET_S_LINK_UP as u16;
+        config[0..6].copy_from_slice(&self.setup.mac.unwrap_or_default());
+        config[6..8].copy_from_slice(&status.to_le_bytes());
+        config[8..10].copy_from_slice(&self.setup.queue_pairs.to_le_bytes());
+        config[10..12].copy_from_slice(&self.setup.mtu.unwrap_or_default().to_le_bytes());
+        // Speed and duplex: unknown.
+        config[12..17].fill(0xff);
+        config
+    }
+
+    fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigWriteError> {
+        Err(ConfigWriteError {
+            offset,
+            len: bytes.len(),
+            size: CONFIG_BYTES,
+        })
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.counters.totals()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(queue_pairs: u16, mac: Option<[u8; 6]>, mtu: Option<u16>) -> NetModel {
+        let offloads = Offloads::CSUM_TSO;
+        NetModel::new(NetSetup {
+            name: "net0".into(),
+            queue_pairs,
+            mac,
+            mtu,
+            offloads,
+        })
+    }
+
+    #[test]
+    fn only_what_is_configured_is_offered() {
+        let plain = model(1, None, None).features();
+        assert_eq!(plain & (feature::MQ | feature::MAC | feature::MTU), 0);
+        assert_eq!(plain & feature::HOST_USO, 0);
+        let full = model(2, Some([2, 0, 0, 0, 0, 1]), Some(9000)).features();
+        assert_eq!(full & !plain, feature::MQ | feature::MAC | feature::MTU);
+        // VERSION_1, RING_PACKED, IN_ORDER, INDIRECT_DESC, EVENT_IDX by their numbers in the text.
+        for bit in [32, 34, 35, 28, 29, 15, 0, 1, 7, 8, 9, 11, 12, 13] {
+            assert_ne!(plain & (1 << bit), 0, "bit {bit}");
+        }
+        // CTRL_VQ, STATUS and UFO are not ours.
+        for bit in [17, 16, 10, 14] {
+            assert_eq!(full & (1 << bit), 0, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn segmentation_is_never_offered_without_checksums() {
+        let without = Offloads {
+            csum: false,
+            tso: true,
+            uso: true,
+        };
+        assert_eq!(without.features(), 0);
+        let with = Offloads {
+            csum: true,
+            tso: false,
+            uso: true,
+        };
+        let bits = [0, 1, 54, 55, 56]
+            .iter()
+            .fold(0, |bits, bit| bits | 1u64 << bit);
+        assert_eq!(with.features(), bits);
+    }
+
+    #[test]
+    fn config_space_has_the_fields_of_the_text_little_endian() {
+        let config = model(4, Some([2, 3, 4, 5, 6, 7]), Some(9000)).config();
+        assert_eq!(config[..12], [2, 3, 4, 5, 6, 7, 1, 0, 4, 0, 0x28, 0x23]);
+        assert_eq!(config.len(), 24);
+    }
+
+    #[test]
+    fn config_space_is_read_only() {
+        let error = model(1, None, None).write_config(0, &[1]).unwrap_err();
+        assert_eq!(
+            error,
+            ConfigWriteError {
+                offset: 0,
+                len: 1,
+                size: 24
+            }
+        );
+    }
+
+    #[test]
+    fn vrings_are_two_per_pair_and_each_pair_counts_for_itself() {
+        let model = model(3, None, None);
+        assert_eq!((model.queues_max(), model.vrings_max()), (3, 6));
+        assert!(model.pair_counters(2).is_some());
+        assert!(model.pair_counters(3).is_none());
+    }
+}

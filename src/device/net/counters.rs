@@ -1,0 +1,236 @@
+//! What a net device counts, per queue pair and direction.
+//!
+//! Directions are the guest's: `tx` is what it sends. Each direction has one writer, the worker
+//! that owns the vring; it adds once per burst ([`Tally`]). A frame that is lost between two guests
+//! is counted on both: as sent in vain by one, as not received by the other.
+
+use std::sync::Arc;
+
+use crate::host::net::{DropReason, Frame, Verdict};
+use crate::sync::Counter;
+
+/// Names of the drop counters of the sending direction, in the order of [`DropReason::NAMES`].
+const TX_DROPS: [&str; DropReason::COUNT] = [
+    "tx_drop_rx_too_small",
+    "tx_drop_rx_ring_too_small",
+    "tx_drop_no_offload",
+    "tx_drop_bad_vnet_header",
+    "tx_drop_bad_chain",
+    "tx_drop_too_big",
+    "tx_drop_host_full",
+    "tx_drop_host_error",
+    "tx_drop_sink",
+    "tx_drop_peer_broken",
+];
+
+/// Names of the drop counters of the receiving direction, in the same order.
+const RX_DROPS: [&str; DropReason::COUNT] = [
+    "rx_drop_rx_too_small",
+    "rx_drop_rx_ring_too_small",
+    "rx_drop_no_offload",
+    "rx_drop_bad_vnet_header",
+    "rx_drop_bad_chain",
+    "rx_drop_too_big",
+    "rx_drop_host_full",
+    "rx_drop_host_error",
+    "rx_drop_sink",
+    "rx_drop_peer_broken",
+];
+
+/// The counters of one direction of one queue pair, on cache lines of their own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Direction {
+    frames: Counter,
+    bytes: Counter,
+    bursts: Counter,
+    /// Frames that went through the bounce buffer because the guest's buffers did not suffice.
+    bounced: Counter,
+    drops: [Counter; DropReason::COUNT],
+}
+
+impl Direction {
+    /// Adds what one burst counted, and one burst. Only the owner of the vring may call this.
+    #[inline]
+    pub fn add(&self, tally: &Tally) {
+        self.bursts.add(1);
+        self.frames.add(tally.frames);
+        self.bytes.add(tally.bytes);
+        if tally.rare {
+            self.bounced.add(tally.bounced);
+            for (counter, &count) in self.drops.iter().zip(&tally.drops) {
+                counter.add(count);
+            }
+        }
+    }
+
+    /// Frames delivered.
+    pub fn frames(&self) -> u64 {
+        self.frames.get()
+    }
+
+    /// Bytes delivered, without virtio-net headers.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Frames dropped for `reason`.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize].get()
+    }
+
+    /// Frames that took the bounce buffer.
+    pub fn bounced(&self) -> u64 {
+        self.bounced.get()
+    }
+}
+
+/// The counters of one queue pair.
+#[derive(Debug, Default)]
+pub struct QueueCounters {
+    /// What the guest sends.
+    pub tx: Direction,
+    /// What the guest receives.
+    pub rx: Direction,
+}
+
+/// The counters of a device.
+#[derive(Debug)]
+pub struct NetCounters {
+    pairs: Box<[Arc<QueueCounters>]>,
+}
+
+impl NetCounters {
+    /// Counters for `pairs` queue pairs.
+    pub fn new(pairs: u16) -> NetCounters {
+        NetCounters {
+            pairs: (0..pairs).map(|_| Arc::default()).collect(),
+        }
+    }
+
+    /// The counters of queue pair `index`, if there is such a pair.
+    pub fn pair(&self, index: u16) -> Option<&Arc<QueueCounters>> {
+        self.pairs.get(usize::from(index))
+    }
+
+    /// The sums over all queue pairs, by name.
+    pub fn totals(&self) -> Vec<(&'static str, u64)> {
+        let sum = |get: &dyn Fn(&QueueCounters) -> u64| {
+            self.pairs
+                .iter()
+                .fold(0, |sum: u64, pair| sum.wrapping_add(get(pair)))
+        };
+        let mut totals = vec![
+            ("rx_frames", sum(&|pair| pair.rx.frames.get())),
+            ("rx_bytes", sum(&|pair| pair.rx.bytes.get())),
+            ("rx_bursts", sum(&|pair| pair.rx.bursts.get())),
+            ("rx_bounced", sum(&|pair| pair.rx.bounced.get())),
+            ("tx_frames", sum(&|pair| pair.tx.frames.get())),
+            ("tx_bytes", sum(&|pair| pair.tx.bytes.get())),
+            ("tx_bursts", sum(&|pair| pair.tx.bursts.get())),
+        ];
+        for (reason, (rx, tx)) in RX_DROPS.into_iter().zip(TX_DROPS).enumerate() {
+            totals.push((rx, sum(&|pair| pair.rx.drops[reason].get())));
+            totals.push((tx, sum(&|pair| pair.tx.drops[reason].get())));
+        }
+        totals
+    }
+}
+
+/// What one burst counts, before it is added.
+#[derive(Debug, Default)]
+pub struct Tally {
+    frames: u64,
+    bytes: u64,
+    bounced: u64,
+    drops: [u64; DropReason::COUNT],
+    /// Something beside frames and bytes was counted.
+    rare: bool,
+}
+
+impl Tally {
+    /// A frame of `bytes` bytes was delivered.
+    #[inline]
+    pub fn sent(&mut self, bytes: u64) {
+        self.frames += 1;
+        self.bytes += bytes;
+    }
+
+    /// A frame was dropped.
+    #[inline]
+    pub fn dropped(&mut self, reason: DropReason) {
+        self.drops[reason as usize] += 1;
+        self.rare = true;
+    }
+
+    /// A frame took the bounce buffer.
+    pub fn bounced(&mut self) {
+        self.bounced += 1;
+        self.rare = true;
+    }
+
+    /// Whether nothing was counted.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.frames == 0 && !self.rare
+    }
+
+    /// Counts `frame` by its verdict.
+    #[inline]
+    pub fn frame(&mut self, frame: &Frame) {
+        match frame.verdict {
+            Verdict::Sent => self.sent(u64::from(frame.bytes)),
+            Verdict::Dropped(reason) => self.dropped(reason),
+            Verdict::Retry => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_reasons_are_in_step() {
+        for (index, (reason, name)) in DropReason::NAMES.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+            assert_eq!(RX_DROPS[index], format!("rx_{name}"));
+            assert_eq!(TX_DROPS[index], format!("tx_{name}"));
+        }
+    }
+
+    #[test]
+    fn totals_are_the_sums_over_the_pairs() {
+        let counters = NetCounters::new(2);
+        for index in 0..2 {
+            let mut tally = Tally::default();
+            tally.sent(60);
+            tally.dropped(DropReason::TooBig);
+            tally.bounced();
+            let pair = counters.pair(index).unwrap();
+            pair.rx.add(&tally);
+            pair.tx.add(&tally);
+            pair.tx.add(&tally);
+        }
+        assert!(counters.pair(2).is_none());
+        let totals = counters.totals();
+        let of = |name| totals.iter().find(|(n, _)| *n == name).unwrap().1;
+        assert_eq!(
+            (of("rx_frames"), of("rx_bytes"), of("rx_bursts")),
+            (2, 120, 2)
+        );
+        assert_eq!(
+            (of("tx_frames"), of("tx_bytes"), of("tx_bursts")),
+            (4, 240, 4)
+        );
+        assert_eq!(
+            (
+                of("rx_bounced"),
+                of("rx_drop_too_big"),
+                of("tx_drop_too_big")
+            ),
+            (2, 2, 4)
+        );
+        assert_eq!((of("rx_drop_sink"), of("tx_drop_sink")), (0, 0));
+    }
+}

@@ -1,0 +1,299 @@
+//! The receive queue: frames of a burst are copied into the guest's buffers, once.
+//!
+//! Three passes per burst, so that the copies of many frames overlap in the memory system: take a
+//! chain or more for every frame, copy, put all in the used ring. Chains are taken and used in ring
+//! order and in no other: IN_ORDER asks for it, and drivers with vector code count on it.
+//! VIRTIO 1.3 §5.1.6.3 and §5.1.6.4.
+
+use std::sync::Arc;
+
+use crate::host::net::{BURST_FRAMES_MAX, DropReason, FrameBurst, Verdict, VnetHeader};
+use crate::memory::{SEGMENTS_MAX, Segment, Segments, copy};
+use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault};
+
+use super::counters::{QueueCounters, Tally};
+use super::{feature, header};
+
+/// How many frames ahead of the copy its first lines are fetched.
+const PREFETCH_FRAMES: usize = 16;
+
+/// A popped chain of a receive queue; its writable segments lie in its owner's list.
+#[derive(Debug)]
+pub(super) struct RxChain {
+    pub(super) id: ChainId,
+    /// Number of its segments.
+    pub(super) segments: usize,
+    /// Bytes that they hold.
+    pub(super) bytes: usize,
+}
+
+/// What [`pop`] found.
+#[derive(Debug)]
+pub(super) enum PoppedRx {
+    Chain(RxChain),
+    Empty,
+    Wait,
+}
+
+/// Pops a chain and appends its writable segments to `segments`, so that the segments of chains
+/// popped one after the other are contiguous. Readable ones, which have no meaning on this queue,
+/// are left out.
+#[inline]
+pub(super) fn pop<Q: ChainQueue>(
+    vq: &mut Q,
+    segments: &mut Segments,
+) -> Result<PoppedRx, RingFault> {
+    Ok(match vq.pop(segments)? {
+        Popped::Chain(chain) => {
+            if chain.readable > 0 {
+                leave_readable_out(&chain, segments);
+            }
+            let (count, bytes) = (chain.writable as usize, chain.writable_bytes as usize);
+            PoppedRx::Chain(RxChain {
+                id: chain.id,
+                segments: count,
+                bytes,
+            })
+        }
+        Popped::Empty => PoppedRx::Empty,
+        Popped::Wait => PoppedRx::Wait,
+    })
+}
+
+#[cold]
+fn leave_readable_out(chain: &Chain, segments: &mut Segments) {
+    let first = chain.first as usize;
+    let writable = first + chain.readable as usize;
+    let end = segments.len();
+    segments.as_mut_slice().copy_within(writable..end, first);
+    segments.truncate(end - chain.readable as usize);
+}
+
+/// Writes `bytes`, a header, at the start of `to` unless it is there already: most headers are
+/// alike, and a line that is not written stays in the driver's cache.
+#[inline]
+pub(super) fn write_header(to: &[Segment], bytes: &[u8; VnetHeader::BYTES]) {
+    let mut there = [0; VnetHeader::BYTES];
+    copy::read(to, 0, &mut there);
+    if there != *bytes {
+        copy::write(to, 0, bytes);
+    }
+}
+
+/// The chains that one frame takes.
+#[derive(Debug)]
+struct Take {
+    /// Index of the frame in the burst.
+    frame: usize,
+    /// Index of its first segment.
+    first: usize,
+    /// Number of segments.
+    segments: usize,
+    /// Number of chains.
+    chains: usize,
+}
+
+/// The logic of one receive queue that frames of a burst are copied into.
+#[derive(Debug)]
+pub struct RxHandler {
+    features: u64,
+    mergeable: bool,
+    /// The segments of `chains`, contiguous and in order.
+    segments: Segments,
+    /// Chains popped in this burst, in order.
+    chains: Vec<RxChain>,
+    /// Frames that have their chains, in order.
+    takes: Vec<Take>,
+    counters: Arc<QueueCounters>,
+}
+
+impl RxHandler {
+    /// The handler of a queue with `size` descriptors whose driver acknowledged `features`.
+    pub fn new(features: u64, size: u16, counters: Arc<QueueCounters>) -> RxHandler {
+        RxHandler {
+            features,
+            mergeable: features & feature::MRG_RXBUF != 0,
+            segments: Segments::with_capacity(SEGMENTS_MAX),
+            chains: Vec::with_capacity(usize::from(size)),
+            takes: Vec::with_capacity(BURST_FRAMES_MAX),
+            counters,
+        }
+    }
+
+    /// Copies the frames that are not dropped yet into the guest's buffers and sets each verdict.
+    /// From the first frame on for which the guest has no buffers now, all stay to be tried again.
+    ///
+    /// # Errors
+    /// The ring's fault; the frames before it were delivered, the others stay as they were.
+    pub fn transmit<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        burst: &mut FrameBurst,
+    ) -> Result<(), RingFault> {
+        let mut tally = Tally::default();
+        let answer = self.assign(vq, burst, &mut tally);
+        self.copy_all(burst);
+        self.use_all(vq, burst, &mut tally);
+        if !tally.is_empty() {
+            self.counters.rx.add(&tally);
+        }
+        answer
+    }
+
+    /// Pass 1: chains for every frame.
+    fn assign<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        burst: &mut FrameBurst,
+        tally: &mut Tally,
+    ) -> Result<(), RingFault> {
+        // Chains and segments that the frames before this one take.
+        let (mut chains, mut segments) = (0, 0);
+        let mut answer = Ok(());
+        for (index, frame) in burst.frames.iter_mut().enumerate() {
+            if frame.verdict != Verdict::Retry {
+                continue;
+            }
+            if !header::deliverable(&frame.header, self.features) {
+                frame.verdict = Verdict::Dropped(DropReason::NoOffload);
+                tally.dropped(DropReason::NoOffload);
+                continue;
+            }
+            let need = VnetHeader::BYTES + frame.bytes as usize;
+            match self.gather(vq, chains, need) {
+                Ok(Gather::Chains(count)) => {
+                    let taken = &self.chains[chains..chains + count];
+                    let taken = taken.iter().map(|chain| chain.segments).sum();
+                    let take = Take {
+                        frame: index,
+                        first: segments,
+                        segments: taken,
+                        chains: count,
+                    };
+                    self.takes.push(take);
+                    (chains, segments) = (chains + count, segments + taken);
+                    frame.verdict = Verdict::Sent;
+                }
+                Ok(Gather::Never(reason)) => {
+                    frame.verdict = Verdict::Dropped(reason);
+                    tally.dropped(reason);
+                }
+                Ok(Gather::NotNow) => break,
+                Err(fault) => {
+                    answer = Err(fault);
+                    break;
+                }
+            }
+        }
+        for chain in self.chains.drain(chains..).rev() {
+            vq.unpop(chain.id);
+        }
+        answer
+    }
+
+    /// Chains from index `first` on that hold `need` bytes; pops what is missing.
+    #[inline]
+    fn gather<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        first: usize,
+        need: usize,
+    ) -> Result<Gather, RingFault> {
+        let (mut count, mut bytes) = (0, 0);
+        loop {
+            if let Some(chain) = self.chains.get(first + count) {
+                // The header must lie in the first buffer, whole (VIRTIO 1.3 §5.1.6.3.1).
+                if count == 0 && chain.bytes < need && (!self.mergeable || chain.bytes < HEADER) {
+                    return Ok(Gather::Never(DropReason::RxTooSmall));
+                }
+                (count, bytes) = (count + 1, bytes + chain.bytes);
+                if bytes >= need {
+                    return Ok(Gather::Chains(count));
+                }
+                continue;
+            }
+            match pop(vq, &mut self.segments)? {
+                PoppedRx::Chain(chain) => self.chains.push(chain),
+                // Frames before this one give descriptors back; alone, it has them all already.
+                PoppedRx::Empty if first == 0 && vq.in_flight() == u32::from(vq.size()) => {
+                    return Ok(Gather::Never(DropReason::RxRingTooSmall));
+                }
+                PoppedRx::Empty | PoppedRx::Wait => return Ok(Gather::NotNow),
+            }
+        }
+    }
+
+    /// Pass 2: headers and payloads.
+    fn copy_all(&mut self, burst: &FrameBurst) {
+        let segments = self.segments.as_slice();
+        for (index, take) in self.takes.iter().enumerate() {
+            if let Some(ahead) = self.takes.get(index + PREFETCH_FRAMES) {
+                if let Some(source) = burst.payload(&burst.frames[ahead.frame]).first() {
+                    copy::prefetch_read(source);
+                }
+                copy::prefetch_write(&segments[ahead.first]);
+            }
+            let frame = &burst.frames[take.frame];
+            let to = &segments[take.first..take.first + take.segments];
+            #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+            let num_buffers = take.chains as u16;
+            write_header(
+                to,
+                &VnetHeader {
+                    num_buffers,
+                    ..frame.header
+                }
+                .encode(),
+            );
+            copy::between(burst.payload(frame), 0, to, HEADER, frame.bytes as usize);
+        }
+    }
+
+    /// Pass 3: the used ring.
+    fn use_all<Q: ChainQueue>(&mut self, vq: &mut Q, burst: &FrameBurst, tally: &mut Tally) {
+        let mut chains = self.chains.drain(..);
+        for take in self.takes.drain(..) {
+            let frame = &burst.frames[take.frame];
+            tally.frame(frame);
+            let (mut left, mut first) = (HEADER + frame.bytes as usize, take.first);
+            for chain in chains.by_ref().take(take.chains) {
+                let next = first + chain.segments;
+                left -= put_used(vq, chain, &self.segments.as_slice()[first..next], left);
+                first = next;
+            }
+        }
+        drop(chains);
+        self.segments.clear();
+    }
+}
+
+/// Bytes of the header.
+const HEADER: usize = VnetHeader::BYTES;
+
+/// What [`RxHandler::gather`] found.
+enum Gather {
+    /// So many chains hold the frame.
+    Chains(usize),
+    /// The guest must make more buffers available first.
+    NotNow,
+    /// The frame can't be delivered.
+    Never(DropReason),
+}
+
+/// Stages a used element for `chain`, the next of a frame of which `left` bytes are to be accounted
+/// for. Returns how many of them it holds.
+#[inline]
+pub(super) fn put_used<Q: ChainQueue>(
+    vq: &mut Q,
+    chain: RxChain,
+    segments: &[Segment],
+    left: usize,
+) -> usize {
+    let written = left.min(chain.bytes);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a chain has at most 2^32 - 1 bytes"
+    )]
+    vq.put_used(chain.id, written as u32, segments);
+    written
+}

@@ -1,0 +1,156 @@
+//! The transmit queue: chains that the guest sends become frames of a burst.
+//!
+//! No payload is touched. Frames point into the burst's list of segments; the chains that they
+//! came from are kept here, in order, until the burst is complete. What the guest got wrong stays
+//! in the burst as a dropped frame, so that its chain goes back in its turn. VIRTIO 1.3 §5.1.6.2.
+
+use std::sync::Arc;
+
+use crate::host::net::{BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, Verdict, VnetHeader};
+use crate::memory::{Segment, copy};
+use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault};
+
+use super::counters::{QueueCounters, Tally};
+use super::{FRAME_BYTES_MAX, feature, header};
+
+/// The logic of one transmit queue.
+#[derive(Debug)]
+pub struct TxHandler {
+    features: u64,
+    /// The driver may ask for offloads; if not, its headers are all zero by rule and not read.
+    offloads: bool,
+    /// The chains of the burst's frames, in order.
+    held: Vec<ChainId>,
+    counters: Arc<QueueCounters>,
+}
+
+impl TxHandler {
+    /// The handler of a queue whose driver acknowledged `features`.
+    pub fn new(features: u64, counters: Arc<QueueCounters>) -> TxHandler {
+        TxHandler {
+            features,
+            offloads: features & feature::ANY_HOST_OFFLOAD != 0,
+            held: Vec::with_capacity(BURST_FRAMES_MAX),
+            counters,
+        }
+    }
+
+    /// Fills `burst` with up to [`BURST_FRAMES_MAX`] frames and returns their number.
+    ///
+    /// # Errors
+    /// The ring's fault, once all frames before it were received: the ring latches it, so a call
+    /// that still finds frames returns those, and the next one the fault.
+    pub fn receive<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        burst: &mut FrameBurst,
+    ) -> Result<usize, RingFault> {
+        debug_assert!(self.held.is_empty(), "the last burst was not completed");
+        burst.clear();
+        while burst.frames.len() < BURST_FRAMES_MAX {
+            match vq.pop(&mut burst.segments) {
+                Ok(Popped::Chain(chain)) => {
+                    burst.frames.push(frame(&chain));
+                    if self.offloads && chain.readable > 0 {
+                        copy::prefetch_read(&burst.segments.as_slice()[chain.first as usize]);
+                    }
+                    self.held.push(chain.id);
+                }
+                Ok(Popped::Empty | Popped::Wait) => break,
+                Err(fault) if burst.frames.is_empty() => return Err(fault),
+                Err(_) => break,
+            }
+        }
+        let segments = burst.segments.as_mut_slice();
+        for frame in burst
+            .frames
+            .iter_mut()
+            .filter(|frame| frame.verdict == Verdict::Retry)
+        {
+            let first = frame.first as usize;
+            let chain = &mut segments[first..first + frame.count as usize];
+            if self.offloads {
+                self.read_header(chain, frame);
+            }
+            let gone = strip_header(chain);
+            frame.first += gone;
+            frame.count -= gone;
+        }
+        Ok(burst.frames.len())
+    }
+
+    #[inline]
+    fn read_header(&self, chain: &[Segment], frame: &mut Frame) {
+        let mut bytes = [0; VnetHeader::BYTES];
+        copy::read(chain, 0, &mut bytes);
+        match header::check(&VnetHeader::decode(&bytes), frame.bytes, self.features) {
+            Ok(header) => frame.header = header,
+            Err(reason) => frame.verdict = Verdict::Dropped(reason),
+        }
+    }
+
+    /// Ends the burst: chains of frames that were sent or dropped are used, in order; from the
+    /// first frame that is to be tried again on, all go back to the ring and will come again.
+    pub fn complete<Q: ChainQueue>(&mut self, vq: &mut Q, burst: &mut FrameBurst) {
+        let retry = |frame: &Frame| frame.verdict == Verdict::Retry;
+        let decided = burst
+            .frames
+            .iter()
+            .position(retry)
+            .unwrap_or(burst.frames.len());
+        let mut tally = Tally::default();
+        for frame in &burst.frames[..decided] {
+            tally.frame(frame);
+        }
+        for chain in self.held.drain(decided..).rev() {
+            vq.unpop(chain);
+        }
+        for chain in self.held.drain(..) {
+            vq.put_used(chain, 0, &[]);
+        }
+        if decided > 0 {
+            self.counters.tx.add(&tally);
+        }
+        burst.clear();
+    }
+}
+
+/// The frame that `chain` holds, its header still among its segments.
+#[inline]
+fn frame(chain: &Chain) -> Frame {
+    #[expect(clippy::cast_possible_truncation, reason = "12")]
+    const HEADER: u32 = VnetHeader::BYTES as u32;
+    let bytes = chain.readable_bytes.saturating_sub(HEADER);
+    let verdict = if chain.writable > 0 || bytes == 0 {
+        Verdict::Dropped(DropReason::BadChain)
+    } else if bytes > FRAME_BYTES_MAX {
+        Verdict::Dropped(DropReason::TooBig)
+    } else {
+        Verdict::Retry
+    };
+    let header = VnetHeader::default();
+    Frame {
+        header,
+        first: chain.first,
+        count: chain.readable,
+        bytes,
+        verdict,
+    }
+}
+
+/// Takes the header off the front of `chain`, which is longer than that. Returns how many segments
+/// it took whole.
+#[inline]
+fn strip_header(chain: &mut [Segment]) -> u32 {
+    let mut left = VnetHeader::BYTES;
+    let mut gone = 0;
+    for segment in chain {
+        if segment.len() > left {
+            *segment = segment.skip(left);
+            break;
+        }
+        left -= segment.len();
+        gone += 1;
+    }
+    gone
+}

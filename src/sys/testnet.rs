@@ -1,0 +1,145 @@
+//! Network for tests: a namespace of the thread's own, and raw packets on its interfaces.
+//!
+//! A test thread that entered its namespace sees no interface but `lo` and what it makes itself;
+//! all of it is gone when the thread and its fds are. Needs CAP_SYS_ADMIN.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Bytes of the header before each packet (PACKET_VNET_HDR).
+pub const VNET_HEADER: usize = 10;
+/// An EtherType for local experiments (IEEE 802): what else is on the wire is not ours.
+pub const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
+/// How long a packet may take.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Runs `test` in a thread with a network namespace of its own.
+///
+/// # Panics
+/// When the namespace can't be made, or with the panic of `test`.
+pub fn in_private_netns(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        // SAFETY: no pointers; the new namespace is this thread's alone.
+        let answer = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(
+            answer,
+            0,
+            "unshare(CLONE_NEWNET): {}",
+            io::Error::last_os_error()
+        );
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A packet socket on one interface: sees what the interface sends and receives.
+#[derive(Debug)]
+pub struct PacketSocket(OwnedFd);
+
+impl PacketSocket {
+    /// A socket bound to interface `name`, in promiscuous use, each packet with a header of
+    /// [`VNET_HEADER`] bytes.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    pub fn bind(name: &str) -> PacketSocket {
+        let protocol = (libc::ETH_P_ALL as u16).to_be();
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+        // SAFETY: no pointers.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, kind, libc::c_int::from(protocol)) };
+        assert!(fd >= 0, "packet socket: {}", io::Error::last_os_error());
+        // SAFETY: `fd` is open and nobody else has it.
+        let socket = PacketSocket(unsafe { OwnedFd::from_raw_fd(fd) });
+        let name = std::ffi::CString::new(name).unwrap();
+        // SAFETY: a string that ends with NUL.
+        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+        assert_ne!(index, 0, "no interface {name:?}");
+        // SAFETY: plain integers; all zero is valid.
+        let mut address: libc::sockaddr_ll = unsafe { core::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = protocol;
+        address.sll_ifindex = index.cast_signed();
+        let bytes = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: `address` has `bytes` bytes.
+        let answer = unsafe { libc::bind(fd, (&raw const address).cast(), bytes) };
+        assert_eq!(answer, 0, "bind: {}", io::Error::last_os_error());
+        socket.set(libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32);
+        let wait = libc::timeval {
+            tv_sec: 1,
+            tv_usec: 0,
+        };
+        socket.set(libc::SOL_SOCKET, libc::SO_RCVTIMEO, &wait);
+        socket
+    }
+
+    fn set<T: Copy>(&self, level: libc::c_int, name: libc::c_int, value: &T) {
+        let bytes = size_of::<T>() as libc::socklen_t;
+        // SAFETY: `value` has `bytes` bytes.
+        let answer = unsafe {
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                level,
+                name,
+                (&raw const *value).cast(),
+                bytes,
+            )
+        };
+        assert_eq!(answer, 0, "setsockopt: {}", io::Error::last_os_error());
+    }
+
+    /// Sends a packet out of the interface: header, then frame.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    pub fn send(&self, header: &[u8; VNET_HEADER], frame: &[u8]) {
+        let packet = [header.as_slice(), frame].concat();
+        // SAFETY: `packet` has that many bytes.
+        let sent =
+            unsafe { libc::send(self.0.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0) };
+        assert_eq!(
+            sent,
+            packet.len() as isize,
+            "send: {}",
+            io::Error::last_os_error()
+        );
+    }
+
+    /// The next packet with [`ETHERTYPE`]: header and frame.
+    ///
+    /// # Panics
+    /// When none comes before the deadline.
+    pub fn receive(&self) -> (Vec<u8>, Vec<u8>) {
+        self.receive_if(|frame| frame.get(12..14) == Some(&ETHERTYPE))
+    }
+
+    /// The next packet whose frame `wanted` says yes to: header and frame.
+    ///
+    /// # Panics
+    /// When none comes before the deadline.
+    pub fn receive_if(&self, wanted: impl Fn(&[u8]) -> bool) -> (Vec<u8>, Vec<u8>) {
+        let start = Instant::now();
+        let mut packet = vec![0u8; 1 << 17];
+        while start.elapsed() < DEADLINE {
+            // SAFETY: `packet` has that many bytes.
+            let got = unsafe {
+                libc::recv(
+                    self.0.as_raw_fd(),
+                    packet.as_mut_ptr().cast(),
+                    packet.len(),
+                    0,
+                )
+            };
+            let got = usize::try_from(got).unwrap_or(0);
+            if got > VNET_HEADER && wanted(&packet[VNET_HEADER..got]) {
+                return (
+                    packet[..VNET_HEADER].to_vec(),
+                    packet[VNET_HEADER..got].to_vec(),
+                );
+            }
+        }
+        panic!("no packet within {DEADLINE:?}");
+    }
+}
