@@ -113,7 +113,7 @@ pub enum BlkBackend {
     Path(PathBuf),
     /// Memory of the daemon, so many bytes.
     Ram(u64),
-    /// Nowhere: reads give zeroes, writes are dropped; so many bytes.
+    /// Nowhere: reads leave the buffers as they are, writes are dropped; so many bytes.
     Null(u64),
 }
 

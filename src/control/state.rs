@@ -95,7 +95,7 @@ impl SessionState {
 }
 
 /// VHOST_USER_F_PROTOCOL_FEATURES.
-pub const PROTOCOL_FEATURES_BIT: u64 = 1 << 30;
+pub(super) const PROTOCOL_FEATURES_BIT: u64 = 1 << 30;
 
 /// The descriptors of one vring.
 #[derive(Debug, Default)]

@@ -4,6 +4,7 @@
 //! need no ring. What control asks of a device is in [`DeviceModel`].
 #![forbid(unsafe_code)]
 
+pub mod blk;
 pub mod net;
 
 /// Which device a guest sees.

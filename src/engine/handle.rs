@@ -47,7 +47,9 @@ pub struct DeviceHandle {
 
 impl DeviceHandle {
     fn place(&self, index: u16) -> Result<&Place, EngineError> {
-        self.places.get(usize::from(index)).ok_or(EngineError::State { index })
+        self.places
+            .get(usize::from(index))
+            .ok_or(EngineError::State { index })
     }
 
     /// Sends a command and waits for its answer.
@@ -84,7 +86,10 @@ impl DeviceHandle {
 
     /// Requests in flight on all vrings, for the line that a hurried shutdown prints.
     pub fn in_flight(&self) -> u64 {
-        self.places.iter().map(|place| place.counters.in_flight.get()).sum()
+        self.places
+            .iter()
+            .map(|place| place.counters.in_flight.get())
+            .sum()
     }
 
     /// Sums of the vrings' own counters, by name.
@@ -125,8 +130,15 @@ impl VringRunner for DeviceHandle {
             self.parts.endpoint::<Split>(setup, areas, label, counters)
         };
         let endpoint = endpoint.map_err(|fault| EngineError::Ring { index, fault })?;
+        self.parts
+            .served(index, true)
+            .map_err(|source| EngineError::System { index, source })?;
         let (reply, answer) = bounded(1);
-        let command = Command::Start { slot: place.slot, endpoint, reply };
+        let command = Command::Start {
+            slot: place.slot,
+            endpoint,
+            reply,
+        };
         let started = self.ask(index, ANSWER_WITHIN, command, &answer)?;
         started.map_err(|source| EngineError::System { index, source })
     }
@@ -134,14 +146,25 @@ impl VringRunner for DeviceHandle {
     fn stop(&self, index: u16) -> Result<u32, EngineError> {
         let place = self.place(index)?;
         let (reply, answer) = bounded(1);
-        let command = Command::Stop { slot: place.slot, reply };
+        let command = Command::Stop {
+            slot: place.slot,
+            reply,
+        };
         // The drain has its deadline, and the answer some time on top.
         let within = self.stop_timeout + Duration::from_millis(500);
         match self.ask(index, within, command, &answer) {
-            Ok(stopped) => Ok(stopped.base),
+            Ok(stopped) => {
+                // A tap that is gone has no queue to detach; the vring is stopped all the same.
+                let _ = self.parts.served(index, false);
+                Ok(stopped.base)
+            }
             Err(EngineError::Timeout { waited_ms, .. }) if place.counters.in_flight.get() > 0 => {
                 let in_flight = u32::try_from(place.counters.in_flight.get()).unwrap_or(u32::MAX);
-                Err(EngineError::Draining { index, in_flight, waited_ms })
+                Err(EngineError::Draining {
+                    index,
+                    in_flight,
+                    waited_ms,
+                })
             }
             Err(error) => Err(error),
         }
@@ -149,7 +172,11 @@ impl VringRunner for DeviceHandle {
 
     fn pause(&self, index: u16, paused: bool) -> Result<(), EngineError> {
         let (reply, answer) = bounded(1);
-        let command = Command::Pause { slot: self.place(index)?.slot, paused, reply };
+        let command = Command::Pause {
+            slot: self.place(index)?.slot,
+            paused,
+            reply,
+        };
         self.ask(index, ANSWER_WITHIN, command, &answer)
     }
 
@@ -161,16 +188,15 @@ impl VringRunner for DeviceHandle {
     ) -> Result<(), EngineError> {
         let (reply, answer) = bounded(1);
         let fds = CallFds { call, err };
-        let command = Command::Call { slot: self.place(index)?.slot, fds, reply };
+        let command = Command::Call {
+            slot: self.place(index)?.slot,
+            fds,
+            reply,
+        };
         self.ask(index, ANSWER_WITHIN, command, &answer).map(drop)
     }
 
-    fn swap(
-        &self,
-        index: u16,
-        ram: Arc<GuestRam>,
-        addr: VringAddr,
-    ) -> Result<(), EngineError> {
+    fn swap(&self, index: u16, ram: Arc<GuestRam>, addr: VringAddr) -> Result<(), EngineError> {
         let size = self.place(index)?.size.load(Ordering::Relaxed);
         let areas = if Self::is_packed(self.features.load(Ordering::Relaxed)) {
             find_areas::<Packed>(index, size, &ram, addr)?
@@ -178,7 +204,12 @@ impl VringRunner for DeviceHandle {
             find_areas::<Split>(index, size, &ram, addr)?
         };
         let (reply, answer) = bounded(1);
-        let command = Command::Swap { slot: self.place(index)?.slot, ram, areas, reply };
+        let command = Command::Swap {
+            slot: self.place(index)?.slot,
+            ram,
+            areas,
+            reply,
+        };
         self.ask(index, ANSWER_WITHIN, command, &answer).map(drop)
     }
 

@@ -34,7 +34,11 @@ pub(crate) struct Idle {
 impl Idle {
     /// A worker that just had work.
     pub(crate) fn new(policy: IdlePolicy) -> Idle {
-        Idle { policy, empty_turns: 0, idle_since: None }
+        Idle {
+            policy,
+            empty_turns: 0,
+            idle_since: None,
+        }
     }
 
     /// A turn is over, in which `work` frames or requests moved. Whether to park now.

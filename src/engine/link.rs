@@ -52,7 +52,12 @@ struct Turn {
 
 impl Link {
     pub(crate) fn new(source: End, sink: End) -> Link {
-        Link { source, sink, blocked: false, stalled: 0 }
+        Link {
+            source,
+            sink,
+            blocked: false,
+            stalled: 0,
+        }
     }
 
     /// Moves at most one burst. Returns the frames that moved.
@@ -81,21 +86,30 @@ impl Link {
             (End::Tap(tap), End::Vring(to)) => match slots.sink(*to) {
                 Some(sink) => {
                     let fill = sink.fill(&mut taps[*tap]);
-                    Turn { moved: fill.frames, blocked: fill.blocked }
+                    Turn {
+                        moved: fill.frames,
+                        blocked: fill.blocked,
+                    }
                 }
                 None => return 0,
             },
             (End::Tap(_) | End::Sink(_), _) => return 0,
         };
         self.blocked = turn.blocked;
-        self.stalled = if turn.blocked && turn.moved == 0 { self.stalled + 1 } else { 0 };
+        self.stalled = if turn.blocked && turn.moved == 0 {
+            self.stalled + 1
+        } else {
+            0
+        };
         turn.moved
     }
 
     /// The worker wants to sleep: turns on what will wake it, and looks once more.
     pub(crate) fn arm(&mut self, slots: &mut Slots) -> Armed {
         let from = match &self.source {
-            End::Vring(slot) => slots.source(*slot).map(|source| source as &mut dyn GuestSource),
+            End::Vring(slot) => slots
+                .source(*slot)
+                .map(|source| source as &mut dyn GuestSource),
             _ => None,
         };
         if !self.blocked {
@@ -128,12 +142,23 @@ fn forward(
 ) -> Turn {
     burst.clear();
     if source.receive(burst) == 0 {
-        return Turn { moved: 0, blocked: false };
+        return Turn {
+            moved: 0,
+            blocked: false,
+        };
     }
     sink.transmit(burst);
-    let left = burst.frames.iter().rev().take_while(|f| f.verdict == Verdict::Retry).count();
+    let left = burst
+        .frames
+        .iter()
+        .rev()
+        .take_while(|f| f.verdict == Verdict::Retry)
+        .count();
     let moved = burst.frames.len() - left;
     source.complete(burst);
     sink.flush();
-    Turn { moved, blocked: left > 0 }
+    Turn {
+        moved,
+        blocked: left > 0,
+    }
 }

@@ -27,15 +27,32 @@ const COMMANDS_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Takes over a vring, built and checked by control.
-    Start { slot: usize, endpoint: Endpoint, reply: Sender<io::Result<()>> },
+    Start {
+        slot: usize,
+        endpoint: Endpoint,
+        reply: Sender<io::Result<()>>,
+    },
     /// Takes no new chain, finishes what is in flight, then gives the endpoint back.
     Stop { slot: usize, reply: Sender<Stopped> },
     /// A disabled vring is not processed in either direction.
-    Pause { slot: usize, paused: bool, reply: Sender<()> },
+    Pause {
+        slot: usize,
+        paused: bool,
+        reply: Sender<()>,
+    },
     /// Exchanges the call and err fds; the old ones come back to be closed by control.
-    Call { slot: usize, fds: CallFds, reply: Sender<CallFds> },
+    Call {
+        slot: usize,
+        fds: CallFds,
+        reply: Sender<CallFds>,
+    },
     /// Goes over to another memory table.
-    Swap { slot: usize, ram: Arc<GuestRam>, areas: Areas, reply: Sender<Option<Retired>> },
+    Swap {
+        slot: usize,
+        ram: Arc<GuestRam>,
+        areas: Areas,
+        reply: Sender<Option<Retired>>,
+    },
     /// Ends the worker's thread.
     Exit,
 }
@@ -76,7 +93,9 @@ pub(crate) struct Parking {
 impl Parking {
     /// Awake.
     pub(crate) fn new() -> Parking {
-        Parking { parked: AtomicBool::new(false) }
+        Parking {
+            parked: AtomicBool::new(false),
+        }
     }
 
     /// Consumer: announces sleep. Everything that could hold work must be looked at once more
@@ -191,7 +210,10 @@ mod loom_tests {
             parking.announce();
             let sleeps = queue.load(Ordering::Relaxed) == 0;
             producer.join().unwrap();
-            assert!(!sleeps || wake.load(Ordering::Relaxed) == 1, "asleep with a message waiting");
+            assert!(
+                !sleeps || wake.load(Ordering::Relaxed) == 1,
+                "asleep with a message waiting"
+            );
             parking.awake();
         });
     }

@@ -3,8 +3,26 @@
 //! Control builds a complete endpoint for a vring (areas found and checked, fds in place), sends it
 //! to the worker by message, and gets it back when the vring stops, to drop it off the polling core.
 //! Nothing below control takes a lock. docs/threading.md has the states, messages and fences.
+//!
+//! A worker has a table of slots, one for each vring that it may ever serve, and a list of links
+//! between slots, taps and sinks; both are fixed when the daemon starts. A link works while both its
+//! ends are there. `worker` is the loop, `idle` decides when it sleeps, `mailbox` wakes it.
 #![forbid(unsafe_code)]
 
+mod build;
+mod disk;
+mod endpoint;
+mod handle;
+mod idle;
+mod link;
+mod mailbox;
+mod net;
+mod placement;
 mod runner;
+mod started;
+mod worker;
 
+pub use build::{Backing, Engine, EngineOptions, LinkSpec, Parts};
+pub use handle::DeviceHandle;
+pub use idle::IdlePolicy;
 pub use runner::{EngineError, VringAddr, VringRunner, VringSetup};

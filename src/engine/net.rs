@@ -1,6 +1,5 @@
 //! `NetTx` and `NetRx`: the two vrings of a queue pair, as a source and a sink of frames.
 
-use std::io;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -91,7 +90,11 @@ pub(super) struct NetRx<F: RingFormat> {
 
 impl<F: RingFormat> NetRx<F> {
     pub(super) fn new(vring: Vring<F>, handler: RxHandler, window: RxWindow) -> NetRx<F> {
-        NetRx { vring, handler, window }
+        NetRx {
+            vring,
+            handler,
+            window,
+        }
     }
 
     /// One frame from `reader` into the guest; `Ok(None)` when there is none, or no room for it.
@@ -126,7 +129,11 @@ impl<F: RingFormat> FrameSink for NetRx<F> {
         if let Err(fault) = self.handler.transmit(&mut self.vring.vq, burst) {
             self.vring.report(fault);
             // Nobody will ever take these: the sender must not wait for a broken receiver.
-            for frame in burst.frames.iter_mut().filter(|f| f.verdict == Verdict::Retry) {
+            for frame in burst
+                .frames
+                .iter_mut()
+                .filter(|f| f.verdict == Verdict::Retry)
+            {
                 frame.verdict = Verdict::Dropped(DropReason::PeerBroken);
             }
         }
@@ -174,7 +181,10 @@ impl<F: RingFormat> GuestSink for NetRx<F> {
     }
 
     fn fill(&mut self, reader: &mut dyn FrameReader) -> Fill {
-        let mut fill = Fill { frames: 0, blocked: false };
+        let mut fill = Fill {
+            frames: 0,
+            blocked: false,
+        };
         while fill.frames < BURST_FRAMES_MAX {
             match self.fill_one(reader) {
                 Ok(Filled::Frame) => fill.frames += 1,

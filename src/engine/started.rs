@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
-use crate::ring::{Areas, RingConfig, RingFault, RingFormat, VringBase, Virtqueue};
+use crate::ring::{Areas, RingConfig, RingFault, RingFormat, Virtqueue, VringBase};
 use crate::sync::Counter;
 
 use super::mailbox::CallFds;
@@ -58,7 +58,10 @@ impl<F: RingFormat> Vring<F> {
         };
         let mut vring = Vring {
             vq: Virtqueue::new(setup.ram, areas, &config)?,
-            fds: CallFds { call: setup.call, err: setup.err },
+            fds: CallFds {
+                call: setup.call,
+                err: setup.err,
+            },
             kick: setup.kick,
             counters,
             label,
@@ -91,7 +94,10 @@ impl<F: RingFormat> Vring<F> {
         self.vq.latch(fault);
         if !core::mem::replace(&mut self.reported, true) {
             self.counters.faults.add(1);
-            tracing::warn!("{}: ring broken by its driver and stopped: {fault}", self.label);
+            tracing::warn!(
+                "{}: ring broken by its driver and stopped: {fault}",
+                self.label
+            );
             if let Some(err) = &self.fds.err {
                 let _ = err.write(1);
             }

@@ -177,16 +177,19 @@ impl Worker {
     }
 
     fn new(config: WorkerConfig) -> io::Result<Worker> {
-        cpu::pin_to_core(config.core)?;
+        cpu::pin_to_core(config.core).map_err(io::Error::other)?;
         let epoll = Epoll::new()?;
         watch(&epoll, config.mailbox.wake_fd(), EventSet::EDGE_TRIGGERED)?;
         for tap in &config.taps {
             watch(&epoll, tap, EventSet::EDGE_TRIGGERED)?;
         }
-        let uring = if config.needs_uring { Some(Uring::new()?) } else { None };
+        let uring = if config.needs_uring {
+            Some(Uring::new()?)
+        } else {
+            None
+        };
         if let Some(uring) = &uring {
-            // Level: completions that wait behind the ring must end the sleep at once.
-            watch(&epoll, uring, EventSet::empty())?;
+            watch(&epoll, uring, EventSet::EDGE_TRIGGERED)?;
         }
         let slots = (0..config.slots).map(|_| Slot::default()).collect();
         Ok(Worker {
@@ -244,8 +247,11 @@ impl Worker {
         if let Some(uring) = &mut self.cx.uring {
             work += uring.enter();
         }
-        let counter =
-            if work > 0 { &self.counters.busy_turns } else { &self.counters.empty_turns };
+        let counter = if work > 0 {
+            &self.counters.busy_turns
+        } else {
+            &self.counters.empty_turns
+        };
         counter.add(1);
         work
     }
@@ -254,14 +260,22 @@ impl Worker {
         while let Some(command) = self.mailbox.receive() {
             self.idle.woke();
             match command {
-                Command::Start { slot, endpoint, reply } => {
+                Command::Start {
+                    slot,
+                    endpoint,
+                    reply,
+                } => {
                     let _ = reply.try_send(self.start(slot, endpoint));
                 }
                 Command::Stop { slot, reply } => {
                     self.slots.0[slot].stopping = Some(reply);
                     self.stopping = true;
                 }
-                Command::Pause { slot, paused, reply } => {
+                Command::Pause {
+                    slot,
+                    paused,
+                    reply,
+                } => {
                     self.slots.0[slot].paused = paused;
                     let _ = reply.try_send(());
                 }
@@ -272,7 +286,12 @@ impl Worker {
                     };
                     let _ = reply.try_send(old);
                 }
-                Command::Swap { slot, ram, areas, reply } => {
+                Command::Swap {
+                    slot,
+                    ram,
+                    areas,
+                    reply,
+                } => {
                     let old = match &mut self.slots.0[slot].endpoint {
                         Some(endpoint) => endpoint.vring().swap(&mut self.cx, ram, areas),
                         None => Some(super::mailbox::Retired { ram, areas }),
@@ -285,6 +304,11 @@ impl Worker {
     }
 
     fn start(&mut self, slot: usize, mut endpoint: Endpoint) -> io::Result<()> {
+        if self.slots.0[slot].endpoint.is_some() {
+            return Err(io::Error::other(
+                "the vring before it is still being stopped",
+            ));
+        }
         endpoint.vring().attach(&mut self.cx)?;
         match endpoint.vring().kick() {
             Some(kick) => watch(&self.epoll, kick, EventSet::EDGE_TRIGGERED)?,
@@ -293,7 +317,11 @@ impl Worker {
         if matches!(endpoint, Endpoint::Disk(_)) {
             self.disks.push(slot);
         }
-        self.slots.0[slot] = Slot { endpoint: Some(endpoint), paused: false, stopping: None };
+        self.slots.0[slot] = Slot {
+            endpoint: Some(endpoint),
+            paused: false,
+            stopping: None,
+        };
         Ok(())
     }
 
@@ -322,7 +350,9 @@ impl Worker {
         endpoint.vring().detach(&mut self.cx);
         match endpoint.vring().kick() {
             Some(kick) => {
-                let _ = self.epoll.ctl(ControlOperation::Delete, raw(kick), EpollEvent::default());
+                let _ = self
+                    .epoll
+                    .ctl(ControlOperation::Delete, raw(kick), EpollEvent::default());
             }
             None => self.kickless -= 1,
         }
@@ -354,7 +384,8 @@ impl Worker {
     }
 
     fn arm(&mut self) -> Armed {
-        let mut armed = Armed::Sleep;
+        let completions = self.cx.uring.as_mut().is_some_and(Uring::has_work);
+        let mut armed = if completions { Armed::Work } else { Armed::Sleep };
         for link in &mut self.links {
             armed = armed.max(link.arm(&mut self.slots));
         }

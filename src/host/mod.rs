@@ -7,5 +7,8 @@
 
 pub mod blk;
 pub mod net;
+pub mod null;
+pub mod ram;
 pub mod sink;
 pub mod tap;
+pub mod uring;

@@ -26,14 +26,11 @@ impl DirtyLog {
         }
     }
 
-    /// Marks the pages of the first `written` bytes of `segments`.
-    pub fn mark(&self, ram: &GuestRam, segments: &[Segment], written: u32) {
-        let mut left = written as usize;
+    /// Marks the pages of `segments`, which `ram` translated.
+    pub fn mark(&self, ram: &GuestRam, segments: &[Segment]) {
         for segment in segments {
-            let here = segment.take(left);
-            left -= here.len();
-            if let (Some(gpa), false) = (ram.gpa_of(&here), here.is_empty()) {
-                self.mark_range(gpa, here.len() as u64);
+            if let (Some(gpa), false) = (ram.gpa_of(segment), segment.is_empty()) {
+                self.mark_range(gpa, segment.len() as u64);
             }
         }
     }

@@ -18,9 +18,11 @@ mod dirty;
 mod ram;
 mod region;
 mod segment;
+mod store;
 
 pub use area::Area;
 pub use bounce::Bounce;
 pub use dirty::DirtyLog;
 pub use ram::{Access, GuestRam, MemoryError, RegionInfo, RegionSpec, Translate};
 pub use segment::{SEGMENTS_MAX, Segment, Segments};
+pub use store::Store;

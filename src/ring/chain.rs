@@ -107,9 +107,9 @@ pub trait ChainQueue {
     /// Gives back the chain popped last, unused: it will be popped again.
     fn unpop(&mut self, chain: ChainId);
 
-    /// Stages a used element: `written` bytes were written to the chain, whose writable segments
-    /// are given for the dirty log (they may be shorter than the chain's; only the first `written`
-    /// bytes count). The driver sees nothing before the burst is published.
+    /// Stages a used element with length `written`. `writable` is what was written of the chain's
+    /// segments, for the dirty log: too much does no harm there, too little does. The driver sees
+    /// nothing before the burst is published.
     fn put_used(&mut self, chain: ChainId, written: u32, writable: &[Segment]);
 
     /// Descriptors that the ring has (the limit of what can ever be in flight).

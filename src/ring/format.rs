@@ -155,7 +155,7 @@ mod sealed {
 }
 
 /// One of the two formats of VIRTIO 1.3 §2.6.
-pub trait RingFormat: sealed::Sealed + Send + Sized + 'static {
+pub trait RingFormat: sealed::Sealed + core::fmt::Debug + Send + Sized + 'static {
     /// Whether this is the packed format.
     const PACKED: bool;
     /// Alignment of the driver area in bytes.

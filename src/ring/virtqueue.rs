@@ -329,7 +329,7 @@ impl<F: RingFormat, J: Journal> ChainQueue for Virtqueue<F, J> {
     #[inline]
     fn put_used(&mut self, chain: ChainId, written: u32, writable: &[Segment]) {
         if let Some(log) = &self.log {
-            log.mark(&self.ram, writable, written);
+            log.mark(&self.ram, writable);
         }
         self.format.put_used(&chain, written);
         self.journal.staged(chain.entry());

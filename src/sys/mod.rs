@@ -5,6 +5,8 @@
 
 #[expect(unsafe_code, reason = "thread affinity takes a pointer")]
 pub mod cpu;
+#[expect(unsafe_code, reason = "statx")]
+pub mod disk;
 #[expect(unsafe_code, reason = "fcntl, ownership of a descriptor")]
 pub mod eventfd;
 pub mod listen;
@@ -30,5 +32,7 @@ pub mod tap;
     reason = "network namespaces and packet sockets for tests"
 )]
 pub mod testnet;
+#[expect(unsafe_code, reason = "entries of an io_uring point at memory")]
+pub mod uring;
 #[expect(unsafe_code, reason = "getpwnam_r, getgrnam_r")]
 pub mod users;

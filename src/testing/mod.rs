@@ -3,5 +3,6 @@
 //!
 //! Compiled only for tests, fuzzing and with the feature `testing`; no part of the daemon.
 
+pub mod disk;
 pub mod driver;
 pub mod probe;

@@ -1,0 +1,213 @@
+//! The cold part of a disk: features, config space, counters. VIRTIO 1.3 §5.2.3, §5.2.4.
+
+use std::sync::Arc;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX,
+};
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use crate::sync::Counter;
+
+use super::super::{ConfigWriteError, DeviceKind, DeviceModel};
+use super::SECTOR_BYTES;
+
+/// Data segments of one request that drivers are told to stay below: with header and status, a
+/// request fills a ring of 128.
+pub const SEG_MAX: u32 = 126;
+
+/// Bytes of `struct virtio_blk_config` up to the write-zeroes limits.
+const CONFIG_BYTES: usize = 60;
+
+/// Where the fields that we set stand in config space.
+mod offset {
+    pub(super) const CAPACITY: usize = 0;
+    pub(super) const SEG_MAX: usize = 12;
+    pub(super) const BLK_SIZE: usize = 20;
+    pub(super) const NUM_QUEUES: usize = 34;
+}
+
+// The layout is the specification's; the bindings have it as a C structure.
+const _: () = {
+    use virtio_bindings::virtio_blk::virtio_blk_config as spec;
+    assert!(core::mem::offset_of!(spec, capacity) == offset::CAPACITY);
+    assert!(core::mem::offset_of!(spec, seg_max) == offset::SEG_MAX);
+    assert!(core::mem::offset_of!(spec, blk_size) == offset::BLK_SIZE);
+    assert!(core::mem::offset_of!(spec, num_queues) == offset::NUM_QUEUES);
+};
+
+/// What is counted per request queue. One writer: the worker that owns the queue.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct BlkCounters {
+    /// IN requests that succeeded.
+    pub reads: Counter,
+    /// Bytes of those.
+    pub read_bytes: Counter,
+    /// OUT requests that succeeded.
+    pub writes: Counter,
+    /// Bytes of those.
+    pub write_bytes: Counter,
+    /// FLUSH requests that succeeded.
+    pub flushes: Counter,
+    /// GET_ID requests.
+    pub ids: Counter,
+    /// Requests answered with IOERR.
+    pub errors: Counter,
+    /// Requests answered with UNSUPP.
+    pub unsupported: Counter,
+    /// Chains that no status byte could be written to.
+    pub bad_chains: Counter,
+    /// Reads and writes that the host did in several parts.
+    pub short_ios: Counter,
+    /// Requests whose buffers don't suit direct I/O, served through the page cache.
+    pub unaligned: Counter,
+}
+
+/// How a disk is set up.
+#[derive(Debug, Clone)]
+pub struct BlkSetup {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Capacity in bytes, a multiple of `block_size`.
+    pub capacity_bytes: u64,
+    /// Logical block size in bytes.
+    pub block_size: u32,
+    /// Request queues at most.
+    pub queues: u16,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// What GET_ID answers, at most 20 bytes.
+    pub serial: String,
+}
+
+/// The model of a disk.
+#[derive(Debug)]
+pub struct BlkModel {
+    setup: BlkSetup,
+    queues: Box<[Arc<BlkCounters>]>,
+}
+
+impl BlkModel {
+    /// A disk as `setup` says.
+    pub fn new(setup: BlkSetup) -> BlkModel {
+        let queues = (0..setup.queues).map(|_| Arc::default()).collect();
+        BlkModel { setup, queues }
+    }
+
+    /// How it is set up.
+    pub fn setup(&self) -> &BlkSetup {
+        &self.setup
+    }
+
+    /// The counters of queue `index`, if there is such a queue.
+    pub fn queue_counters(&self, index: u16) -> Option<&Arc<BlkCounters>> {
+        self.queues.get(usize::from(index))
+    }
+}
+
+impl DeviceModel for BlkModel {
+    fn name(&self) -> &str {
+        &self.setup.name
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Blk
+    }
+
+    fn features(&self) -> u64 {
+        let mut bits = vec![
+            VIRTIO_F_VERSION_1,
+            VIRTIO_F_RING_PACKED,
+            VIRTIO_RING_F_INDIRECT_DESC,
+            VIRTIO_RING_F_EVENT_IDX,
+            VIRTIO_BLK_F_SEG_MAX,
+            VIRTIO_BLK_F_BLK_SIZE,
+            VIRTIO_BLK_F_FLUSH,
+            VIRTIO_BLK_F_MQ,
+        ];
+        if self.setup.read_only {
+            bits.push(VIRTIO_BLK_F_RO);
+        }
+        bits.into_iter()
+            .fold(0, |features, bit| features | 1 << bit)
+    }
+
+    fn vrings_max(&self) -> u16 {
+        self.setup.queues
+    }
+
+    fn queues_max(&self) -> u16 {
+        self.setup.queues
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let mut bytes = vec![0; CONFIG_BYTES];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(
+            offset::CAPACITY,
+            &(self.setup.capacity_bytes / SECTOR_BYTES).to_le_bytes(),
+        );
+        put(offset::SEG_MAX, &SEG_MAX.to_le_bytes());
+        put(offset::BLK_SIZE, &self.setup.block_size.to_le_bytes());
+        put(offset::NUM_QUEUES, &self.setup.queues.to_le_bytes());
+        bytes
+    }
+
+    fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigWriteError> {
+        // The only field that a driver may write is `writeback`, which needs CONFIG_WCE.
+        Err(ConfigWriteError {
+            offset,
+            len: bytes.len(),
+            size: CONFIG_BYTES,
+        })
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let sum = |of: fn(&BlkCounters) -> &Counter| {
+            self.queues
+                .iter()
+                .fold(0, |sum: u64, queue| sum.wrapping_add(of(queue).get()))
+        };
+        vec![
+            ("reads", sum(|c| &c.reads)),
+            ("read_bytes", sum(|c| &c.read_bytes)),
+            ("writes", sum(|c| &c.writes)),
+            ("write_bytes", sum(|c| &c.write_bytes)),
+            ("flushes", sum(|c| &c.flushes)),
+            ("ids", sum(|c| &c.ids)),
+            ("errors", sum(|c| &c.errors)),
+            ("unsupported", sum(|c| &c.unsupported)),
+            ("bad_chains", sum(|c| &c.bad_chains)),
+            ("short_ios", sum(|c| &c.short_ios)),
+            ("unaligned", sum(|c| &c.unaligned)),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn config_space_says_what_was_set_up() {
+        let setup = BlkSetup {
+            name: "disk0".into(),
+            capacity_bytes: 3 << 20,
+            block_size: 4096,
+            queues: 5,
+            read_only: true,
+            serial: "x".into(),
+        };
+        let model = BlkModel::new(setup);
+        let bytes = model.config();
+        assert_eq!(bytes[..8], 6144u64.to_le_bytes());
+        assert_eq!(bytes[12..16], 126u32.to_le_bytes());
+        assert_eq!(bytes[20..24], 4096u32.to_le_bytes());
+        assert_eq!(bytes[34..36], 5u16.to_le_bytes());
+        assert_ne!(model.features() & (1 << VIRTIO_BLK_F_RO), 0);
+        assert!(model.write_config(32, &[1]).is_err());
+    }
+}

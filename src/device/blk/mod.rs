@@ -1,0 +1,356 @@
+//! virtio-blk: what a guest sees of a disk. VIRTIO 1.3 §5.2.
+//!
+//! [`BlkModel`] is the cold part. [`BlkHandler`] is the logic of one request queue: it pops chains,
+//! parses them, hands the guest's segments to the host side, and answers what the host completed.
+//! Every chain is answered: with data and a status byte, with a status byte alone, or, where there
+//! is no room for one, as used with length 0.
+
+mod config;
+mod request;
+mod slots;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_ID_BYTES};
+
+use crate::host::blk::{BlkIo, BlkOp, Completion};
+use crate::memory::{Segment, Segments, copy};
+use crate::ring::{Chain, ChainQueue, Popped, RingFault};
+
+pub use config::{BlkCounters, BlkModel, BlkSetup, SEG_MAX};
+use request::{HEADER_BYTES, parse};
+pub use request::{Limits, Reject, Request};
+use slots::{Slot, Slots};
+
+/// A sector of VIRTIO 1.3 §5.2.4 in bytes, whatever the block size.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Requests in flight at most per queue, however large its ring.
+const SLOTS_MAX: u16 = 512;
+
+const STATUS_OK: u8 = 0;
+const STATUS_IOERR: u8 = 1;
+
+// Error numbers that mean "again" or "the guest's buffer"; the same on every Linux.
+const EINTR: i32 = 4;
+const EAGAIN: i32 = 11;
+const EFAULT: i32 = 14;
+
+/// The logic of one request queue.
+#[derive(Debug)]
+pub struct BlkHandler {
+    limits: Limits,
+    serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
+    /// The driver can't flush: a write is done when it is durable (VIRTIO 1.3 §5.2.6.2).
+    durable: bool,
+    slots: Slots,
+    /// Slots whose operation the host had no room for, in order.
+    waiting: VecDeque<u16>,
+    counters: Arc<BlkCounters>,
+}
+
+impl BlkHandler {
+    /// The handler of queue `index` of `model`, whose ring has `size` descriptors and whose driver
+    /// acknowledged `features`. `None` when the disk has no such queue.
+    pub fn new(model: &BlkModel, index: u16, size: u16, features: u64) -> Option<BlkHandler> {
+        let setup = model.setup();
+        let mut serial = [0; VIRTIO_BLK_ID_BYTES as usize];
+        for (to, from) in serial.iter_mut().zip(setup.serial.bytes()) {
+            *to = from;
+        }
+        let slots = size.min(SLOTS_MAX);
+        Some(BlkHandler {
+            limits: Limits {
+                capacity_bytes: setup.capacity_bytes,
+                block_size: setup.block_size,
+                read_only: setup.read_only,
+            },
+            serial,
+            durable: features & (1 << VIRTIO_BLK_F_FLUSH) == 0,
+            slots: Slots::new(slots),
+            waiting: VecDeque::with_capacity(usize::from(slots)),
+            counters: Arc::clone(model.queue_counters(index)?),
+        })
+    }
+
+    /// Answers what the host completed, then takes up to `budget` new requests. Returns how many
+    /// requests were answered or taken.
+    ///
+    /// # Errors
+    /// The ring's fault, after everything before it was done.
+    pub fn poll<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        io: &mut dyn BlkIo,
+        scratch: &mut Segments,
+        budget: usize,
+    ) -> Result<usize, RingFault> {
+        let mut work = self.reap(vq, io)?;
+        self.resubmit(io);
+        let mut taken = 0;
+        while taken < budget && self.waiting.is_empty() && self.slots.has_room() {
+            scratch.clear();
+            match vq.pop(scratch)? {
+                Popped::Chain(chain) => self.begin(vq, io, chain, scratch),
+                Popped::Empty | Popped::Wait => break,
+            }
+            taken += 1;
+        }
+        work += taken;
+        if taken > 0 {
+            // What completes at once is answered in the same turn.
+            work += self.reap(vq, io)?;
+        }
+        Ok(work)
+    }
+
+    /// Requests in flight.
+    pub fn in_flight(&self) -> usize {
+        self.slots.in_flight()
+    }
+
+    /// Whether another request could be taken now.
+    pub fn has_room(&self) -> bool {
+        self.waiting.is_empty() && self.slots.has_room()
+    }
+
+    /// Segments of new requests belong to another memory table from now on; returns its number.
+    pub fn next_epoch(&mut self) -> u32 {
+        self.slots.next_epoch()
+    }
+
+    /// The number of the oldest memory table that a request in flight points into.
+    pub fn oldest_epoch(&self) -> Option<u32> {
+        self.slots.oldest_epoch()
+    }
+
+    fn begin<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        io: &mut dyn BlkIo,
+        chain: Chain,
+        segments: &Segments,
+    ) {
+        let (readable, writable) = (chain.readable(segments), chain.writable(segments));
+        match parse(readable, writable, &self.limits) {
+            Ok(Request::GetId) => {
+                self.counters.ids.add(1);
+                let room = chain.writable_bytes as usize - 1;
+                let told = copy::write(writable, 0, &self.serial[..room.min(self.serial.len())]);
+                answer_at_once(vq, chain, writable, STATUS_OK, told);
+            }
+            Ok(request) => {
+                let (index, slot) = self.slots.take(chain.id, request);
+                match request {
+                    Request::In { bytes, .. } => cut(slot, writable, 0, bytes as usize),
+                    Request::Out { bytes, .. } => {
+                        cut(slot, readable, HEADER_BYTES, bytes as usize);
+                    }
+                    Request::Flush | Request::GetId => {}
+                }
+                slot.segments.push(last_byte(writable));
+                self.submit(io, index);
+            }
+            Err(Reject::Status(status)) => {
+                let counter = if status == STATUS_IOERR {
+                    &self.counters.errors
+                } else {
+                    &self.counters.unsupported
+                };
+                counter.add(1);
+                answer_at_once(vq, chain, writable, status, 0);
+            }
+            Err(Reject::Unanswerable) => {
+                self.counters.bad_chains.add(1);
+                vq.put_used(chain.id, 0, &[]);
+            }
+        }
+    }
+
+    /// Hands the rest of the request in slot `index` to the host.
+    fn submit(&mut self, io: &mut dyn BlkIo, index: u16) {
+        let token = self.slots.token(index);
+        let durable = self.durable;
+        let slot = self.slots.get(index);
+        let rest = &slot.segments[slot.next..slot.segments.len() - 1];
+        let done = u64::from(slot.done);
+        let op = match slot.request {
+            Request::In { offset, .. } => BlkOp::Read {
+                offset: offset + done,
+                segments: rest,
+            },
+            Request::Out { offset, .. } => BlkOp::Write {
+                offset: offset + done,
+                segments: rest,
+                durable,
+            },
+            Request::Flush | Request::GetId => BlkOp::Flush,
+        };
+        if io.submit(token, op).is_err() {
+            self.waiting.push_back(index);
+        }
+    }
+
+    fn resubmit(&mut self, io: &mut dyn BlkIo) {
+        for _ in 0..self.waiting.len() {
+            let Some(index) = self.waiting.pop_front() else {
+                return;
+            };
+            self.submit(io, index);
+            // Still no room: it went to the back; the order within a queue is not promised.
+            if self.waiting.back() == Some(&index) {
+                return;
+            }
+        }
+    }
+
+    fn reap<Q: ChainQueue>(&mut self, vq: &mut Q, io: &mut dyn BlkIo) -> Result<usize, RingFault> {
+        let mut count = 0;
+        while let Some(completion) = io.reap() {
+            count += 1;
+            self.complete(vq, io, completion)?;
+        }
+        Ok(count)
+    }
+
+    fn complete<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        io: &mut dyn BlkIo,
+        completion: Completion,
+    ) -> Result<(), RingFault> {
+        let index = completion.token.slot;
+        let slot = self.slots.of(completion.token);
+        let wanted = match slot.request {
+            Request::In { bytes, .. } | Request::Out { bytes, .. } => bytes,
+            Request::Flush | Request::GetId => 0,
+        };
+        let status = match completion.result {
+            Ok(moved) => {
+                advance(slot, moved.min(wanted - slot.done));
+                match (slot.done == wanted, moved) {
+                    (true, _) => STATUS_OK,
+                    // The file ends before the disk does: somebody cut it.
+                    (false, 0) => STATUS_IOERR,
+                    (false, _) => {
+                        self.counters.short_ios.add(1);
+                        self.submit(io, index);
+                        return Ok(());
+                    }
+                }
+            }
+            Err(EINTR | EAGAIN) => {
+                self.waiting.push_back(index);
+                return Ok(());
+            }
+            // The guest's buffer is not accessible: its fault, not the disk's. The chain is
+            // answered all the same, so that nothing waits for it.
+            Err(EFAULT) => {
+                self.answer(vq, index, STATUS_IOERR);
+                return Err(RingFault::Memory);
+            }
+            Err(_) => STATUS_IOERR,
+        };
+        self.answer(vq, index, status);
+        Ok(())
+    }
+
+    /// Writes the status byte and puts the chain in the used ring.
+    fn answer<Q: ChainQueue>(&mut self, vq: &mut Q, index: u16, status: u8) {
+        let counters = &self.counters;
+        let slot = self.slots.get(index);
+        let last = slot.segments.len() - 1;
+        copy::write(&slot.segments[last..], 0, &[status]);
+        let ok = status == STATUS_OK;
+        let written = match slot.request {
+            Request::In { .. } => {
+                counters.reads.add(u64::from(ok));
+                counters
+                    .read_bytes
+                    .add(if ok { u64::from(slot.done) } else { 0 });
+                // The bytes written without a gap from the start of the chain's writable part: a
+                // failed read has its status byte behind data that never came.
+                if ok { slot.done + 1 } else { 0 }
+            }
+            Request::Out { .. } => {
+                counters.writes.add(u64::from(ok));
+                counters
+                    .write_bytes
+                    .add(if ok { u64::from(slot.done) } else { 0 });
+                1
+            }
+            Request::Flush | Request::GetId => {
+                counters.flushes.add(u64::from(ok));
+                1
+            }
+        };
+        counters.errors.add(u64::from(!ok));
+        let first = if matches!(slot.request, Request::In { .. }) {
+            0
+        } else {
+            last
+        };
+        if let Some(chain) = slot.chain.take() {
+            vq.put_used(chain, written, &slot.segments[first..]);
+        }
+        self.slots.free(index);
+    }
+}
+
+/// Answers a chain that needs no host: `told` bytes were written from its start.
+fn answer_at_once<Q: ChainQueue>(
+    vq: &mut Q,
+    chain: Chain,
+    writable: &[Segment],
+    status: u8,
+    told: usize,
+) {
+    let data = chain.writable_bytes as usize - 1;
+    copy::write(&[last_byte(writable)], 0, &[status]);
+    // The bytes written without a gap from the start: the status byte counts only when nothing is
+    // missing before it.
+    let written = if told == data { told + 1 } else { told };
+    vq.put_used(
+        chain.id,
+        u32::try_from(written).unwrap_or(u32::MAX),
+        writable,
+    );
+}
+
+/// Puts `bytes` bytes of `from`, from `skip` on, into the slot's list.
+fn cut(slot: &mut Slot, from: &[Segment], mut skip: usize, mut bytes: usize) {
+    for segment in from {
+        let here = segment.skip(skip);
+        skip -= segment.len() - here.len();
+        let here = here.take(bytes);
+        bytes -= here.len();
+        if !here.is_empty() {
+            slot.segments.push(here);
+        }
+    }
+}
+
+/// Moves the slot's place in its data past `moved` more bytes. Segments that are done stay in the
+/// list, for the dirty log; one that is done in part is cut in two.
+fn advance(slot: &mut Slot, moved: u32) {
+    slot.done += moved;
+    let mut left = moved as usize;
+    while left > 0 {
+        let segment = slot.segments[slot.next];
+        if left < segment.len() {
+            slot.segments[slot.next] = segment.skip(left);
+            slot.segments.insert(slot.next, segment.take(left));
+        }
+        left -= left.min(segment.len());
+        slot.next += 1;
+    }
+}
+
+/// The last byte of `segments`, which have at least one.
+fn last_byte(segments: &[Segment]) -> Segment {
+    let last = segments.iter().rev().find(|segment| !segment.is_empty());
+    last.map_or(Segment::EMPTY, |segment| segment.skip(segment.len() - 1))
+}

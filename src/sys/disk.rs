@@ -1,0 +1,245 @@
+//! Files and block devices as disks: how they are opened, how large they are, what direct I/O asks.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// What direct I/O asks of buffers and offsets where the kernel doesn't say.
+const ALIGN_DEFAULT: u32 = 512;
+
+/// Why a disk can't be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("path = {path:?}: {reason}")]
+pub struct DiskError {
+    /// The path as configured.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: DiskReason,
+}
+
+/// What is wrong with a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskReason {
+    /// A system call failed.
+    #[error("{doing}: {error}")]
+    Failed {
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Neither a regular file nor a block device.
+    #[error("neither a file nor a block device")]
+    Kind,
+    /// The size is no multiple of the block size.
+    #[error("{bytes} bytes are no multiple of the block size {block_size}")]
+    Size {
+        /// Size in bytes.
+        bytes: u64,
+        /// Logical block size in bytes.
+        block_size: u32,
+    },
+    /// There is nothing in it.
+    #[error("the file is empty")]
+    Empty,
+    /// `direct = true`, and the file system has no direct I/O.
+    #[error("direct = true: the file system has no direct I/O: {0}")]
+    NoDirect(io::Error),
+}
+
+/// How a disk is to be opened.
+#[derive(Debug, Clone, Copy)]
+pub struct DiskOptions {
+    /// For reading only.
+    pub read_only: bool,
+    /// Direct I/O: always, never, or where the file system allows it.
+    pub direct: Option<bool>,
+    /// Logical block size in bytes that the guest will see.
+    pub block_size: u32,
+}
+
+/// An open disk.
+#[derive(Debug)]
+pub struct DiskFile {
+    /// For buffers and offsets that suit direct I/O; without direct I/O for all.
+    file: File,
+    /// Through the page cache, for buffers that don't suit direct I/O. The kernel keeps the two
+    /// coherent: direct writes drop cached pages, direct reads write dirty ones back first.
+    buffered: Option<File>,
+    bytes: u64,
+    mem_align: u32,
+    offset_align: u32,
+}
+
+impl DiskFile {
+    /// Opens `path`.
+    ///
+    /// # Errors
+    /// [`DiskError`] names the path and the reason.
+    pub fn open(path: &Path, options: DiskOptions) -> Result<DiskFile, DiskError> {
+        let named = |reason| DiskError {
+            path: path.to_owned(),
+            reason,
+        };
+        let failed = |doing| move |error| DiskReason::Failed { doing, error };
+        let plain = open(path, options.read_only, 0)
+            .map_err(failed("open"))
+            .map_err(named)?;
+        let metadata = plain.metadata().map_err(failed("stat")).map_err(named)?;
+        let kind = metadata.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(named(DiskReason::Kind));
+        }
+        let bytes = end_of(&plain).map_err(failed("size")).map_err(named)?;
+        let block_size = options.block_size;
+        if bytes == 0 {
+            return Err(named(DiskReason::Empty));
+        }
+        if !bytes.is_multiple_of(u64::from(block_size)) {
+            return Err(named(DiskReason::Size { bytes, block_size }));
+        }
+        let direct = match options.direct {
+            Some(false) => None,
+            wanted => match open(path, options.read_only, libc::O_DIRECT) {
+                Ok(direct) => Some(direct),
+                Err(error) if wanted == Some(true) => {
+                    return Err(named(DiskReason::NoDirect(error)));
+                }
+                Err(error) => {
+                    tracing::info!("{path:?}: no direct I/O here ({error}): using the page cache");
+                    None
+                }
+            },
+        };
+        Ok(match direct {
+            Some(file) => {
+                let (mem_align, offset_align) = direct_io_align(&file);
+                DiskFile {
+                    file,
+                    buffered: Some(plain),
+                    bytes,
+                    mem_align,
+                    offset_align,
+                }
+            }
+            None => DiskFile {
+                file: plain,
+                buffered: None,
+                bytes,
+                mem_align: 1,
+                offset_align: 1,
+            },
+        })
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether the page cache is bypassed.
+    pub fn is_direct(&self) -> bool {
+        self.buffered.is_some()
+    }
+
+    /// The file for most operations.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The file for what does not suit direct I/O, if that is another.
+    pub fn buffered(&self) -> Option<&File> {
+        self.buffered.as_ref()
+    }
+
+    /// What addresses and lengths in memory must be a multiple of, in bytes.
+    pub fn mem_align(&self) -> u32 {
+        self.mem_align
+    }
+
+    /// What offsets and lengths on the disk must be a multiple of, in bytes.
+    pub fn offset_align(&self) -> u32 {
+        self.offset_align
+    }
+}
+
+fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {
+    let flags = flags | libc::O_CLOEXEC;
+    OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(flags)
+        .open(path)
+}
+
+/// Where the file ends: right for block devices too, whose `stat` says 0.
+fn end_of(file: &File) -> io::Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    (&*file).seek(SeekFrom::End(0))
+}
+
+/// Alignment of memory and offsets for direct I/O (statx(2), since Linux 6.1).
+fn direct_io_align(file: &File) -> (u32, u32) {
+    // SAFETY: all-zero bytes are a valid `statx`.
+    let mut stat: libc::statx = unsafe { core::mem::zeroed() };
+    // SAFETY: the path is an empty C string, `stat` is writable.
+    let answer = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            &raw mut stat,
+        )
+    };
+    let known = answer == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0;
+    if !known || stat.stx_dio_offset_align == 0 {
+        return (ALIGN_DEFAULT, ALIGN_DEFAULT);
+    }
+    (stat.stx_dio_mem_align, stat.stx_dio_offset_align)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmm_sys_util::tempfile::TempFile;
+
+    const OPTIONS: DiskOptions = DiskOptions {
+        read_only: false,
+        direct: None,
+        block_size: 512,
+    };
+
+    #[test]
+    fn what_can_not_be_a_disk_is_refused_by_name() {
+        let missing = DiskFile::open(Path::new("/no/such/disk"), OPTIONS).unwrap_err();
+        assert!(missing.to_string().contains("/no/such/disk"), "{missing}");
+        let directory = DiskFile::open(Path::new("/dev/zero"), OPTIONS).unwrap_err();
+        assert!(matches!(directory.reason, DiskReason::Kind), "{directory}");
+        let file = TempFile::new().unwrap();
+        let empty = DiskFile::open(file.as_path(), OPTIONS).unwrap_err();
+        assert!(matches!(empty.reason, DiskReason::Empty), "{empty}");
+        file.as_file().set_len(1000).unwrap();
+        let odd = DiskFile::open(file.as_path(), OPTIONS).unwrap_err();
+        assert!(odd.to_string().contains("1000"), "{odd}");
+    }
+
+    #[test]
+    fn a_file_has_its_size_and_alignment() {
+        let file = TempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let disk = DiskFile::open(file.as_path(), OPTIONS).unwrap();
+        assert_eq!(disk.bytes(), 1 << 20);
+        assert_eq!(
+            disk.is_direct(),
+            disk.mem_align() > 1 || disk.offset_align() > 1
+        );
+        let plain = DiskOptions {
+            direct: Some(false),
+            ..OPTIONS
+        };
+        assert!(!DiskFile::open(file.as_path(), plain).unwrap().is_direct());
+    }
+}
