@@ -86,11 +86,13 @@ pub enum DropReason {
     HostError,
     /// The link is a sink: dropping is its purpose.
     Sink,
+    /// The receiver's ring is broken.
+    PeerBroken,
 }
 
 impl DropReason {
     /// Number of reasons.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 
     /// All reasons with the names of their counters.
     pub const NAMES: [(DropReason, &'static str); DropReason::COUNT] = [
@@ -103,6 +105,7 @@ impl DropReason {
         (DropReason::HostFull, "drop_host_full"),
         (DropReason::HostError, "drop_host_error"),
         (DropReason::Sink, "drop_sink"),
+        (DropReason::PeerBroken, "drop_peer_broken"),
     ];
 }
 

@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
@@ -306,11 +306,6 @@ pub struct TapFd {
 }
 
 impl TapFd {
-    /// The fd, to wait for frames with.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        std::os::fd::AsFd::as_fd(&*self.file)
-    }
-
     /// Reads one frame, its header first, into `window` (at most 1024 segments). Returns its bytes,
     /// or `None` when there is no frame. What does not fit is lost without a trace.
     ///
@@ -374,6 +369,13 @@ fn iov_count(segments: &[Segment]) -> libc::c_int {
     #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 1024")]
     let count = segments.len().min(IOV_MAX) as libc::c_int;
     count
+}
+
+/// To wait for frames with.
+impl AsRawFd for TapFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
 }
 
 /// Opens one more queue of `name`.

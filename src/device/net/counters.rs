@@ -20,6 +20,7 @@ const TX_DROPS: [&str; DropReason::COUNT] = [
     "tx_drop_host_full",
     "tx_drop_host_error",
     "tx_drop_sink",
+    "tx_drop_peer_broken",
 ];
 
 /// Names of the drop counters of the receiving direction, in the same order.
@@ -33,6 +34,7 @@ const RX_DROPS: [&str; DropReason::COUNT] = [
     "rx_drop_host_full",
     "rx_drop_host_error",
     "rx_drop_sink",
+    "rx_drop_peer_broken",
 ];
 
 /// The counters of one direction of one queue pair, on cache lines of their own.

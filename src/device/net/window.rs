@@ -41,7 +41,7 @@ pub enum Refill {
     /// A frame can be read into [`RxWindow::segments`].
     Ready,
     /// Don't read: the guest has no buffer, or not enough for the frame read last.
-    Empty,
+    Blocked,
 }
 
 /// A frame that was read but not delivered yet.
@@ -107,13 +107,13 @@ impl RxWindow {
             match self.pop_until(vq, pending.bytes)? {
                 true => self.finish(vq, pending),
                 false if self.has_whole_ring(vq) => self.drop_pending(DropReason::RxRingTooSmall),
-                false => return Ok(Refill::Empty),
+                false => return Ok(Refill::Blocked),
             }
         }
         let wanted = if self.mergeable { self.need } else { 1 };
         self.pop_until(vq, wanted)?;
         if self.chains.is_empty() {
-            return Ok(Refill::Empty);
+            return Ok(Refill::Blocked);
         }
         self.lend();
         Ok(Refill::Ready)
@@ -130,10 +130,13 @@ impl RxWindow {
 
     /// A frame was read: `bytes` bytes, its header among them. Delivers it, or keeps it until the
     /// guest has buffers enough, or drops it.
-    pub fn commit<Q: ChainQueue>(&mut self, vq: &mut Q, bytes: usize) {
+    ///
+    /// # Errors
+    /// The ring's fault, met while looking for more buffers; the frame waits.
+    pub fn commit<Q: ChainQueue>(&mut self, vq: &mut Q, bytes: usize) -> Result<(), RingFault> {
         let direct: usize = match self.segments().split_last() {
             Some((_, window)) => window.iter().map(Segment::len).sum(),
-            None => return,
+            None => return Ok(()),
         };
         self.take_back();
         let first = self.chains.front().map_or(0, |chain| chain.bytes);
@@ -141,11 +144,14 @@ impl RxWindow {
             self.tally.dropped(DropReason::HostError);
         } else if first < HEADER || (!self.mergeable && first < bytes) {
             self.tally.dropped(DropReason::RxTooSmall);
-        } else if bytes > self.bytes {
-            self.pending = Some(Pending { bytes, direct });
         } else {
-            self.finish(vq, Pending { bytes, direct });
+            let frame = Pending { bytes, direct };
+            self.pending = Some(frame);
+            if self.pop_until(vq, bytes)? {
+                self.finish(vq, frame);
+            }
         }
+        Ok(())
     }
 
     /// Whether a frame waits for the guest's buffers. The link must not let it wait for ever.
