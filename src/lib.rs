@@ -22,12 +22,17 @@
 //! A module uses what lies below it along the arrows and nothing else; `tests/tidy.rs` holds that.
 //! Unsafe code lives in `memory` and `sys` alone. docs/architecture.md tells the whole story.
 
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod device;
+pub mod engine;
+pub mod host;
+pub mod logging;
 #[expect(unsafe_code, reason = "island 1: maps guest memory and touches it")]
 pub mod memory;
 pub mod ring;
 pub mod sync;
-pub mod device;
-pub mod engine;
-pub mod host;
 pub mod sys;
+#[cfg(any(test, fuzzing, feature = "testing"))]
+pub mod testing;

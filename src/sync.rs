@@ -3,6 +3,8 @@
 //! Everything that two threads (or the guest and we) share in a protocol goes through these names,
 //! so that the loom models run the production code of the rings and of parking as it is.
 
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 #[cfg(not(loom))]
 pub(crate) use core::sync::atomic::{AtomicBool, Ordering, fence};
 #[cfg(loom)]
@@ -13,23 +15,29 @@ pub(crate) use loom::sync::atomic::{AtomicBool, Ordering, fence};
 /// `add` is a plain load and a plain store: the writer is the worker that owns what is counted, so
 /// no read-modify-write is needed on the hot path.
 #[derive(Debug, Default)]
-pub struct Counter(core::sync::atomic::AtomicU64);
+pub struct Counter(AtomicU64);
 
 impl Counter {
     /// A counter that stands at zero.
     pub const fn new() -> Counter {
-        Counter(core::sync::atomic::AtomicU64::new(0))
+        Counter(AtomicU64::new(0))
     }
 
     /// Adds `count`. Only the owner may call this.
     #[inline]
     pub fn add(&self, count: u64) {
-        use core::sync::atomic::Ordering::Relaxed;
-        self.0.store(self.0.load(Relaxed).wrapping_add(count), Relaxed);
+        self.0
+            .store(self.0.load(Relaxed).wrapping_add(count), Relaxed);
+    }
+
+    /// Sets the value, for a counter that shows a level. Only the owner may call this.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
     }
 
     /// The value now.
     pub fn get(&self) -> u64 {
-        self.0.load(core::sync::atomic::Ordering::Relaxed)
+        self.0.load(Relaxed)
     }
 }

@@ -123,8 +123,12 @@ pub trait VringRunner: Send + Sync {
     ///
     /// # Errors
     /// [`EngineError`].
-    fn set_call(&self, index: u16, call: Option<EventFd>, err: Option<EventFd>)
-    -> Result<(), EngineError>;
+    fn set_call(
+        &self,
+        index: u16,
+        call: Option<EventFd>,
+        err: Option<EventFd>,
+    ) -> Result<(), EngineError>;
 
     /// Goes over to another memory table at a burst boundary, without draining.
     ///

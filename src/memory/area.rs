@@ -36,10 +36,15 @@ mod body {
     impl Area {
         /// `len` bytes at `base`, inside a mapping of `ram`.
         pub(in super::super) fn new(base: *mut u8, len: usize, ram: Arc<GuestRam>) -> Area {
-            Area { base, len, _ram: ram }
+            Area {
+                base,
+                len,
+                _ram: ram,
+            }
         }
 
         /// Length in bytes.
+        #[expect(clippy::len_without_is_empty, reason = "an area is never empty")]
         pub fn len(&self) -> usize {
             self.len
         }
@@ -66,7 +71,10 @@ mod body {
                     const BYTES: usize = size_of::<$word>();
                     let inside = offset.checked_add(BYTES).is_some_and(|end| end <= self.len);
                     let at = self.base.wrapping_add(offset);
-                    assert!(inside && at.addr().is_multiple_of(BYTES), "ring access out of bounds");
+                    assert!(
+                        inside && at.addr().is_multiple_of(BYTES),
+                        "ring access out of bounds"
+                    );
                     // SAFETY: inside the mapping and aligned (just checked); the mapping lives as
                     // long as `self`. An atomic is the one kind of reference that tolerates a peer
                     // changing the bytes.
@@ -99,9 +107,33 @@ mod body {
             }
         };
     }
-    access!(cell16, u16, AtomicU16, load16, load16_acquire, store16, store16_release);
-    access!(cell32, u32, AtomicU32, load32, load32_acquire, store32, store32_release);
-    access!(cell64, u64, AtomicU64, load64, load64_acquire, store64, store64_release);
+    access!(
+        cell16,
+        u16,
+        AtomicU16,
+        load16,
+        load16_acquire,
+        store16,
+        store16_release
+    );
+    access!(
+        cell32,
+        u32,
+        AtomicU32,
+        load32,
+        load32_acquire,
+        store32,
+        store32_release
+    );
+    access!(
+        cell64,
+        u64,
+        AtomicU64,
+        load64,
+        load64_acquire,
+        store64,
+        store64_release
+    );
 }
 
 #[cfg(loom)]
@@ -122,7 +154,9 @@ mod body {
 
         /// `len` bytes of zeros; clones share them.
         pub fn for_loom(len: usize) -> Area {
-            Area { cells: Arc::new((0..len.div_ceil(2)).map(|_| AtomicU64::new(0)).collect()) }
+            Area {
+                cells: Arc::new((0..len.div_ceil(2)).map(|_| AtomicU64::new(0)).collect()),
+            }
         }
 
         /// Length in bytes.
@@ -136,7 +170,10 @@ mod body {
 
     macro_rules! access {
         ($word:ty, $load:ident, $load_acquire:ident, $store:ident, $store_release:ident) => {
-            #[expect(clippy::cast_possible_truncation, reason = "the cell holds a narrower word")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "the cell holds a narrower word"
+            )]
             impl Area {
                 /// Relaxed load of the word at byte `offset`.
                 pub fn $load(&self, offset: usize) -> $word {

@@ -158,7 +158,13 @@ mod tests {
     fn bytes_arrive_in_order_for_every_cut_and_skip() {
         let ram = GuestRam::for_test(&[(0, 65536)]);
         let data: Vec<u8> = (0..60u8).collect();
-        for cuts in [&[60u32][..], &[1, 59], &[20, 20, 20], &[7, 1, 1, 51], &[0, 30, 0, 30]] {
+        for cuts in [
+            &[60u32][..],
+            &[1, 59],
+            &[20, 20, 20],
+            &[7, 1, 1, 51],
+            &[0, 30, 0, 30],
+        ] {
             for skip in [0usize, 1, 20, 59, 60] {
                 let (a, b) = (cut(&ram, 0, cuts), cut(&ram, 4096, &[25, 35]));
                 write(a.as_slice(), 0, &data);

@@ -21,7 +21,9 @@ impl DirtyLog {
     /// A log that covers guest physical addresses below `gpa_end`.
     pub fn new(gpa_end: u64) -> DirtyLog {
         let bytes = usize::try_from(gpa_end.div_ceil(LOG_PAGE * 8)).unwrap_or(usize::MAX);
-        DirtyLog { bits: (0..bytes).map(|_| AtomicU8::new(0)).collect() }
+        DirtyLog {
+            bits: (0..bytes).map(|_| AtomicU8::new(0)).collect(),
+        }
     }
 
     /// Marks the pages of the first `written` bytes of `segments`.
@@ -38,7 +40,9 @@ impl DirtyLog {
 
     fn mark_range(&self, gpa: u64, len: u64) {
         for page in gpa / LOG_PAGE..=(gpa + len - 1) / LOG_PAGE {
-            let byte = usize::try_from(page / 8).ok().and_then(|at| self.bits.get(at));
+            let byte = usize::try_from(page / 8)
+                .ok()
+                .and_then(|at| self.bits.get(at));
             let bit = 1 << (page % 8);
             // A set bit is left alone: the front-end clears bits rarely, we set them often.
             if let Some(byte) = byte.filter(|byte| byte.load(Ordering::Relaxed) & bit == 0) {
@@ -50,7 +54,9 @@ impl DirtyLog {
     /// Whether the page that holds `gpa` is marked.
     pub fn is_marked(&self, gpa: u64) -> bool {
         let page = gpa / LOG_PAGE;
-        let byte = usize::try_from(page / 8).ok().and_then(|at| self.bits.get(at));
+        let byte = usize::try_from(page / 8)
+            .ok()
+            .and_then(|at| self.bits.get(at));
         byte.is_some_and(|byte| byte.load(Ordering::Relaxed) & (1 << (page % 8)) != 0)
     }
 }

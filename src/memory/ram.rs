@@ -175,6 +175,14 @@ unsafe impl Send for GuestRam {}
 unsafe impl Sync for GuestRam {}
 
 impl GuestRam {
+    /// A table without any region: what a session begins with.
+    pub fn empty() -> GuestRam {
+        GuestRam {
+            regions: Box::default(),
+            keep: Vec::new(),
+        }
+    }
+
     /// Maps a whole table (SET_MEM_TABLE). Mappings of `old` that are asked for again are kept.
     ///
     /// # Errors
@@ -183,7 +191,10 @@ impl GuestRam {
         let mut specs = specs;
         specs.sort_by_key(|spec| spec.gpa);
         check_layout(&specs)?;
-        let old: Vec<_> = old.iter().flat_map(|r| r.keep.iter().map(|k| Arc::clone(&k.0))).collect();
+        let old: Vec<_> = old
+            .iter()
+            .flat_map(|r| r.keep.iter().map(|k| Arc::clone(&k.0)))
+            .collect();
         let keep = specs
             .into_iter()
             .map(|spec| Ok((map_or_keep(&spec, &old)?, spec)))
@@ -198,7 +209,10 @@ impl GuestRam {
             uva: spec.uva,
             hva: mapping.base(),
         };
-        GuestRam { regions: keep.iter().map(region).collect(), keep }
+        GuestRam {
+            regions: keep.iter().map(region).collect(),
+            keep,
+        }
     }
 
     /// This table and one region more (ADD_MEM_REG).
@@ -285,7 +299,10 @@ impl GuestRam {
     #[inline]
     fn region_of(&self, addr: u64) -> Option<&Region> {
         if self.regions.len() <= LINEAR_REGIONS_MAX {
-            return self.regions.iter().find(|r| addr.wrapping_sub(r.gpa) < r.len);
+            return self
+                .regions
+                .iter()
+                .find(|r| addr.wrapping_sub(r.gpa) < r.len);
         }
         let after = self.regions.partition_point(|r| r.gpa <= addr);
         let region = self.regions.get(after.checked_sub(1)?)?;
@@ -302,7 +319,10 @@ impl GuestRam {
             return self.read_entry_spanning(addr);
         }
         // `offset` fits: the region is mapped, so its length is below usize::MAX.
-        #[expect(clippy::cast_possible_truncation, reason = "offsets of a mapping fit usize")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "offsets of a mapping fit usize"
+        )]
         let at = region.hva.wrapping_add(offset as usize).cast::<[u64; 2]>();
         // SAFETY: the 16 bytes lie inside the region's mapping (checked above), which `keep` holds.
         // The table may be unaligned, and the guest may change it: it is copied once, by value.
@@ -316,9 +336,7 @@ impl GuestRam {
         self.translate(addr, 16, Access::Read, &mut segments).ok()?;
         let mut bytes = [0u8; 16];
         super::copy::read(segments.as_slice(), 0, &mut bytes);
-        let word = |at: usize| {
-            u64::from_le_bytes(core::array::from_fn(|i| bytes[at + i]))
-        };
+        let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|i| bytes[at + i]));
         Some([word(0), word(8)])
     }
 
@@ -333,8 +351,15 @@ impl GuestRam {
             let offset = uva.wrapping_sub(r.uva);
             offset < r.len && wanted <= r.len - offset
         };
-        let region = self.regions.iter().find(inside).ok_or(MemoryError::Unmapped { uva, len })?;
-        #[expect(clippy::cast_possible_truncation, reason = "offsets of a mapping fit usize")]
+        let region = self
+            .regions
+            .iter()
+            .find(inside)
+            .ok_or(MemoryError::Unmapped { uva, len })?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "offsets of a mapping fit usize"
+        )]
         let base = region.hva.wrapping_add((uva - region.uva) as usize);
         if !base.addr().is_multiple_of(align) {
             return Err(MemoryError::Unaligned { uva, align });
@@ -375,9 +400,16 @@ fn push(out: &mut Segments, region: &Region, offset: u64, len: u64) -> Result<()
     if len == 0 {
         return Ok(());
     }
-    #[expect(clippy::cast_possible_truncation, reason = "offsets of a mapping fit usize")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "offsets of a mapping fit usize"
+    )]
     let segment = Segment::new(region.hva.wrapping_add(offset as usize), len as usize);
-    if out.push(segment) { Ok(()) } else { Err(Translate::Full) }
+    if out.push(segment) {
+        Ok(())
+    } else {
+        Err(Translate::Full)
+    }
 }
 
 /// Sizes and overlaps; `specs` is sorted by guest physical address.
@@ -385,15 +417,27 @@ fn check_layout(specs: &[RegionSpec]) -> Result<(), MemoryError> {
     for spec in specs {
         let fits = |start: u64| start.checked_add(spec.size).is_some();
         if spec.size == 0 || !fits(spec.gpa) || !fits(spec.uva) || !fits(spec.mmap_offset) {
-            return Err(MemoryError::Size { gpa: spec.gpa, size: spec.size });
+            return Err(MemoryError::Size {
+                gpa: spec.gpa,
+                size: spec.size,
+            });
         }
     }
     let mut by_uva: Vec<_> = specs.iter().collect();
     by_uva.sort_by_key(|spec| spec.uva);
-    let by_gpa = specs.windows(2).find(|w| w[0].gpa + w[0].size > w[1].gpa).map(|w| (&w[0], &w[1]));
-    let by_uva = by_uva.windows(2).find(|w| w[0].uva + w[0].size > w[1].uva).map(|w| (w[0], w[1]));
+    let by_gpa = specs
+        .windows(2)
+        .find(|w| w[0].gpa + w[0].size > w[1].gpa)
+        .map(|w| (&w[0], &w[1]));
+    let by_uva = by_uva
+        .windows(2)
+        .find(|w| w[0].uva + w[0].size > w[1].uva)
+        .map(|w| (w[0], w[1]));
     match by_gpa.or(by_uva) {
-        Some((a, b)) => Err(MemoryError::Overlap { first: a.gpa, second: b.gpa }),
+        Some((a, b)) => Err(MemoryError::Overlap {
+            first: a.gpa,
+            second: b.gpa,
+        }),
         None => Ok(()),
     }
 }
@@ -406,7 +450,13 @@ mod tests {
 
     fn spec(gpa: u64, size: u64, file_bytes: u64, mmap_offset: u64) -> RegionSpec {
         let file = Arc::new(super::super::region::memfd(file_bytes).unwrap());
-        RegionSpec { gpa, size, uva: gpa + (1 << 40), mmap_offset, file }
+        RegionSpec {
+            gpa,
+            size,
+            uva: gpa + (1 << 40),
+            mmap_offset,
+            file,
+        }
     }
 
     #[test]
@@ -419,13 +469,25 @@ mod tests {
 
     #[test]
     fn zero_wrapping_and_overlapping_regions_are_refused() {
-        for bad in [spec(0, 0, MIB, 0), spec(u64::MAX - 4096 - (1 << 40), MIB, MIB, 0)] {
+        for bad in [
+            spec(0, 0, MIB, 0),
+            spec(u64::MAX - 4096 - (1 << 40), MIB, MIB, 0),
+        ] {
             let error = GuestRam::map(vec![bad], None).unwrap_err();
             assert!(matches!(error, MemoryError::Size { .. }), "{error}");
         }
         let overlap = vec![spec(MIB, MIB, MIB, 0), spec(0, MIB + 1, 2 * MIB, 0)];
         let error = GuestRam::map(overlap, None).unwrap_err();
-        assert!(matches!(error, MemoryError::Overlap { first: 0, second: MIB }), "{error}");
+        assert!(
+            matches!(
+                error,
+                MemoryError::Overlap {
+                    first: 0,
+                    second: MIB
+                }
+            ),
+            "{error}"
+        );
     }
 
     #[test]
@@ -450,7 +512,8 @@ mod tests {
         let mut out = Segments::with_capacity(1);
         for i in 0..100 {
             out.clear();
-            ram.translate(i * 8192 + 4095, 1, Access::Read, &mut out).unwrap();
+            ram.translate(i * 8192 + 4095, 1, Access::Read, &mut out)
+                .unwrap();
             assert_eq!(ram.gpa_of(&out.as_slice()[0]), Some(i * 8192 + 4095));
             out.clear();
             let hole = ram.translate(i * 8192 + 4096, 1, Access::Read, &mut out);
@@ -462,7 +525,10 @@ mod tests {
     fn a_full_list_is_told_from_an_unmapped_address() {
         let ram = GuestRam::for_test(&[(0, 4096), (4096, 4096)]);
         let mut out = Segments::with_capacity(1);
-        assert_eq!(ram.translate(4000, 200, Access::Read, &mut out), Err(Translate::Full));
+        assert_eq!(
+            ram.translate(4000, 200, Access::Read, &mut out),
+            Err(Translate::Full)
+        );
     }
 
     #[test]
@@ -510,7 +576,8 @@ mod tests {
     fn an_entry_across_two_regions_is_read_whole() {
         let ram = GuestRam::for_test(&[(0, 4096), (4096, 4096)]);
         let mut out = Segments::with_capacity(2);
-        ram.translate(4096 - 4, 16, Access::Write, &mut out).unwrap();
+        ram.translate(4096 - 4, 16, Access::Write, &mut out)
+            .unwrap();
         let bytes: [u8; 16] = core::array::from_fn(|i| u8::try_from(i).unwrap());
         super::super::copy::write(out.as_slice(), 0, &bytes);
         let words = ram.read_entry(4096 - 4).unwrap();

@@ -26,18 +26,27 @@ impl Mapping {
     /// Checks `spec` and maps it. With an `old` mapping of the same bytes of the same file, that
     /// mapping is kept.
     pub(super) fn new(spec: &RegionSpec) -> Result<Mapping, MemoryError> {
-        let stat = fstat(&spec.file).map_err(|source| MemoryError::Map { gpa: spec.gpa, source })?;
+        let stat = fstat(&spec.file).map_err(|source| MemoryError::Map {
+            gpa: spec.gpa,
+            source,
+        })?;
         check_against_file(spec, &stat)?;
         let page = page_bytes(&spec.file);
         let lead = spec.mmap_offset % page;
         let offset = spec.mmap_offset - lead;
-        let too_big = || MemoryError::Size { gpa: spec.gpa, size: spec.size };
+        let too_big = || MemoryError::Size {
+            gpa: spec.gpa,
+            size: spec.size,
+        };
         // The length of a hugetlbfs mapping must be whole pages; munmap would fail otherwise.
         let bytes = (spec.size + lead)
             .checked_next_multiple_of(page)
             .and_then(|bytes| usize::try_from(bytes).ok())
             .ok_or_else(too_big)?;
-        let file = spec.file.try_clone().map_err(|source| MemoryError::Map { gpa: spec.gpa, source })?;
+        let file = spec.file.try_clone().map_err(|source| MemoryError::Map {
+            gpa: spec.gpa,
+            source,
+        })?;
         let map = MmapRegionBuilder::new(bytes)
             .with_file_offset(FileOffset::new(file, offset))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -50,7 +59,11 @@ impl Mapping {
         // SAFETY: the range is the mapping just made. Guest RAM is no use in a core dump of ours.
         unsafe { libc::madvise(map.as_ptr().cast(), bytes, libc::MADV_DONTDUMP) };
         let lead = usize::try_from(lead).map_err(|_| too_big())?;
-        Ok(Mapping { map, lead, identity: (stat.st_dev, stat.st_ino) })
+        Ok(Mapping {
+            map,
+            lead,
+            identity: (stat.st_dev, stat.st_ino),
+        })
     }
 
     /// Address of the region's first byte.
@@ -84,11 +97,17 @@ pub(super) fn memfd(bytes: u64) -> std::io::Result<File> {
 }
 
 /// Finds the mapping for `spec` among `old`, or makes one.
-pub(super) fn map_or_keep(spec: &RegionSpec, old: &[Arc<Mapping>]) -> Result<Arc<Mapping>, MemoryError> {
+pub(super) fn map_or_keep(
+    spec: &RegionSpec,
+    old: &[Arc<Mapping>],
+) -> Result<Arc<Mapping>, MemoryError> {
     match old.iter().find(|mapping| mapping.serves(spec)) {
         // The file may have been truncated since it was mapped.
         Some(kept) => {
-            let stat = fstat(&spec.file).map_err(|source| MemoryError::Map { gpa: spec.gpa, source })?;
+            let stat = fstat(&spec.file).map_err(|source| MemoryError::Map {
+                gpa: spec.gpa,
+                source,
+            })?;
             check_against_file(spec, &stat)?;
             Ok(Arc::clone(kept))
         }
@@ -135,5 +154,8 @@ fn page_bytes(file: &File) -> u64 {
     if failed || stat.f_type != libc::HUGETLBFS_MAGIC {
         return BASE_PAGE;
     }
-    u64::try_from(stat.f_bsize).ok().filter(|page| page.is_power_of_two()).unwrap_or(BASE_PAGE)
+    u64::try_from(stat.f_bsize)
+        .ok()
+        .filter(|page| page.is_power_of_two())
+        .unwrap_or(BASE_PAGE)
 }

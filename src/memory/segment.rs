@@ -22,13 +22,19 @@ unsafe impl Sync for Segment {}
 
 impl Segment {
     /// An empty segment, for fixed tables.
-    pub const EMPTY: Segment = Segment(libc::iovec { iov_base: core::ptr::null_mut(), iov_len: 0 });
+    pub const EMPTY: Segment = Segment(libc::iovec {
+        iov_base: core::ptr::null_mut(),
+        iov_len: 0,
+    });
 
     /// A segment over `len` bytes at `base`; the caller has checked that they lie in one mapping
     /// that outlives the segment.
     #[inline]
     pub(crate) fn new(base: *mut u8, len: usize) -> Segment {
-        Segment(libc::iovec { iov_base: base.cast(), iov_len: len })
+        Segment(libc::iovec {
+            iov_base: base.cast(),
+            iov_len: len,
+        })
     }
 
     /// Length in bytes.
@@ -87,7 +93,10 @@ pub struct Segments {
 impl Segments {
     /// A list for at most `capacity` segments.
     pub fn with_capacity(capacity: usize) -> Segments {
-        Segments { list: Vec::with_capacity(capacity), capacity }
+        Segments {
+            list: Vec::with_capacity(capacity),
+            capacity,
+        }
     }
 
     /// Appends `segment`; `false` when the list is full.

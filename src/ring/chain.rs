@@ -19,7 +19,11 @@ pub struct ChainId {
 impl ChainId {
     /// The identity of a chain; formats and scripted queues make it.
     pub fn new(id: u16, slots: u16) -> ChainId {
-        ChainId { id, slots, entry: 0 }
+        ChainId {
+            id,
+            slots,
+            entry: 0,
+        }
     }
 
     /// Split: the head descriptor. Packed: the buffer id.

@@ -24,7 +24,10 @@ impl PackedCursor {
     /// The position that `off_wrap` encodes: bits 0–14 the slot, bit 15 the wrap counter.
     #[inline]
     pub fn from_off_wrap(off_wrap: u16) -> PackedCursor {
-        PackedCursor { slot: off_wrap & 0x7fff, wrap: off_wrap & 0x8000 != 0 }
+        PackedCursor {
+            slot: off_wrap & 0x7fff,
+            wrap: off_wrap & 0x8000 != 0,
+        }
     }
 
     /// The encoding of [`PackedCursor::from_off_wrap`].
@@ -39,10 +42,17 @@ impl PackedCursor {
         // Sizes reach 32768, so the sum may pass 16 bits.
         let slot = u32::from(self.slot) + u32::from(slots);
         let wrapped = slot >= u32::from(size);
-        let slot = if wrapped { slot - u32::from(size) } else { slot };
+        let slot = if wrapped {
+            slot - u32::from(size)
+        } else {
+            slot
+        };
         #[expect(clippy::cast_possible_truncation, reason = "below the ring's size")]
         let slot = slot as u16;
-        *self = PackedCursor { slot, wrap: self.wrap ^ wrapped };
+        *self = PackedCursor {
+            slot,
+            wrap: self.wrap ^ wrapped,
+        };
     }
 
     /// Moves back by `slots` (at most the ring's size).
@@ -52,7 +62,10 @@ impl PackedCursor {
         let slot = u32::from(self.slot) + if wrapped { u32::from(size) } else { 0 };
         #[expect(clippy::cast_possible_truncation, reason = "below the ring's size")]
         let slot = (slot - u32::from(slots)) as u16;
-        *self = PackedCursor { slot, wrap: self.wrap ^ wrapped };
+        *self = PackedCursor {
+            slot,
+            wrap: self.wrap ^ wrapped,
+        };
     }
 }
 
@@ -60,7 +73,12 @@ impl PackedCursor {
 ///
 /// All three are put on one line of two laps, where the test is `old <= event < new`.
 #[inline]
-pub fn packed_need_event(event: PackedCursor, new: PackedCursor, old: PackedCursor, size: u16) -> bool {
+pub fn packed_need_event(
+    event: PackedCursor,
+    new: PackedCursor,
+    old: PackedCursor,
+    size: u16,
+) -> bool {
     let size = u32::from(size);
     // Distance ahead of `old`: the same lap counts from its slot, the other lap adds one size.
     let ahead = |at: PackedCursor| {
@@ -100,7 +118,10 @@ mod tests {
                     let mut new = old;
                     new.advance(count, size);
                     for event in (0..size).flat_map(|s| [(s, false), (s, true)]) {
-                        let event = PackedCursor { slot: event.0, wrap: event.1 };
+                        let event = PackedCursor {
+                            slot: event.0,
+                            wrap: event.1,
+                        };
                         let mut at = old;
                         let steps = (0..count).any(|_| {
                             let hit = at == event;

@@ -56,20 +56,44 @@ pub struct VringBase {
 impl VringBase {
     /// Decodes the 32-bit value of SET_VRING_BASE (vhost-user: "A vring state description").
     pub fn from_u32(packed: bool, num: u32) -> VringBase {
-        #[expect(clippy::cast_possible_truncation, reason = "two 16-bit halves by definition")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "two 16-bit halves by definition"
+        )]
         let (low, high) = (num as u16, (num >> 16) as u16);
-        if packed { VringBase { avail: low, used: high } } else { VringBase { avail: low, used: low } }
+        if packed {
+            VringBase {
+                avail: low,
+                used: high,
+            }
+        } else {
+            VringBase {
+                avail: low,
+                used: low,
+            }
+        }
     }
 
     /// Encodes the 32-bit value of GET_VRING_BASE.
     pub fn to_u32(self, packed: bool) -> u32 {
-        let high = if packed { u32::from(self.used) << 16 } else { 0 };
+        let high = if packed {
+            u32::from(self.used) << 16
+        } else {
+            0
+        };
         u32::from(self.avail) | high
     }
 
     /// Where a ring that was never used stands.
     pub fn fresh(packed: bool) -> VringBase {
-        if packed { VringBase { avail: 0x8000, used: 0x8000 } } else { VringBase::default() }
+        if packed {
+            VringBase {
+                avail: 0x8000,
+                used: 0x8000,
+            }
+        } else {
+            VringBase::default()
+        }
     }
 }
 
@@ -99,6 +123,7 @@ pub struct Desc {
     pub id: u16,
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "flags are 1, 2 and 4")]
 impl Desc {
     /// Another descriptor follows.
     pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;

@@ -25,9 +25,11 @@ mod packed;
 mod split;
 mod virtqueue;
 
-#[cfg(all(test, loom))]
+#[cfg(test)]
+#[cfg(loom)]
 mod loom_tests;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
 
 pub use chain::{Chain, ChainId, ChainQueue, Popped};

@@ -51,7 +51,6 @@ impl Packed {
 
     #[inline]
     fn is_available(&self, word: u64) -> bool {
-        #[expect(clippy::cast_possible_truncation, reason = "flags are the top 16 bits")]
         let flags = (word >> 48) as u16;
         let (avail, used) = (flags & AVAIL != 0, flags & USED != 0);
         avail == self.next_avail.wrap && used != self.next_avail.wrap
@@ -68,7 +67,10 @@ impl Packed {
             return None;
         }
         let addr = self.areas.desc.load64(usize::from(slot) * 16);
-        Some(Head { slot, desc: Packed::decode([addr, word]) })
+        Some(Head {
+            slot,
+            desc: Packed::decode([addr, word]),
+        })
     }
 }
 
@@ -124,7 +126,10 @@ impl RingFormat for Packed {
         let slot = if slot + 1 == self.size { 0 } else { slot + 1 };
         let at = usize::from(slot) * 16;
         let words = [self.areas.desc.load64(at), self.areas.desc.load64(at + 8)];
-        Ok(Head { slot, desc: Packed::decode(words) })
+        Ok(Head {
+            slot,
+            desc: Packed::decode(words),
+        })
     }
 
     #[inline]
@@ -138,7 +143,12 @@ impl RingFormat for Packed {
     fn decode(words: [u64; 2]) -> Desc {
         // VIRTIO 1.3 §2.8.13: addr; len, id, flags.
         let [addr, rest] = words;
-        Desc { addr, len: rest as u32, id: (rest >> 32) as u16, flags: (rest >> 48) as u16 }
+        Desc {
+            addr,
+            len: rest as u32,
+            id: (rest >> 32) as u16,
+            flags: (rest >> 48) as u16,
+        }
     }
 
     #[inline]
@@ -158,8 +168,7 @@ impl RingFormat for Packed {
         let flags = if self.next_used.wrap { AVAIL | USED } else { 0 };
         // WRITE says that `len` counts (VIRTIO 1.3 §2.8.9).
         let flags = flags | if written > 0 { Desc::WRITE } else { 0 };
-        let word =
-            u64::from(written) | (u64::from(chain.id()) << 32) | (u64::from(flags) << 48);
+        let word = u64::from(written) | (u64::from(chain.id()) << 32) | (u64::from(flags) << 48);
         let offset = Packed::word_at(self.next_used.slot);
         if self.held.is_none() {
             self.held = Some(Held { offset, word });
@@ -223,7 +232,10 @@ impl RingFormat for Packed {
     }
 
     fn base(&self) -> VringBase {
-        VringBase { avail: self.next_avail.off_wrap(), used: self.next_used.off_wrap() }
+        VringBase {
+            avail: self.next_avail.off_wrap(),
+            used: self.next_used.off_wrap(),
+        }
     }
 
     fn swap_areas(&mut self, areas: Areas) -> Areas {

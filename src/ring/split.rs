@@ -2,8 +2,6 @@
 //!
 //! Layout and index arithmetic only; the walk and every limit on it are in `virtqueue.rs`.
 
-use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
-
 use crate::sync::{Ordering, fence};
 
 use super::event::need_event;
@@ -14,6 +12,15 @@ use super::{ChainId, RingFault};
 const RING: usize = 4;
 const IDX: usize = 2;
 const FLAGS: usize = 0;
+
+/// The bindings' constants have the width of C's int; the fields have 16 bits.
+#[expect(clippy::cast_possible_truncation, reason = "both flags are 1")]
+mod flag {
+    use virtio_bindings::virtio_ring as spec;
+
+    pub(super) const NO_INTERRUPT: u16 = spec::VRING_AVAIL_F_NO_INTERRUPT as u16;
+    pub(super) const NO_NOTIFY: u16 = spec::VRING_USED_F_NO_NOTIFY as u16;
+}
 
 /// The device's side of one split ring.
 #[derive(Debug)]
@@ -96,7 +103,11 @@ impl RingFormat for Split {
         // the ring itself; when the two can't belong together, the front-end's word counts.
         let in_ring = areas.device.load16(IDX);
         let plausible = config.base.avail.wrapping_sub(in_ring) <= size;
-        let used = if plausible { in_ring } else { config.base.avail };
+        let used = if plausible {
+            in_ring
+        } else {
+            config.base.avail
+        };
         Ok(Split {
             areas,
             size,
@@ -114,11 +125,17 @@ impl RingFormat for Split {
         if self.next_avail == self.seen_avail && self.refresh()? == 0 {
             return Ok(None);
         }
-        let slot = self.areas.driver.load16(RING + 2 * self.mask(self.next_avail));
+        let slot = self
+            .areas
+            .driver
+            .load16(RING + 2 * self.mask(self.next_avail));
         if slot >= self.size {
             return Err(RingFault::DescIndex);
         }
-        Ok(Some(Head { slot, desc: self.desc(slot) }))
+        Ok(Some(Head {
+            slot,
+            desc: self.desc(slot),
+        }))
     }
 
     #[inline]
@@ -132,7 +149,10 @@ impl RingFormat for Split {
         if slot >= self.size {
             return Err(RingFault::DescIndex);
         }
-        Ok(Head { slot, desc: self.desc(slot) })
+        Ok(Head {
+            slot,
+            desc: self.desc(slot),
+        })
     }
 
     #[inline]
@@ -141,7 +161,11 @@ impl RingFormat for Split {
             return Ok(None);
         }
         let next = u32::from(desc.id);
-        if next < len { Ok(Some(next)) } else { Err(RingFault::DescIndex) }
+        if next < len {
+            Ok(Some(next))
+        } else {
+            Err(RingFault::DescIndex)
+        }
     }
 
     #[inline]
@@ -149,7 +173,12 @@ impl RingFormat for Split {
     fn decode(words: [u64; 2]) -> Desc {
         // VIRTIO 1.3 §2.7.5: addr; len, flags, next.
         let [addr, rest] = words;
-        Desc { addr, len: rest as u32, flags: (rest >> 32) as u16, id: (rest >> 48) as u16 }
+        Desc {
+            addr,
+            len: rest as u32,
+            flags: (rest >> 32) as u16,
+            id: (rest >> 48) as u16,
+        }
     }
 
     #[inline]
@@ -197,7 +226,7 @@ impl RingFormat for Split {
             let event = self.areas.driver.load16(self.used_event_at());
             return need_event(event, self.published, old);
         }
-        u32::from(self.areas.driver.load16(FLAGS)) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        self.areas.driver.load16(FLAGS) & flag::NO_INTERRUPT == 0
     }
 
     fn set_kicks(&mut self, wanted: bool) -> bool {
@@ -207,10 +236,13 @@ impl RingFormat for Split {
             if !wanted {
                 return false;
             }
-            self.areas.device.store16(self.avail_event_at(), self.next_avail);
+            self.areas
+                .device
+                .store16(self.avail_event_at(), self.next_avail);
         } else {
-            let flag = if wanted { 0 } else { VRING_USED_F_NO_NOTIFY as u16 };
-            self.areas.device.store16(FLAGS, flag);
+            self.areas
+                .device
+                .store16(FLAGS, if wanted { 0 } else { flag::NO_NOTIFY });
         }
         if !wanted {
             return false;
@@ -224,7 +256,10 @@ impl RingFormat for Split {
     }
 
     fn base(&self) -> VringBase {
-        VringBase { avail: self.next_avail, used: self.next_used }
+        VringBase {
+            avail: self.next_avail,
+            used: self.next_used,
+        }
     }
 
     fn swap_areas(&mut self, areas: Areas) -> Areas {

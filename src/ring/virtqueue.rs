@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use crate::memory::{Access, DirtyLog, GuestRam, Segment, Segments, Translate};
 
+use super::RingFault;
 use super::chain::{Chain, ChainId, ChainQueue, Popped};
 use super::format::{Areas, Desc, Head, RingConfig, RingFormat, VringBase};
 use super::journal::{Journal, NoJournal};
-use super::RingFault;
 
 /// Entries that an indirect table may have on a ring smaller than this. VIRTIO 1.3 §2.7.5.3.1
 /// forbids chains longer than the ring, but drivers size their tables by the device's limit on
@@ -58,17 +58,22 @@ impl Walk<'_> {
         if self.readable_bytes + self.writable_bytes > u64::from(u32::MAX) {
             return Err(RingFault::ChainBytes.into());
         }
-        self.ram.translate(desc.addr, desc.len, access, self.segments).map_err(|error| match error {
-            Translate::Unmapped => RingFault::Unmapped.into(),
-            Translate::Miss { .. } => Stop::Wait,
-            // Room comes back when the caller's burst is done, unless the chain alone is too long.
-            Translate::Full if self.first > 0 => Stop::Wait,
-            Translate::Full => RingFault::TooManySegments.into(),
-        })
+        self.ram
+            .translate(desc.addr, desc.len, access, self.segments)
+            .map_err(|error| match error {
+                Translate::Unmapped => RingFault::Unmapped.into(),
+                Translate::Miss { .. } => Stop::Wait,
+                // Room comes back when the caller's burst is done, unless the chain alone is too long.
+                Translate::Full if self.first > 0 => Stop::Wait,
+                Translate::Full => RingFault::TooManySegments.into(),
+            })
     }
 
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "bounded by SEGMENTS_MAX and ChainBytes")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "bounded by SEGMENTS_MAX and ChainBytes"
+    )]
     fn finish(self, id: ChainId) -> Chain {
         let end = self.segments.len();
         let split = self.first_writable.unwrap_or(end);
@@ -163,7 +168,9 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
             return Err(fault);
         }
         let answer = self.format.available();
-        answer.map(|count| count > 0).inspect_err(|&fault| self.fault = Some(fault))
+        answer
+            .map(|count| count > 0)
+            .inspect_err(|&fault| self.fault = Some(fault))
     }
 
     /// The rule that the driver broke, once it did.
@@ -260,7 +267,10 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
             if count > limit {
                 return Err(RingFault::IndirectTooLong.into());
             }
-            let at = table.addr.checked_add(16 * u64::from(index)).ok_or(RingFault::Unmapped)?;
+            let at = table
+                .addr
+                .checked_add(16 * u64::from(index))
+                .ok_or(RingFault::Unmapped)?;
             let desc = F::decode(self.ram.read_entry(at).ok_or(RingFault::Unmapped)?);
             if desc.has(Desc::INDIRECT) {
                 return Err(RingFault::IndirectNested.into());
@@ -274,7 +284,12 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
     }
 
     #[cold]
-    fn stop(&mut self, stop: &Stop, segments: &mut Segments, len: usize) -> Result<Popped, RingFault> {
+    fn stop(
+        &mut self,
+        stop: &Stop,
+        segments: &mut Segments,
+        len: usize,
+    ) -> Result<Popped, RingFault> {
         segments.truncate(len);
         match *stop {
             Stop::Wait => Ok(Popped::Wait),

@@ -1,11 +1,25 @@
-//! System calls behind safe types: one of the two places of this crate where unsafe code stands.
+//! System calls behind safe types.
 //!
-//! Each module wraps one subject of the kernel and hands out values that can't be misused; nothing
-//! here knows virtio. Guest memory is not touched here, that is `memory`.
+//! One of the two places with unsafe code (the other is `memory`), and the only other one that
+//! names `libc`. It knows nothing of virtio; each module wraps one facility of the kernel.
 
-#[expect(unsafe_code, reason = "tap devices are made by ioctls that take pointers")]
+#[expect(unsafe_code, reason = "thread affinity takes a pointer")]
+pub mod cpu;
+#[expect(unsafe_code, reason = "fcntl, ownership of a descriptor")]
+pub mod eventfd;
+pub mod listen;
+#[expect(unsafe_code, reason = "poll, MSG_PEEK, dup3")]
+pub mod peer;
+#[expect(unsafe_code, reason = "pthread_sigmask, signalfd")]
+pub mod signals;
+#[expect(unsafe_code, reason = "socket calls that std has no counterpart for")]
+mod socket;
+pub mod systemd;
+#[expect(unsafe_code, reason = "ioctl, readv and writev on /dev/net/tun")]
 pub mod tap;
 #[cfg(test)]
+#[expect(unsafe_code, reason = "unshare, packet sockets")]
 #[expect(clippy::cast_possible_truncation, reason = "constants and sizes of the socket interface")]
-#[expect(unsafe_code, reason = "network namespaces and packet sockets for tests")]
 pub mod testnet;
+#[expect(unsafe_code, reason = "getpwnam_r, getgrnam_r")]
+pub mod users;

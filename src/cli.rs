@@ -1,0 +1,262 @@
+//! The command line: flags and their help. Nothing of clap leaves this file.
+//!
+//! Values of devices and of the engine are passed on as text: `config` understands them, in one
+//! place for flags and file. Wrong usage ends with status 2, as a wrong configuration does.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::PossibleValue;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Given;
+use crate::logging::Level;
+
+const EXAMPLES: &str = "\
+Examples:
+  A disk from a file and a port on a tap interface, served by core 1:
+    vringd run --core 1 \\
+      --blk socket=/run/vringd/disk0.sock,path=disk.img \\
+      --net socket=/run/vringd/net0.sock,link=tap:tap0
+
+  The same from a file, checked first:
+    vringd check --config /etc/vringd.toml
+    vringd run --config /etc/vringd.toml";
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invocation {
+    /// How much to log.
+    pub log_level: Level,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Serve the devices until a signal ends it.
+    Run(Given),
+    /// Say whether the settings are valid.
+    Check(Given),
+}
+
+/// A command line that leads to no action: wrong usage, or a request for help or the version.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct CliError(clap::Error);
+
+impl CliError {
+    /// Prints the message, in colour where a terminal shows it: help and version to stdout,
+    /// wrong usage to stderr.
+    pub fn print(&self) {
+        // There is nowhere left to report a closed stream to.
+        let _ = self.0.print();
+    }
+
+    /// 0 after help and version, else 2.
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        if self.0.use_stderr() { 2 } else { 0 }
+    }
+}
+
+/// Understands the arguments, the first being the program's name.
+///
+/// # Errors
+/// Wrong usage; and help and version, which are not errors to the user.
+pub fn parse<I>(arguments: I) -> Result<Invocation, CliError>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString> + Clone,
+{
+    let cli = Cli::try_parse_from(arguments).map_err(CliError)?;
+    let action = match cli.command {
+        Command::Run(run) => Action::Run(Given {
+            file: run.config,
+            cores: run.core,
+            idle: run.idle,
+            stop_timeout: run.stop_timeout,
+            nets: run.net,
+            blks: run.blk,
+        }),
+        Command::Check(check) => Action::Check(Given {
+            file: Some(check.config),
+            ..Given::default()
+        }),
+    };
+    Ok(Invocation {
+        log_level: cli.log_level,
+        action,
+    })
+}
+
+/// Serves virtio-net and virtio-blk devices to virtual machines over vhost-user.
+#[derive(Debug, Parser)]
+#[command(name = "vringd", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    /// How much to log to stderr; VRINGD_LOG overrides it with a filter by module
+    #[arg(long, global = true, value_name = "LEVEL", value_enum, default_value_t)]
+    log_level: Level,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve devices until SIGTERM or SIGINT
+    #[command(after_help = EXAMPLES)]
+    Run(RunArgs),
+    /// Say whether a configuration file is valid, and serve nothing
+    Check(CheckArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(max_term_width = 100)]
+struct RunArgs {
+    /// TOML file with [engine], [[net]] and [[blk]], whose keys are those of the flags
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Cores to run on, one pinned worker each [default: the last that is online]
+    #[arg(long, value_name = "N[,N]...")]
+    core: Option<String>,
+
+    /// What a worker without work does: spin, adaptive or interrupt [default: adaptive]
+    #[arg(long, value_name = "POLICY")]
+    idle: Option<String>,
+
+    /// How long a shutdown waits for requests in flight: 10s, 500ms [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    stop_timeout: Option<String>,
+
+    /// Add a network port; needs socket and link (tap:NAME, echo or sink). Also: name, queues,
+    /// mac, mtu, socket_owner, socket_group, socket_mode
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    net: Vec<String>,
+
+    /// Add a disk; needs socket, and path or backend (ram:SIZE, null:SIZE). Also: name, queues,
+    /// read_only, direct, serial, block_size, socket_owner, socket_group, socket_mode
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    blk: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// The TOML file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl ValueEnum for Level {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse_line(line: &str) -> Result<Invocation, CliError> {
+        parse(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_passes_its_values_on_as_text() {
+        let line = "vringd run --core 1,2 --idle spin --stop-timeout 3s --net a=1 --blk b=2 \
+                    --net c=3 --config f.toml --log-level debug";
+        let given = Given {
+            file: Some(PathBuf::from("f.toml")),
+            cores: Some("1,2".to_owned()),
+            idle: Some("spin".to_owned()),
+            stop_timeout: Some("3s".to_owned()),
+            nets: vec!["a=1".to_owned(), "c=3".to_owned()],
+            blks: vec!["b=2".to_owned()],
+        };
+        let expected = Invocation {
+            log_level: Level::Debug,
+            action: Action::Run(given),
+        };
+        assert_eq!(parse_line(line).unwrap(), expected);
+    }
+
+    #[test]
+    fn check_takes_a_file_and_the_level_is_info() {
+        let given = Given {
+            file: Some(PathBuf::from("f.toml")),
+            ..Given::default()
+        };
+        let expected = Invocation {
+            log_level: Level::Info,
+            action: Action::Check(given),
+        };
+        assert_eq!(
+            parse_line("vringd check --config f.toml").unwrap(),
+            expected
+        );
+    }
+
+    #[test]
+    fn wrong_usage_names_the_culprit_with_status_2() {
+        for (line, culprit) in [
+            ("vringd", "Usage"),
+            ("vringd fly", "fly"),
+            ("vringd run --cores 1", "--cores"),
+            ("vringd run extra", "extra"),
+            ("vringd run --core 1 --core 2", "--core"),
+            ("vringd run --net", "--net"),
+            ("vringd check", "--config"),
+            ("vringd run --log-level loud", "loud"),
+        ] {
+            let error = parse_line(line).unwrap_err();
+            assert_eq!(error.exit_status(), 2, "{line}");
+            assert!(error.to_string().contains(culprit), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn help_and_version_are_no_failure() {
+        for line in [
+            "vringd --help",
+            "vringd run --help",
+            "vringd check -h",
+            "vringd --version",
+        ] {
+            assert_eq!(parse_line(line).unwrap_err().exit_status(), 0, "{line}");
+        }
+        let version = parse_line("vringd --version").unwrap_err().to_string();
+        assert_eq!(version, format!("vringd {}\n", env!("CARGO_PKG_VERSION")));
+    }
+
+    #[test]
+    fn help_has_two_examples_that_parse() {
+        for line in ["vringd --help", "vringd run --help"] {
+            let help = parse_line(line).unwrap_err().to_string();
+            assert!(help.contains(EXAMPLES), "{help}");
+        }
+        let joined = EXAMPLES.replace("\\\n", " ");
+        let examples: Vec<&str> = joined
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with("vringd "))
+            .collect();
+        assert_eq!(examples.len(), 3);
+        for example in examples {
+            parse_line(example).unwrap();
+        }
+    }
+}

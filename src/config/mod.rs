@@ -1,0 +1,149 @@
+//! What the operator asked for, as plain validated settings.
+//!
+//! The command line and the TOML file have the same keys and go through the same structures
+//! (`keyvalue`); here are the results, in which everything is checked that can be checked before
+//! the first resource is taken. No type of the command line parser appears, nothing is opened.
+//! Where a socket comes from is [`SocketConfig`], defined beside the code that makes listeners.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+mod error;
+mod file;
+mod keyvalue;
+mod size;
+#[cfg(test)]
+mod tests;
+mod validate;
+mod values;
+
+pub use crate::sys::listen::{SocketConfig, SocketSource};
+pub use error::{ConfigError, Place, Problem};
+pub use size::DURATION_MAX;
+pub use validate::load;
+
+/// Everything that the daemon is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Threads and how they wait.
+    pub engine: EngineConfig,
+    /// The network ports, in the order given; names are unique over ports and disks.
+    pub nets: Vec<NetConfig>,
+    /// The disks, in the order given.
+    pub blks: Vec<BlkConfig>,
+}
+
+/// Threads and how they wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// One pinned worker for each; not empty, no core twice, all of them online.
+    pub cores: Vec<usize>,
+    /// What a worker does when there is nothing to do.
+    pub idle: IdlePolicy,
+    /// How long a shutdown waits for requests in flight.
+    pub stop_timeout: Duration,
+}
+
+/// What a worker does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdlePolicy {
+    /// Polls for ever; never blocks.
+    Spin,
+    /// Polls for a while, then sleeps until it is kicked.
+    Adaptive,
+    /// Sleeps as soon as there is nothing to do.
+    Interrupt,
+}
+
+/// One virtio-net device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Names the device in logs and errors.
+    pub name: String,
+    /// Where front-ends connect.
+    pub socket: SocketConfig,
+    /// Where frames go.
+    pub link: LinkConfig,
+    /// Queue pairs that a front-end may use at most, 1..=128.
+    pub queues: u16,
+    /// The device's address; without it the front-end or the driver chooses one.
+    pub mac: Option<[u8; 6]>,
+    /// The MTU that the driver is told, 68..=65535.
+    pub mtu: Option<u16>,
+}
+
+/// Where the frames of a port go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkConfig {
+    /// Back to the sender, unchanged.
+    Echo,
+    /// Nowhere.
+    Sink,
+    /// To and from the host's tap interface of this name.
+    Tap(String),
+}
+
+/// One virtio-blk device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlkConfig {
+    /// Names the device in logs and errors.
+    pub name: String,
+    /// Where front-ends connect.
+    pub socket: SocketConfig,
+    /// Where the blocks are.
+    pub backend: BlkBackend,
+    /// Virtqueues that a front-end may use at most, 1..=128.
+    pub queues: u16,
+    /// Writes are refused and the device says so.
+    pub read_only: bool,
+    /// Bypass the page cache: always, never, or (`None`) where the file system allows it.
+    pub direct: Option<bool>,
+    /// What GET_ID answers: ASCII, at most 20 bytes; by default the start of the name.
+    pub serial: String,
+    /// 512 or 4096.
+    pub block_size: u32,
+}
+
+/// Where the blocks of a disk are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlkBackend {
+    /// A file or a block device.
+    Path(PathBuf),
+    /// Memory of the daemon, so many bytes.
+    Ram(u64),
+    /// Nowhere: reads give zeroes, writes are dropped; so many bytes.
+    Null(u64),
+}
+
+/// What the operator gave, before it is understood: the command line's share of the settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// A TOML file.
+    pub file: Option<PathBuf>,
+    /// The list of `--core`; overrides the file's `engine.cores`.
+    pub cores: Option<String>,
+    /// Overrides the file's `engine.idle`.
+    pub idle: Option<String>,
+    /// Overrides the file's `engine.stop_timeout`.
+    pub stop_timeout: Option<String>,
+    /// `key=value` lists, after the file's `[[net]]`.
+    pub nets: Vec<String>,
+    /// `key=value` lists, after the file's `[[blk]]`.
+    pub blks: Vec<String>,
+}
+
+/// Looks up the number of a user or group; `None` when there is none of that name.
+pub type AccountLookup = fn(&str) -> io::Result<Option<u32>>;
+
+/// What of the machine the settings are checked against.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The cores that are online, ascending.
+    pub online_cores: Vec<usize>,
+    /// Finds users.
+    pub user_id: AccountLookup,
+    /// Finds groups.
+    pub group_id: AccountLookup,
+}

@@ -1,0 +1,249 @@
+//! Each key's value: from text to its type, or to the problem with it.
+//!
+//! Nothing here knows where the value was written or what other keys say; `validate` does.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
+
+use super::error::Problem;
+use super::size::{parse_digits, parse_size};
+use super::{AccountLookup, BlkBackend, LinkConfig, SocketSource};
+
+const NAME_MAX: usize = 64;
+/// `sun_path` is 108 bytes with its final NUL.
+const SOCKET_PATH_MAX: usize = 107;
+/// IFNAMSIZ less its final NUL.
+const TAP_NAME_MAX: usize = 15;
+/// VIRTIO 1.3 §5.2.6: the device ID string has 20 bytes.
+pub(super) const SERIAL_MAX: usize = 20;
+
+const LINKS: &str = "tap, echo, sink";
+const LINKS_TO_COME: [&str; 3] = ["xdp", "wire", "switch"];
+const BACKENDS: &str = "ram, null";
+
+pub(super) fn bounded(value: u64, min: u64, max: u64) -> Result<u16, Problem> {
+    match u16::try_from(value) {
+        Ok(number) if (min..=max).contains(&value) => Ok(number),
+        _ => Err(Problem::OutOfRange { min, max }),
+    }
+}
+
+fn check_length(text: &str, max: usize) -> Result<(), Problem> {
+    match text.len() {
+        0 => Err(Problem::Empty),
+        length if length > max => Err(Problem::Longer { length, max }),
+        _ => Ok(()),
+    }
+}
+
+fn check_characters(
+    text: &str,
+    allowed: &'static str,
+    is_allowed: impl Fn(char) -> bool,
+) -> Result<(), Problem> {
+    match text.chars().find(|character| !is_allowed(*character)) {
+        Some(character) => Err(Problem::Character { character, allowed }),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), Problem> {
+    check_length(name, NAME_MAX)?;
+    check_characters(name, "A-Z a-z 0-9 _ . -", |character| {
+        character.is_ascii_alphanumeric() || "_.-".contains(character)
+    })
+}
+
+pub(super) fn check_serial(serial: String) -> Result<String, Problem> {
+    check_characters(&serial, "printable ASCII characters", |character| {
+        character.is_ascii_graphic() || character == ' '
+    })?;
+    check_length(&serial, SERIAL_MAX)?;
+    Ok(serial)
+}
+
+pub(super) fn parse_socket(text: &str) -> Result<SocketSource, Problem> {
+    if let Some(number) = text.strip_prefix("fd:") {
+        // 0 to 2 are the standard streams.
+        let (min, max) = (3, u64::from(i32::MAX.unsigned_abs()));
+        let number = parse_digits(number, "fd: and the number of a file descriptor")?;
+        return match i32::try_from(number) {
+            Ok(fd) if number >= min => Ok(SocketSource::Fd(fd)),
+            _ => Err(Problem::OutOfRange { min, max }),
+        };
+    }
+    if let Some(name) = text.strip_prefix("systemd:") {
+        // systemd.socket(5), FileDescriptorName=: no control characters, no colon, at most 255.
+        check_length(name, 255)?;
+        check_characters(
+            name,
+            "printable ASCII characters except the colon",
+            |character| (character.is_ascii_graphic() || character == ' ') && character != ':',
+        )?;
+        return Ok(SocketSource::Systemd(name.to_owned()));
+    }
+    check_length(text, SOCKET_PATH_MAX)?;
+    check_characters(text, "characters other than NUL", |character| {
+        character != '\0'
+    })?;
+    Ok(SocketSource::Path(PathBuf::from(text)))
+}
+
+pub(super) fn parse_mode(text: &str) -> Result<u32, Problem> {
+    let octal = text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if octal && mode <= 0o777 => Ok(mode),
+        _ => Err(Problem::Expected(
+            "an octal mode such as \"0660\", at most 0777".to_owned(),
+        )),
+    }
+}
+
+pub(super) fn account_id(
+    text: &str,
+    what: &'static str,
+    lookup: AccountLookup,
+) -> Result<u32, Problem> {
+    check_length(text, 256)?;
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // The greatest number means "no change" to chown.
+        return match text.parse::<u32>() {
+            Ok(id) if id != u32::MAX => Ok(id),
+            _ => Err(Problem::OutOfRange {
+                min: 0,
+                max: u64::from(u32::MAX) - 1,
+            }),
+        };
+    }
+    match lookup(text) {
+        Ok(Some(id)) => Ok(id),
+        Ok(None) => Err(Problem::NoSuchAccount(what)),
+        Err(error) => Err(Problem::AccountLookup {
+            what,
+            message: error.to_string(),
+        }),
+    }
+}
+
+pub(super) fn parse_link(text: &str) -> Result<LinkConfig, Problem> {
+    let (kind, argument) = match text.split_once(':') {
+        Some((kind, argument)) => (kind, Some(argument)),
+        None => (text, None),
+    };
+    let what = "link kind";
+    let given = kind.to_owned();
+    match (kind, argument) {
+        ("echo", None) => Ok(LinkConfig::Echo),
+        ("sink", None) => Ok(LinkConfig::Sink),
+        ("tap", Some(name)) if !name.is_empty() => Ok(LinkConfig::Tap(check_tap_name(name)?)),
+        ("tap", _) => Err(Problem::NeedsArgument {
+            what,
+            given,
+            example: "tap:tap0",
+        }),
+        ("echo" | "sink", Some(_)) => Err(Problem::TakesNoArgument { what, given }),
+        (kind, _) if LINKS_TO_COME.contains(&kind) => Err(Problem::NotSupported {
+            what,
+            given,
+            known: LINKS,
+        }),
+        _ => Err(Problem::UnknownKind {
+            what,
+            given,
+            known: LINKS,
+        }),
+    }
+}
+
+/// The kernel takes more, but makes a pattern of `%` and refuses blanks, `/` and `:`.
+fn check_tap_name(name: &str) -> Result<String, Problem> {
+    check_length(name, TAP_NAME_MAX)?;
+    check_characters(name, "A-Z a-z 0-9 _ . - @", |character| {
+        character.is_ascii_alphanumeric() || "_.-@".contains(character)
+    })?;
+    if name == "." || name == ".." {
+        return Err(Problem::Expected("the name of an interface".to_owned()));
+    }
+    Ok(name.to_owned())
+}
+
+pub(super) fn parse_mac(text: &str) -> Result<[u8; 6], Problem> {
+    let malformed = || Problem::Expected("an address such as 52:54:00:12:34:56".to_owned());
+    let mut mac = [0; 6];
+    let mut octets = text.split(':');
+    for byte in &mut mac {
+        let octet = octets
+            .next()
+            .filter(|octet| octet.len() == 2)
+            .ok_or_else(malformed)?;
+        if !octet.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(malformed());
+        }
+        *byte = u8::from_str_radix(octet, 16).map_err(|_| malformed())?;
+    }
+    if octets.next().is_some() {
+        return Err(malformed());
+    }
+    let is_group = mac[0] & 1 == 1;
+    if is_group || mac == [0; 6] {
+        Err(Problem::NotUnicast)
+    } else {
+        Ok(mac)
+    }
+}
+
+pub(super) fn parse_block_size(text: &str) -> Result<u32, Problem> {
+    match parse_size(text)? {
+        512 => Ok(512),
+        4096 => Ok(4096),
+        _ => Err(Problem::Expected("512 or 4096".to_owned())),
+    }
+}
+
+pub(super) fn parse_backend(text: &str, block_size: u32) -> Result<BlkBackend, Problem> {
+    let (kind, argument) = match text.split_once(':') {
+        Some((kind, argument)) => (kind, Some(argument)),
+        None => (text, None),
+    };
+    let what = "backend";
+    let given = kind.to_owned();
+    let (make, example): (fn(u64) -> BlkBackend, _) = match kind {
+        "ram" => (BlkBackend::Ram, "ram:1G"),
+        "null" => (BlkBackend::Null, "null:1G"),
+        _ => {
+            return Err(Problem::UnknownKind {
+                what,
+                given,
+                known: BACKENDS,
+            });
+        }
+    };
+    let argument = argument.ok_or(Problem::NeedsArgument {
+        what,
+        given,
+        example,
+    })?;
+    let size = parse_size(argument)?;
+    if size == 0 {
+        return Err(Problem::Expected("a size above zero".to_owned()));
+    }
+    if size % u64::from(block_size) != 0 {
+        return Err(Problem::NotAMultiple { size, block_size });
+    }
+    Ok(make(size))
+}
+
+/// Looks at the disk without opening it; the size is the business of who opens it.
+pub(super) fn check_disk(path: String) -> Result<BlkBackend, Problem> {
+    if path.is_empty() {
+        return Err(Problem::Empty);
+    }
+    let path = PathBuf::from(path);
+    match std::fs::metadata(&path) {
+        Ok(found) if found.is_file() || found.file_type().is_block_device() => {
+            Ok(BlkBackend::Path(path))
+        }
+        Ok(_) => Err(Problem::NotADisk),
+        Err(error) => Err(Problem::Path(error.to_string())),
+    }
+}

@@ -1,0 +1,92 @@
+//! Endpoints: a vring with the device logic behind it. The one place where format meets device.
+//!
+//! Control builds an endpoint in [`build_net`] or [`build_disk`], where the acknowledged feature
+//! bit picks the ring format; from then on every call is one virtual call per burst.
+
+use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::host::net::{FrameReader, FrameSink, FrameSource};
+use crate::memory::GuestRam;
+use crate::ring::Areas;
+
+use super::link::Armed;
+use super::mailbox::{CallFds, Retired};
+use super::worker::WorkerCx;
+
+/// What every endpoint can do.
+pub(crate) trait VringEndpoint: Send + core::fmt::Debug {
+    /// On the worker, before the first poll: takes what only the worker may make.
+    fn attach(&mut self, _cx: &mut WorkerCx) -> io::Result<()> {
+        Ok(())
+    }
+    /// On the worker, after the last poll.
+    fn detach(&mut self, _cx: &mut WorkerCx) {}
+    /// The kick fd, if there is one.
+    fn kick(&self) -> Option<&EventFd>;
+    /// Kicks off: we poll.
+    fn disarm(&mut self);
+    /// Takes nothing new and gives back what it can; true once nothing is held.
+    fn drain(&mut self, cx: &mut WorkerCx) -> bool;
+    /// The 32-bit base.
+    fn base(&self) -> u32;
+    /// Exchanges the call and err fds.
+    fn set_fds(&mut self, fds: CallFds) -> CallFds;
+    /// Goes over to another memory table; returns the old one unless something still points there.
+    fn swap(&mut self, cx: &mut WorkerCx, ram: Arc<GuestRam>, areas: Areas) -> Option<Retired>;
+}
+
+/// What [`GuestSink::fill`] did.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fill {
+    /// Frames delivered or dropped.
+    pub(crate) frames: usize,
+    /// The guest has no buffers for the next frame.
+    pub(crate) blocked: bool,
+}
+
+/// A TX vring: frames come from the guest.
+pub(crate) trait GuestSource: VringEndpoint + FrameSource {
+    /// Kicks on; whether a frame is there already.
+    fn arm_source(&mut self) -> bool;
+}
+
+/// An RX vring: frames go to the guest.
+pub(crate) trait GuestSink: VringEndpoint + FrameSink {
+    /// Kicks on; whether a buffer is there already.
+    fn arm_sink(&mut self) -> bool;
+    /// Reads frames from the host straight into the guest's buffers, at most a burst.
+    fn fill(&mut self, reader: &mut dyn FrameReader) -> Fill;
+}
+
+/// A request queue of a disk.
+pub(crate) trait GuestDisk: VringEndpoint {
+    /// Reaps completions and takes at most `budget` new requests; returns how many of both.
+    fn poll(&mut self, cx: &mut WorkerCx, budget: usize) -> usize;
+    /// Kicks on, unless nothing could be taken anyway.
+    fn arm(&mut self) -> Armed;
+}
+
+/// A vring with the device logic behind it.
+#[derive(Debug)]
+pub(crate) enum Endpoint {
+    /// A TX vring.
+    Source(Box<dyn GuestSource>),
+    /// An RX vring.
+    Sink(Box<dyn GuestSink>),
+    /// A request queue.
+    Disk(Box<dyn GuestDisk>),
+}
+
+impl Endpoint {
+    /// What is common to all.
+    pub(crate) fn vring(&mut self) -> &mut dyn VringEndpoint {
+        match self {
+            Endpoint::Source(source) => source.as_mut(),
+            Endpoint::Sink(sink) => sink.as_mut(),
+            Endpoint::Disk(disk) => disk.as_mut(),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! `DeviceHandle`: one device's vrings in the engine, as control sees them.
+//!
+//! Builds endpoints on the calling thread, sends them to the worker that the placement names, and
+//! waits for answers with a deadline. What comes back is dropped here, off the polling cores.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, bounded};
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::GuestRam;
+use crate::ring::{Areas, Packed, RingFormat, Split};
+
+use super::build::Parts;
+use super::mailbox::{CallFds, Command, Mailbox};
+use super::runner::{EngineError, VringAddr, VringRunner, VringSetup};
+use super::started::VringCounters;
+
+/// How long a worker may take to answer anything but a stop: many turns of the longest loop.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Where a vring lives: fixed when the daemon starts.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) slot: usize,
+    /// Number of descriptors that the vring was last started with.
+    pub(super) size: AtomicU16,
+    pub(super) counters: Arc<VringCounters>,
+}
+
+/// The vrings of one device.
+#[derive(Debug)]
+pub struct DeviceHandle {
+    pub(super) name: String,
+    pub(super) parts: Parts,
+    pub(super) places: Vec<Place>,
+    /// How long a stop waits for requests in flight.
+    pub(super) stop_timeout: Duration,
+    /// The features that the vrings were last started with: they tell the ring format.
+    pub(super) features: AtomicU64,
+}
+
+impl DeviceHandle {
+    fn place(&self, index: u16) -> Result<&Place, EngineError> {
+        self.places.get(usize::from(index)).ok_or(EngineError::State { index })
+    }
+
+    /// Sends a command and waits for its answer.
+    fn ask<T>(
+        &self,
+        index: u16,
+        within: Duration,
+        command: Command,
+        answer: &Receiver<T>,
+    ) -> Result<T, EngineError> {
+        let deadline = Instant::now() + within;
+        let waited_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        let timeout = EngineError::Timeout { index, waited_ms };
+        if self.place(index)?.mailbox.send(command, deadline).is_err() {
+            return Err(timeout);
+        }
+        match answer.recv_deadline(deadline) {
+            Ok(answer) => Ok(answer),
+            Err(crossbeam::channel::RecvTimeoutError::Timeout) => Err(timeout),
+            // The worker dropped the sender without an answer: there is no such vring.
+            Err(crossbeam::channel::RecvTimeoutError::Disconnected) => {
+                Err(EngineError::State { index })
+            }
+        }
+    }
+
+    fn is_packed(features: u64) -> bool {
+        features & (1 << VIRTIO_F_RING_PACKED) != 0
+    }
+
+    fn areas<F: RingFormat>(setup: &VringSetup) -> Result<Areas, EngineError> {
+        find_areas::<F>(setup.index, setup.size, &setup.ram, setup.addr)
+    }
+
+    /// Requests in flight on all vrings, for the line that a hurried shutdown prints.
+    pub fn in_flight(&self) -> u64 {
+        self.places.iter().map(|place| place.counters.in_flight.get()).sum()
+    }
+
+    /// Sums of the vrings' own counters, by name.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let sum = |of: fn(&VringCounters) -> u64| {
+            self.places.iter().map(|place| of(&place.counters)).sum()
+        };
+        vec![
+            ("calls", sum(|c| c.calls.get())),
+            ("ring_faults", sum(|c| c.faults.get())),
+        ]
+    }
+}
+
+fn find_areas<F: RingFormat>(
+    index: u16,
+    size: u16,
+    ram: &Arc<GuestRam>,
+    addr: VringAddr,
+) -> Result<Areas, EngineError> {
+    Areas::find::<F>(ram, size, addr.desc, addr.driver, addr.device)
+        .map_err(|source| EngineError::Memory { index, source })
+}
+
+impl VringRunner for DeviceHandle {
+    fn start(&self, setup: VringSetup) -> Result<(), EngineError> {
+        let index = setup.index;
+        let place = self.place(index)?;
+        self.features.store(setup.features, Ordering::Relaxed);
+        place.size.store(setup.size, Ordering::Relaxed);
+        let label = format!("{} vring {index}", self.name);
+        let counters = Arc::clone(&place.counters);
+        let endpoint = if Self::is_packed(setup.features) {
+            let areas = Self::areas::<Packed>(&setup)?;
+            self.parts.endpoint::<Packed>(setup, areas, label, counters)
+        } else {
+            let areas = Self::areas::<Split>(&setup)?;
+            self.parts.endpoint::<Split>(setup, areas, label, counters)
+        };
+        let endpoint = endpoint.map_err(|fault| EngineError::Ring { index, fault })?;
+        let (reply, answer) = bounded(1);
+        let command = Command::Start { slot: place.slot, endpoint, reply };
+        let started = self.ask(index, ANSWER_WITHIN, command, &answer)?;
+        started.map_err(|source| EngineError::System { index, source })
+    }
+
+    fn stop(&self, index: u16) -> Result<u32, EngineError> {
+        let place = self.place(index)?;
+        let (reply, answer) = bounded(1);
+        let command = Command::Stop { slot: place.slot, reply };
+        // The drain has its deadline, and the answer some time on top.
+        let within = self.stop_timeout + Duration::from_millis(500);
+        match self.ask(index, within, command, &answer) {
+            Ok(stopped) => Ok(stopped.base),
+            Err(EngineError::Timeout { waited_ms, .. }) if place.counters.in_flight.get() > 0 => {
+                let in_flight = u32::try_from(place.counters.in_flight.get()).unwrap_or(u32::MAX);
+                Err(EngineError::Draining { index, in_flight, waited_ms })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn pause(&self, index: u16, paused: bool) -> Result<(), EngineError> {
+        let (reply, answer) = bounded(1);
+        let command = Command::Pause { slot: self.place(index)?.slot, paused, reply };
+        self.ask(index, ANSWER_WITHIN, command, &answer)
+    }
+
+    fn set_call(
+        &self,
+        index: u16,
+        call: Option<EventFd>,
+        err: Option<EventFd>,
+    ) -> Result<(), EngineError> {
+        let (reply, answer) = bounded(1);
+        let fds = CallFds { call, err };
+        let command = Command::Call { slot: self.place(index)?.slot, fds, reply };
+        self.ask(index, ANSWER_WITHIN, command, &answer).map(drop)
+    }
+
+    fn swap(
+        &self,
+        index: u16,
+        ram: Arc<GuestRam>,
+        addr: VringAddr,
+    ) -> Result<(), EngineError> {
+        let size = self.place(index)?.size.load(Ordering::Relaxed);
+        let areas = if Self::is_packed(self.features.load(Ordering::Relaxed)) {
+            find_areas::<Packed>(index, size, &ram, addr)?
+        } else {
+            find_areas::<Split>(index, size, &ram, addr)?
+        };
+        let (reply, answer) = bounded(1);
+        let command = Command::Swap { slot: self.place(index)?.slot, ram, areas, reply };
+        self.ask(index, ANSWER_WITHIN, command, &answer).map(drop)
+    }
+
+    fn negotiated(&self, features: u64) -> io::Result<()> {
+        self.parts.negotiated(features)
+    }
+}

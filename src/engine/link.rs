@@ -1,0 +1,139 @@
+//! `Link`: frames from one source to one sink, a burst at a time.
+//!
+//! `echo` is a link from a port to itself, a tap port is two links. A link whose ends are not both
+//! there does nothing. Frames that the sink has no room for stay the source's: the link is
+//! *blocked*, and while it is, the worker waits for the sink and not for the source.
+
+use crate::host::net::{FrameBurst, FrameSink, FrameSource, Verdict};
+use crate::host::sink::SinkPort;
+use crate::host::tap::TapQueue;
+
+use super::endpoint::{Endpoint, GuestSink, GuestSource};
+use super::worker::Slots;
+
+/// One end of a link.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// A vring, by its place in the worker's table.
+    Vring(usize),
+    /// A tap queue, by its place in the worker's list.
+    Tap(usize),
+    /// Nowhere: every frame is dropped and counted.
+    Sink(SinkPort),
+}
+
+/// What a worker may do about a link, disk or slot before it sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Armed {
+    /// Sleep: a kick or the host will wake us.
+    Sleep,
+    /// Sleep, but not for long: what we wait for may come without a kick.
+    Bounded,
+    /// There is work: don't sleep.
+    Work,
+}
+
+/// A source, a sink, and what happened last between them.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) source: End,
+    pub(crate) sink: End,
+    /// The sink had no room in the last burst.
+    blocked: bool,
+    /// Bursts in a row that moved nothing for want of room.
+    stalled: u32,
+}
+
+/// What one turn of a link did.
+struct Turn {
+    moved: usize,
+    blocked: bool,
+}
+
+impl Link {
+    pub(crate) fn new(source: End, sink: End) -> Link {
+        Link { source, sink, blocked: false, stalled: 0 }
+    }
+
+    /// Moves at most one burst. Returns the frames that moved.
+    #[inline]
+    pub(crate) fn poll(
+        &mut self,
+        slots: &mut Slots,
+        taps: &mut [TapQueue],
+        burst: &mut FrameBurst,
+    ) -> usize {
+        let turn = match (&mut self.source, &mut self.sink) {
+            (End::Vring(from), End::Vring(to)) => match slots.pair(*from, *to) {
+                Some((Endpoint::Source(source), Endpoint::Sink(sink))) => {
+                    forward(source.as_mut(), sink.as_mut(), burst)
+                }
+                _ => return 0,
+            },
+            (End::Vring(from), End::Tap(tap)) => match slots.source(*from) {
+                Some(source) => forward(source, &mut taps[*tap], burst),
+                None => return 0,
+            },
+            (End::Vring(from), End::Sink(sink)) => match slots.source(*from) {
+                Some(source) => forward(source, sink, burst),
+                None => return 0,
+            },
+            (End::Tap(tap), End::Vring(to)) => match slots.sink(*to) {
+                Some(sink) => {
+                    let fill = sink.fill(&mut taps[*tap]);
+                    Turn { moved: fill.frames, blocked: fill.blocked }
+                }
+                None => return 0,
+            },
+            (End::Tap(_) | End::Sink(_), _) => return 0,
+        };
+        self.blocked = turn.blocked;
+        self.stalled = if turn.blocked && turn.moved == 0 { self.stalled + 1 } else { 0 };
+        turn.moved
+    }
+
+    /// The worker wants to sleep: turns on what will wake it, and looks once more.
+    pub(crate) fn arm(&mut self, slots: &mut Slots) -> Armed {
+        let from = match &self.source {
+            End::Vring(slot) => slots.source(*slot).map(|source| source as &mut dyn GuestSource),
+            _ => None,
+        };
+        if !self.blocked {
+            // A tap's frames wake us through epoll, whose edge stays pending until we sleep.
+            return match from.map(GuestSource::arm_source) {
+                Some(true) => Armed::Work,
+                _ => Armed::Sleep,
+            };
+        }
+        let room = match &self.sink {
+            End::Vring(slot) => slots.sink(*slot).is_some_and(GuestSink::arm_sink),
+            End::Tap(_) | End::Sink(_) => true,
+        };
+        match (room, self.stalled) {
+            (false, _) => Armed::Sleep,
+            (true, 0 | 1) => Armed::Work,
+            // There are buffers, but too few for the frame at the front: more may come with a kick
+            // that we asked for too late, so look again soon.
+            (true, _) => Armed::Bounded,
+        }
+    }
+}
+
+/// One burst: receive, transmit, complete, flush.
+#[inline]
+fn forward(
+    source: &mut (impl FrameSource + ?Sized),
+    sink: &mut (impl FrameSink + ?Sized),
+    burst: &mut FrameBurst,
+) -> Turn {
+    burst.clear();
+    if source.receive(burst) == 0 {
+        return Turn { moved: 0, blocked: false };
+    }
+    sink.transmit(burst);
+    let left = burst.frames.iter().rev().take_while(|f| f.verdict == Verdict::Retry).count();
+    let moved = burst.frames.len() - left;
+    source.complete(burst);
+    sink.flush();
+    Turn { moved, blocked: left > 0 }
+}

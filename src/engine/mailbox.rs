@@ -1,0 +1,198 @@
+//! Messages from control to a worker, and how a parked worker is woken.
+//!
+//! The queue is bounded and lock-free: many producers (a thread per session, the daemon), one
+//! consumer. Replies travel the other way through one-shot channels; the worker never waits for
+//! control. [`Parking`] is the part that a loom model checks.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::Sender;
+use crossbeam::queue::ArrayQueue;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::GuestRam;
+use crate::ring::Areas;
+use crate::sync::{AtomicBool, Ordering, fence};
+
+use super::endpoint::Endpoint;
+
+/// Commands waiting at most. Each session has one outstanding, so this many sessions can ask one
+/// worker at the same moment before any has to wait.
+const COMMANDS_MAX: usize = 256;
+
+/// What control asks of a worker. `slot` is the place of a vring in the worker's table, fixed when
+/// the daemon starts.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Takes over a vring, built and checked by control.
+    Start { slot: usize, endpoint: Endpoint, reply: Sender<io::Result<()>> },
+    /// Takes no new chain, finishes what is in flight, then gives the endpoint back.
+    Stop { slot: usize, reply: Sender<Stopped> },
+    /// A disabled vring is not processed in either direction.
+    Pause { slot: usize, paused: bool, reply: Sender<()> },
+    /// Exchanges the call and err fds; the old ones come back to be closed by control.
+    Call { slot: usize, fds: CallFds, reply: Sender<CallFds> },
+    /// Goes over to another memory table.
+    Swap { slot: usize, ram: Arc<GuestRam>, areas: Areas, reply: Sender<Option<Retired>> },
+    /// Ends the worker's thread.
+    Exit,
+}
+
+/// Where a vring is signalled.
+#[derive(Debug, Default)]
+pub(crate) struct CallFds {
+    /// Used buffer notifications; `None` when the driver polls.
+    pub(crate) call: Option<EventFd>,
+    /// Told once when the ring breaks.
+    pub(crate) err: Option<EventFd>,
+}
+
+/// A stopped vring on its way back to control, where it is dropped.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    /// The 32-bit value for GET_VRING_BASE.
+    pub(crate) base: u32,
+    /// What the worker owned.
+    pub(crate) endpoint: Endpoint,
+}
+
+/// An old memory table that nothing uses any more.
+#[derive(Debug)]
+pub(crate) struct Retired {
+    /// Keeps the mappings until it is dropped, off the polling core.
+    pub(crate) ram: Arc<GuestRam>,
+    /// The ring's areas in it.
+    pub(crate) areas: Areas,
+}
+
+/// Who sleeps, and who must wake it.
+#[derive(Debug)]
+pub(crate) struct Parking {
+    parked: AtomicBool,
+}
+
+impl Parking {
+    /// Awake.
+    pub(crate) fn new() -> Parking {
+        Parking { parked: AtomicBool::new(false) }
+    }
+
+    /// Consumer: announces sleep. Everything that could hold work must be looked at once more
+    /// after this and before sleeping.
+    pub(crate) fn announce(&self) {
+        self.parked.store(true, Ordering::Relaxed);
+        // Orders the announcement before the last look at the queue. Pairs with the fence in
+        // `must_wake`: either the producer sees `parked`, or we see its message. Without it both
+        // could read the old value, and the message would wait for the next kick.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Consumer: awake again.
+    pub(crate) fn awake(&self) {
+        self.parked.store(false, Ordering::Relaxed);
+    }
+
+    /// Producer, after its message is in the queue: whether the consumer has to be woken.
+    pub(crate) fn must_wake(&self) -> bool {
+        // Orders the message before the look at `parked`; pairs with the fence in `announce`.
+        fence(Ordering::SeqCst);
+        self.parked.load(Ordering::Relaxed)
+    }
+}
+
+/// The mailbox of one worker.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    queue: ArrayQueue<Command>,
+    parking: Parking,
+    wake: EventFd,
+}
+
+impl Mailbox {
+    /// An empty mailbox.
+    ///
+    /// # Errors
+    /// When the kernel has no eventfd to give.
+    pub(crate) fn new() -> io::Result<Mailbox> {
+        let flags = vmm_sys_util::eventfd::EFD_NONBLOCK | vmm_sys_util::eventfd::EFD_CLOEXEC;
+        Ok(Mailbox {
+            queue: ArrayQueue::new(COMMANDS_MAX),
+            parking: Parking::new(),
+            wake: EventFd::new(flags)?,
+        })
+    }
+
+    /// Sends `command`; waits for room until `deadline`.
+    ///
+    /// # Errors
+    /// The command, when there was no room in time.
+    pub(crate) fn send(&self, command: Command, deadline: Instant) -> Result<(), Command> {
+        let mut command = command;
+        while let Err(back) = self.queue.push(command) {
+            if Instant::now() >= deadline {
+                return Err(back);
+            }
+            command = back;
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        if self.parking.must_wake() {
+            // A saturated counter has woken the worker already.
+            let _ = self.wake.write(1);
+        }
+        Ok(())
+    }
+
+    /// Whether nothing waits: two plain loads.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// The next command.
+    pub(crate) fn receive(&self) -> Option<Command> {
+        self.queue.pop()
+    }
+
+    /// The worker's side of parking.
+    pub(crate) fn parking(&self) -> &Parking {
+        &self.parking
+    }
+
+    /// What the worker sleeps on.
+    pub(crate) fn wake_fd(&self) -> &EventFd {
+        &self.wake
+    }
+}
+
+#[cfg(test)]
+#[cfg(loom)]
+mod loom_tests {
+    use super::Parking;
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicUsize, Ordering};
+
+    /// The queue is one relaxed counter, sleep is "would block for ever": a lost wake-up is a state
+    /// where the worker sleeps, a message waits, and nobody wakes it.
+    #[test]
+    fn loom_a_message_never_waits_for_a_sleeping_worker() {
+        loom::model(|| {
+            let shared = Arc::new((Parking::new(), AtomicUsize::new(0), AtomicUsize::new(0)));
+            let other = Arc::clone(&shared);
+            let producer = loom::thread::spawn(move || {
+                let (parking, queue, wake) = &*other;
+                queue.store(1, Ordering::Relaxed);
+                if parking.must_wake() {
+                    wake.store(1, Ordering::Relaxed);
+                }
+            });
+            let (parking, queue, wake) = &*shared;
+            parking.announce();
+            let sleeps = queue.load(Ordering::Relaxed) == 0;
+            producer.join().unwrap();
+            assert!(!sleeps || wake.load(Ordering::Relaxed) == 1, "asleep with a message waiting");
+            parking.awake();
+        });
+    }
+}

@@ -1,0 +1,125 @@
+//! `Vring`: a started virtqueue with the fds and counters that make it a vhost-user object.
+//!
+//! Common to all endpoints: publish and call, kicks on and off, the one report of a broken ring,
+//! and the way to another memory table.
+
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::GuestRam;
+use crate::ring::{Areas, RingConfig, RingFault, RingFormat, VringBase, Virtqueue};
+use crate::sync::Counter;
+
+use super::mailbox::CallFds;
+use super::runner::VringSetup;
+
+/// What is counted per vring. One writer: the worker that owns it.
+#[derive(Debug, Default)]
+pub struct VringCounters {
+    /// Calls made.
+    pub calls: Counter,
+    /// Times that the ring broke.
+    pub faults: Counter,
+    /// Requests in flight now; disks only.
+    pub in_flight: Counter,
+}
+
+/// A virtqueue of format `F` with what the front-end gave for it.
+#[derive(Debug)]
+pub(crate) struct Vring<F: RingFormat> {
+    pub(crate) vq: Virtqueue<F>,
+    fds: CallFds,
+    kick: Option<EventFd>,
+    counters: Arc<VringCounters>,
+    /// For the one log line of a broken ring.
+    label: String,
+    reported: bool,
+}
+
+impl<F: RingFormat> Vring<F> {
+    /// A vring over `areas`, standing where `setup` says. `label` names it in the log.
+    pub(crate) fn new(
+        setup: VringSetup,
+        areas: Areas,
+        label: String,
+        counters: Arc<VringCounters>,
+    ) -> Result<Vring<F>, RingFault> {
+        let bit = |bit: u32| setup.features & (1 << bit) != 0;
+        let base = match setup.base {
+            Some(num) => VringBase::from_u32(F::PACKED, num),
+            None => VringBase::fresh(F::PACKED),
+        };
+        let config = RingConfig {
+            size: setup.size,
+            event_idx: bit(virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX),
+            indirect: bit(virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC),
+            base,
+        };
+        let mut vring = Vring {
+            vq: Virtqueue::new(setup.ram, areas, &config)?,
+            fds: CallFds { call: setup.call, err: setup.err },
+            kick: setup.kick,
+            counters,
+            label,
+            reported: false,
+        };
+        // A worker polls what it was just given; it asks for kicks when it parks.
+        vring.vq.set_kicks(false);
+        Ok(vring)
+    }
+
+    /// Shows the staged used elements to the driver and calls it if it wants to be called.
+    #[inline]
+    pub(crate) fn publish(&mut self) {
+        if self.vq.publish() {
+            self.call();
+        }
+    }
+
+    fn call(&mut self) {
+        if let Some(call) = &self.fds.call {
+            // A saturated counter has called the driver already.
+            let _ = call.write(1);
+            self.counters.calls.add(1);
+        }
+    }
+
+    /// The ring is broken: counts it, says so once, tells the front-end.
+    #[cold]
+    pub(crate) fn report(&mut self, fault: RingFault) {
+        self.vq.latch(fault);
+        if !core::mem::replace(&mut self.reported, true) {
+            self.counters.faults.add(1);
+            tracing::warn!("{}: ring broken by its driver and stopped: {fault}", self.label);
+            if let Some(err) = &self.fds.err {
+                let _ = err.write(1);
+            }
+        }
+    }
+
+    /// Turns kicks on or off; on: whether a chain is there already.
+    pub(crate) fn set_kicks(&mut self, wanted: bool) -> bool {
+        self.vq.set_kicks(wanted)
+    }
+
+    /// Exchanges where the driver is called.
+    pub(crate) fn set_fds(&mut self, fds: CallFds) -> CallFds {
+        let old = core::mem::replace(&mut self.fds, fds);
+        // The driver may have missed what went to the old fd: it looks at the ring when called.
+        self.call();
+        old
+    }
+
+    pub(crate) fn kick(&self) -> Option<&EventFd> {
+        self.kick.as_ref()
+    }
+
+    pub(crate) fn base(&self) -> u32 {
+        self.vq.base().to_u32(F::PACKED)
+    }
+
+    pub(crate) fn swap(&mut self, ram: Arc<GuestRam>, areas: Areas) -> (Arc<GuestRam>, Areas) {
+        self.vq.swap(ram, areas)
+    }
+}

@@ -1,0 +1,379 @@
+//! `Worker`: one thread on one core, and everything it owns.
+//!
+//! The loop is four steps: obey the mailbox, let every link and disk move one burst, enter the
+//! io_uring once, and decide whether to sleep. It takes no lock and allocates nothing; a message
+//! from control may do both.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam::channel::Sender;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::host::net::FrameBurst;
+use crate::host::tap::TapQueue;
+use crate::memory::{SEGMENTS_MAX, Segments};
+use crate::sync::Counter;
+use crate::sys::cpu;
+use crate::sys::uring::Uring;
+
+use super::endpoint::{Endpoint, GuestDisk, GuestSink, GuestSource};
+use super::idle::{Idle, IdlePolicy};
+use super::link::{Armed, Link};
+use super::mailbox::{Command, Mailbox, Stopped};
+
+/// Requests that a disk queue takes in one turn, so that none starves the others.
+const DISK_BUDGET: usize = 64;
+/// Sleep at most this long when something may come without a kick.
+const BOUNDED_SLEEP_MS: i32 = 1;
+
+/// What is counted per worker. One writer: its thread.
+#[derive(Debug, Default)]
+pub struct WorkerCounters {
+    /// Turns of the loop that moved something.
+    pub busy_turns: Counter,
+    /// Turns that moved nothing.
+    pub empty_turns: Counter,
+    /// Times that the worker slept.
+    pub parks: Counter,
+    /// Sleeps that were bounded because a vring has no kick fd or too few buffers.
+    pub bounded_parks: Counter,
+}
+
+/// What a worker owns once and lends to whatever it polls.
+#[derive(Debug)]
+pub(crate) struct WorkerCx {
+    /// The one io_uring; there when a disk of this worker needs it.
+    pub(crate) uring: Option<Uring>,
+    /// Scratch for one chain at a time.
+    pub(crate) scratch: Segments,
+    /// Old memory tables go here to be unmapped off this core.
+    pub(crate) retired: Sender<super::mailbox::Retired>,
+}
+
+/// A vring's place.
+#[derive(Debug, Default)]
+struct Slot {
+    endpoint: Option<Endpoint>,
+    paused: bool,
+    /// Who waits for it to stop.
+    stopping: Option<Sender<Stopped>>,
+}
+
+/// The vrings of a worker.
+#[derive(Debug)]
+pub(crate) struct Slots(Vec<Slot>);
+
+impl Slots {
+    #[inline]
+    fn running(&mut self, slot: usize) -> Option<&mut Endpoint> {
+        let slot = &mut self.0[slot];
+        if slot.paused || slot.stopping.is_some() {
+            return None;
+        }
+        slot.endpoint.as_mut()
+    }
+
+    /// Two running vrings at once.
+    #[inline]
+    pub(crate) fn pair(&mut self, a: usize, b: usize) -> Option<(&mut Endpoint, &mut Endpoint)> {
+        let [a, b] = self.0.get_disjoint_mut([a, b]).ok()?;
+        let runs = |slot: &Slot| !slot.paused && slot.stopping.is_none();
+        if !runs(a) || !runs(b) {
+            return None;
+        }
+        Some((a.endpoint.as_mut()?, b.endpoint.as_mut()?))
+    }
+
+    /// The running vring in `slot` as a source of frames.
+    #[inline]
+    pub(crate) fn source(&mut self, slot: usize) -> Option<&mut (dyn GuestSource + 'static)> {
+        match self.running(slot) {
+            Some(Endpoint::Source(source)) => Some(source.as_mut()),
+            _ => None,
+        }
+    }
+
+    /// The running vring in `slot` as a sink of frames.
+    #[inline]
+    pub(crate) fn sink(&mut self, slot: usize) -> Option<&mut (dyn GuestSink + 'static)> {
+        match self.running(slot) {
+            Some(Endpoint::Sink(sink)) => Some(sink.as_mut()),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn disk(&mut self, slot: usize) -> Option<&mut (dyn GuestDisk + 'static)> {
+        let slot = &mut self.0[slot];
+        match &mut slot.endpoint {
+            Some(Endpoint::Disk(disk)) => Some(disk.as_mut()),
+            _ => None,
+        }
+    }
+}
+
+/// How a worker is made.
+#[derive(Debug)]
+pub(crate) struct WorkerConfig {
+    pub(crate) core: usize,
+    pub(crate) policy: IdlePolicy,
+    /// Places for vrings.
+    pub(crate) slots: usize,
+    pub(crate) links: Vec<Link>,
+    pub(crate) taps: Vec<TapQueue>,
+    /// Some disk of this worker does its I/O through io_uring.
+    pub(crate) needs_uring: bool,
+    pub(crate) retired: Sender<super::mailbox::Retired>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) counters: Arc<WorkerCounters>,
+}
+
+/// One pinned thread.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    slots: Slots,
+    links: Vec<Link>,
+    taps: Vec<TapQueue>,
+    /// Slots with a disk, so that a turn does not look at the others.
+    disks: Vec<usize>,
+    /// Slots whose vring has no kick fd.
+    kickless: usize,
+    cx: WorkerCx,
+    burst: FrameBurst,
+    idle: Idle,
+    epoll: Epoll,
+    mailbox: Arc<Mailbox>,
+    counters: Arc<WorkerCounters>,
+    /// Some slot waits to be stopped.
+    stopping: bool,
+    exit: bool,
+}
+
+impl Worker {
+    /// Starts the thread; returns when it is pinned and ready, or failed to be.
+    ///
+    /// # Errors
+    /// The core can't be used, or the kernel refused epoll or io_uring.
+    pub(crate) fn spawn(config: WorkerConfig) -> io::Result<JoinHandle<()>> {
+        let (ready, started) = crossbeam::channel::bounded(1);
+        let name = format!("worker-{}", config.core);
+        let run = move || match Worker::new(config) {
+            Ok(mut worker) => {
+                let _ = ready.send(Ok(()));
+                worker.run();
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+            }
+        };
+        let thread = std::thread::Builder::new().name(name).spawn(run)?;
+        match started.recv() {
+            Ok(Ok(())) => Ok(thread),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(io::Error::other("the worker ended before it was ready")),
+        }
+    }
+
+    fn new(config: WorkerConfig) -> io::Result<Worker> {
+        cpu::pin_to_core(config.core)?;
+        let epoll = Epoll::new()?;
+        watch(&epoll, config.mailbox.wake_fd(), EventSet::EDGE_TRIGGERED)?;
+        for tap in &config.taps {
+            watch(&epoll, tap, EventSet::EDGE_TRIGGERED)?;
+        }
+        let uring = if config.needs_uring { Some(Uring::new()?) } else { None };
+        if let Some(uring) = &uring {
+            // Level: completions that wait behind the ring must end the sleep at once.
+            watch(&epoll, uring, EventSet::empty())?;
+        }
+        let slots = (0..config.slots).map(|_| Slot::default()).collect();
+        Ok(Worker {
+            slots: Slots(slots),
+            links: config.links,
+            taps: config.taps,
+            disks: Vec::new(),
+            kickless: 0,
+            cx: WorkerCx {
+                uring,
+                scratch: Segments::with_capacity(SEGMENTS_MAX),
+                retired: config.retired,
+            },
+            burst: FrameBurst::new(),
+            idle: Idle::new(config.policy),
+            epoll,
+            mailbox: config.mailbox,
+            counters: config.counters,
+            stopping: false,
+            exit: false,
+        })
+    }
+
+    fn run(&mut self) {
+        while !self.exit {
+            if !self.mailbox.is_empty() {
+                self.obey();
+            }
+            let work = self.turn();
+            if self.stopping {
+                self.answer_stops();
+            }
+            if self.idle.after(work) {
+                self.park();
+            }
+        }
+    }
+
+    /// Every link and disk moves one burst.
+    #[inline]
+    fn turn(&mut self) -> usize {
+        let mut work = 0;
+        for link in &mut self.links {
+            work += link.poll(&mut self.slots, &mut self.taps, &mut self.burst);
+        }
+        for &slot in &self.disks {
+            let draining = self.slots.0[slot].stopping.is_some();
+            let paused = self.slots.0[slot].paused;
+            if let Some(disk) = self.slots.disk(slot) {
+                // A disabled or stopping queue takes nothing new, but what it took must finish.
+                let budget = if draining || paused { 0 } else { DISK_BUDGET };
+                work += disk.poll(&mut self.cx, budget);
+            }
+        }
+        if let Some(uring) = &mut self.cx.uring {
+            work += uring.enter();
+        }
+        let counter =
+            if work > 0 { &self.counters.busy_turns } else { &self.counters.empty_turns };
+        counter.add(1);
+        work
+    }
+
+    fn obey(&mut self) {
+        while let Some(command) = self.mailbox.receive() {
+            self.idle.woke();
+            match command {
+                Command::Start { slot, endpoint, reply } => {
+                    let _ = reply.try_send(self.start(slot, endpoint));
+                }
+                Command::Stop { slot, reply } => {
+                    self.slots.0[slot].stopping = Some(reply);
+                    self.stopping = true;
+                }
+                Command::Pause { slot, paused, reply } => {
+                    self.slots.0[slot].paused = paused;
+                    let _ = reply.try_send(());
+                }
+                Command::Call { slot, fds, reply } => {
+                    let old = match &mut self.slots.0[slot].endpoint {
+                        Some(endpoint) => endpoint.vring().set_fds(fds),
+                        None => fds,
+                    };
+                    let _ = reply.try_send(old);
+                }
+                Command::Swap { slot, ram, areas, reply } => {
+                    let old = match &mut self.slots.0[slot].endpoint {
+                        Some(endpoint) => endpoint.vring().swap(&mut self.cx, ram, areas),
+                        None => Some(super::mailbox::Retired { ram, areas }),
+                    };
+                    let _ = reply.try_send(old);
+                }
+                Command::Exit => self.exit = true,
+            }
+        }
+    }
+
+    fn start(&mut self, slot: usize, mut endpoint: Endpoint) -> io::Result<()> {
+        endpoint.vring().attach(&mut self.cx)?;
+        match endpoint.vring().kick() {
+            Some(kick) => watch(&self.epoll, kick, EventSet::EDGE_TRIGGERED)?,
+            None => self.kickless += 1,
+        }
+        if matches!(endpoint, Endpoint::Disk(_)) {
+            self.disks.push(slot);
+        }
+        self.slots.0[slot] = Slot { endpoint: Some(endpoint), paused: false, stopping: None };
+        Ok(())
+    }
+
+    /// Gives back every stopping vring that holds nothing any more.
+    fn answer_stops(&mut self) {
+        self.stopping = false;
+        for index in 0..self.slots.0.len() {
+            let slot = &mut self.slots.0[index];
+            let (Some(_), Some(endpoint)) = (&slot.stopping, &mut slot.endpoint) else {
+                // Nobody is there to be stopped: the sender learns it from the closed channel.
+                slot.stopping = None;
+                continue;
+            };
+            if !endpoint.vring().drain(&mut self.cx) {
+                self.stopping = true;
+                continue;
+            }
+            let slot = core::mem::take(slot);
+            if let (Some(reply), Some(endpoint)) = (slot.stopping, slot.endpoint) {
+                self.finish_stop(index, endpoint, &reply);
+            }
+        }
+    }
+
+    fn finish_stop(&mut self, slot: usize, mut endpoint: Endpoint, reply: &Sender<Stopped>) {
+        endpoint.vring().detach(&mut self.cx);
+        match endpoint.vring().kick() {
+            Some(kick) => {
+                let _ = self.epoll.ctl(ControlOperation::Delete, raw(kick), EpollEvent::default());
+            }
+            None => self.kickless -= 1,
+        }
+        self.disks.retain(|&disk| disk != slot);
+        let base = endpoint.vring().base();
+        let _ = reply.try_send(Stopped { base, endpoint });
+    }
+
+    /// Turns kicks on, looks once more at everything, sleeps, and turns kicks off again.
+    fn park(&mut self) {
+        self.mailbox.parking().announce();
+        let armed = self.arm();
+        if armed != Armed::Work && self.mailbox.is_empty() {
+            let bounded = armed == Armed::Bounded || self.kickless > 0 || self.stopping;
+            let timeout = if bounded { BOUNDED_SLEEP_MS } else { -1 };
+            self.counters.parks.add(1);
+            self.counters.bounded_parks.add(u64::from(bounded));
+            let mut events = [EpollEvent::default(); 16];
+            // EINTR is a wake-up like any other: everything is polled after it.
+            let _ = self.epoll.wait(timeout, &mut events);
+        }
+        self.mailbox.parking().awake();
+        for slot in &mut self.slots.0 {
+            if let Some(endpoint) = &mut slot.endpoint {
+                endpoint.vring().disarm();
+            }
+        }
+        self.idle.woke();
+    }
+
+    fn arm(&mut self) -> Armed {
+        let mut armed = Armed::Sleep;
+        for link in &mut self.links {
+            armed = armed.max(link.arm(&mut self.slots));
+        }
+        for &slot in &self.disks {
+            let held = self.slots.0[slot].paused || self.slots.0[slot].stopping.is_some();
+            if let Some(disk) = self.slots.disk(slot).filter(|_| !held) {
+                armed = armed.max(disk.arm());
+            }
+        }
+        armed
+    }
+}
+
+fn raw(fd: &impl std::os::fd::AsRawFd) -> std::os::fd::RawFd {
+    fd.as_raw_fd()
+}
+
+/// Wakes the worker when `fd` becomes readable.
+fn watch(epoll: &Epoll, fd: &impl std::os::fd::AsRawFd, how: EventSet) -> io::Result<()> {
+    let event = EpollEvent::new(EventSet::IN | how, 0);
+    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
+}

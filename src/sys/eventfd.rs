@@ -1,0 +1,64 @@
+//! eventfds that a front-end passed: checked for what they are before anything is written to them.
+//!
+//! A blocking descriptor in the place of a call fd would let a hostile front-end stop a worker, and
+//! a file would be written to. See eventfd(2) and proc(5) on /proc/PID/fd.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// What the kernel calls an eventfd.
+const LINK: &str = "anon_inode:[eventfd]";
+
+/// Takes `file` over as an eventfd that never blocks and is not inherited.
+///
+/// # Errors
+/// When it is something else; the error says what.
+pub fn adopt(file: File) -> io::Result<EventFd> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    if link.as_os_str() != LINK {
+        let message = format!(
+            "a kick, call or err fd must be an eventfd, not {}",
+            link.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    // SAFETY: the descriptor is open; the call has no memory argument.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    // SAFETY: as above.
+    if flags < 0
+        || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0
+    {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open and ownership moves from `file` to the eventfd.
+    Ok(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_eventfd_is_taken_and_never_blocks_again() {
+        let blocking = EventFd::new(0).unwrap();
+        // SAFETY: ownership moves to the file.
+        let file = unsafe { File::from_raw_fd(blocking.into_raw_fd()) };
+        let event = adopt(file).unwrap();
+        event.write(u64::MAX - 1).unwrap();
+        let full = event.write(1).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn anything_else_is_refused_by_name() {
+        let error = adopt(File::open("/dev/zero").unwrap()).unwrap_err();
+        assert!(error.to_string().contains("/dev/zero"), "{error}");
+    }
+}

@@ -1,0 +1,7 @@
+//! What tests, models, fuzz targets and benches share: the driver side of a virtqueue, scripted
+//! queues, and disks that misbehave on demand.
+//!
+//! Compiled only for tests, fuzzing and with the feature `testing`; no part of the daemon.
+
+pub mod driver;
+pub mod probe;

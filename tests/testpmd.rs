@@ -1,0 +1,352 @@
+//! DPDK's testpmd as the front-end of a port that sends every frame back (`link=echo`).
+//!
+//! Each of the ten ring paths that a DPDK driver has (VIRTIO 1.3 §2.7, §2.8, §5.1.6) moves frames
+//! of 64 and 1518 bytes and of chained buffers, loses none, and brings back the bytes it sent.
+//! Then several queues, rings of odd size, and memory in 4 KiB pages. Needs root, 2 MiB hugepages
+//! and two cores: testpmd is on core 0, the daemon on core 1; run with one test thread.
+
+mod support;
+
+#[cfg(test)]
+mod on_echo {
+    use super::support::daemon::Daemon;
+    use super::support::deadline::wait_until;
+    use super::support::testpmd::{RingPath, Testpmd, TestpmdConfig};
+    use super::support::tmp::TempDir;
+    use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
+    use std::fs::File;
+    use std::path::Path;
+    use std::time::Duration;
+
+    /// For what the daemon does by itself; what testpmd is asked has its own time limit.
+    const TIMEOUT: Duration = Duration::from_secs(20);
+
+    /// Counter of frames that no receive buffer of the same port can hold.
+    const COUNTER_TOO_BIG: &str = "tx_drop_rx_too_small";
+
+    /// A frame of 8000 bytes in a chain of four buffers.
+    const CHAIN: &str = "2000,2000,2000,2000";
+
+    /// With the option that lets testpmd send a frame of several buffers (TX_OFFLOAD_MULTI_SEGS).
+    const MULTI_SEGMENT: &str = "--tx-offloads=0x8000";
+
+    /// A daemon with one echo port, and the path of its socket.
+    struct Echo {
+        daemon: Daemon,
+        dir: TempDir,
+    }
+
+    impl Echo {
+        fn start(name: &str, queues: u16) -> Self {
+            let dir = TempDir::new(name);
+            let socket = dir.path("net0.sock");
+            let socket = socket.display();
+            let net = format!("name=net0,socket={socket},link=echo,queues={queues}");
+            let daemon =
+                Daemon::start(&["run", "--core", "1", "--idle", "adaptive", "--net", &net]);
+            wait_until("the socket is there", TIMEOUT, || {
+                dir.path("net0.sock").exists().then_some(())
+            });
+            Self { daemon, dir }
+        }
+
+        /// Attaches a front-end, and checks on both sides that the path is the one meant.
+        fn attach(&self, path: &RingPath, config: &TestpmdConfig) -> Testpmd {
+            let testpmd = Testpmd::start(config);
+            self.daemon.wait_log("negotiated", TIMEOUT);
+            let log = self.daemon.log();
+            let negotiated = log.lines().rfind(|line| line.contains("negotiated"));
+            let negotiated = negotiated.expect("just waited for");
+            for (feature, wanted) in [("RING_PACKED", path.packed), ("MRG_RXBUF", path.mergeable)] {
+                let is = negotiated.contains(feature);
+                assert_eq!(is, wanted, "{feature} on path {}: {negotiated}", path.name);
+            }
+            // virtio-user drops a bit that is not offered without a word. So IN_ORDER is taken as
+            // it comes (never unasked), and the driver's own word for its code must agree.
+            let in_order = negotiated.contains("IN_ORDER");
+            assert!(path.in_order || !in_order, "{}: {negotiated}", path.name);
+            let code = path.receives_with(in_order);
+            let transcript = testpmd.transcript();
+            assert!(transcript.contains(code), "no {code:?} in:\n{transcript}");
+            testpmd
+        }
+
+        /// The newest value of a counter of the port; none while it is not in the log.
+        fn counter(&self, key: &str) -> Option<u64> {
+            self.daemon.signal(libc::SIGUSR1);
+            let log = self.daemon.log();
+            let line = log
+                .lines()
+                .rfind(|l| l.contains("counters") && l.contains("device=net0"))?;
+            let value = line
+                .split_whitespace()
+                .find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='))?;
+            Some(value.parse().expect("a count"))
+        }
+
+        fn stop(self) {
+            let (status, log) = self.daemon.stop();
+            assert!(status.success(), "{status}:\n{log}");
+        }
+    }
+
+    /// Bursts of 32 frames that fill a ring of 1024.
+    ///
+    /// SIMD code fills receive rings late, up to 32 buffers behind: filled half, their ring has a
+    /// buffer for every frame, and a frame that is missing in the end was lost.
+    fn bursts(path: &RingPath) -> u32 {
+        if path.vectorized { 16 } else { 32 }
+    }
+
+    /// Forwards until `frames` have come, and checks that none was lost, damaged or cut.
+    fn forwards(testpmd: &mut Testpmd, frame: &str, bursts: u32, frames: u64) {
+        testpmd.cmd("clear port stats all");
+        testpmd.start_traffic(frame, bursts);
+        testpmd.wait_stats("frames keep coming", 0, |stats| stats.rx_packets > frames);
+        assert_eq!(testpmd.stop(), 0, "testpmd had no room for frames it got");
+        let stats = testpmd.drain(0);
+        let bytes: u64 = frame.split(',').map(|n| n.parse::<u64>().unwrap()).sum();
+        assert_eq!(stats.rx_packets, stats.tx_packets, "{stats:?}");
+        assert_eq!(stats.rx_bytes, stats.rx_packets * bytes, "{stats:?}");
+        assert_eq!((stats.rx_faults(), stats.tx_errors), (0, 0), "{stats:?}");
+    }
+
+    fn echoes_both_sizes(number: u8) {
+        let path = RingPath::number(number).unwrap();
+        let echo = Echo::start("testpmd-sizes", 1);
+        let mut testpmd = echo.attach(&path, &path.front_end(&echo.dir.path("net0.sock")));
+        forwards(&mut testpmd, "64", bursts(&path), 100_000);
+        forwards(&mut testpmd, "1518", bursts(&path), 50_000);
+        testpmd.quit();
+        echo.stop();
+    }
+
+    fn echoes_chains(number: u8) {
+        let path = RingPath::number(number).unwrap();
+        let echo = Echo::start("testpmd-chains", 1);
+        let mut config = path.front_end(&echo.dir.path("net0.sock"));
+        let mut testpmd = echo.attach(&path, config.app(MULTI_SEGMENT));
+        // 128 frames of four buffers each: within both rings, so none may be lost.
+        forwards(&mut testpmd, CHAIN, 4, 20_000);
+        forwards(&mut testpmd, "64", bursts(&path), 100_000);
+        testpmd.quit();
+        echo.stop();
+    }
+
+    fn drops_and_counts_chains(number: u8) {
+        let path = RingPath::number(number).unwrap();
+        let echo = Echo::start("testpmd-drops", 1);
+        let mut config = path.front_end(&echo.dir.path("net0.sock"));
+        // Path 6 has an option of this kind already; the later one counts.
+        let mut testpmd = echo.attach(&path, config.app(MULTI_SEGMENT));
+        // Each round takes 512 descriptors and more: after two of them the ring is full unless the
+        // descriptors of dropped frames come back.
+        for round in 1..=5 {
+            testpmd.start_traffic(CHAIN, 4);
+            let sent = testpmd.wait_stats("frames leave", 0, |s| s.tx_packets == round * 128);
+            wait_until("every frame is counted as dropped", TIMEOUT, || {
+                echo.counter(COUNTER_TOO_BIG)
+                    .filter(|&dropped| dropped == sent.tx_packets)
+            });
+            assert_eq!(testpmd.stop(), 0, "testpmd had no room to send");
+            assert_eq!(testpmd.stats(0).rx_packets, 0, "a frame came back");
+        }
+        forwards(&mut testpmd, "64", bursts(&path), 100_000);
+        assert_eq!(echo.counter(COUNTER_TOO_BIG), Some(5 * 128));
+        testpmd.quit();
+        echo.stop();
+    }
+
+    /// Numbers that look random and are the same in every run (xorshift64).
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0
+        }
+
+        /// A frame with Ethernet addresses and type, so that every tool can show it.
+        fn frame(&mut self, shortest: u64, longest: u64) -> Vec<u8> {
+            let length = shortest + self.next() % (longest - shortest + 1);
+            let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
+            frame.resize_with(usize::try_from(length).unwrap(), || {
+                self.next().to_le_bytes()[0]
+            });
+            frame
+        }
+    }
+
+    fn write_pcap(file: &Path, frames: &[Vec<u8>]) {
+        let mut writer = PcapWriter::new(File::create(file).unwrap()).unwrap();
+        for frame in frames {
+            let length = u32::try_from(frame.len()).unwrap();
+            let packet = PcapPacket::new(Duration::ZERO, length, frame);
+            writer.write_packet(&packet).unwrap();
+        }
+    }
+
+    fn read_pcap(file: &Path) -> Vec<Vec<u8>> {
+        let mut reader = PcapReader::new(File::open(file).unwrap()).unwrap();
+        let mut frames = Vec::new();
+        while let Some(packet) = reader.next_packet() {
+            frames.push(packet.unwrap().data.into_owned());
+        }
+        frames
+    }
+
+    /// Sends frames from one capture file through the echo port into another, and compares.
+    ///
+    /// The frames must fit in a ring together: a capture file does not wait for room.
+    fn brings_back(path: &RingPath, frames: &[Vec<u8>]) {
+        let echo = Echo::start("testpmd-bytes", 1);
+        let (sent, received) = (echo.dir.path("sent.pcap"), echo.dir.path("received.pcap"));
+        write_pcap(&sent, frames);
+        let mut config = path.front_end(&echo.dir.path("net0.sock"));
+        config.first_vdev(format!(
+            "net_pcap0,rx_pcap={},tx_pcap={}",
+            sent.display(),
+            received.display()
+        ));
+        // Else testpmd throws away what a port holds when forwarding starts: the whole file.
+        config.app("--no-flush-rx");
+        let mut testpmd = echo.attach(path, &config);
+        testpmd.cmd("start");
+        let all = u64::try_from(frames.len()).unwrap();
+        testpmd.wait_stats("all frames are captured", 0, |s| s.tx_packets >= all);
+        assert_eq!(testpmd.stop(), 0, "testpmd dropped frames itself");
+        testpmd.quit();
+        let back = read_pcap(&received);
+        assert_eq!(back.len(), frames.len(), "frames on path {}", path.name);
+        for (number, (back, frame)) in back.iter().zip(frames).enumerate() {
+            assert!(
+                back == frame,
+                "frame {number} of {} bytes differs on path {}: {back:02x?} for {frame:02x?}",
+                frame.len(),
+                path.name
+            );
+        }
+        echo.stop();
+    }
+
+    fn brings_back_every_byte(number: u8) {
+        let path = RingPath::number(number).unwrap();
+        let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(number));
+        // A multiple of four: SIMD code leaves up to three frames in the ring.
+        let mut frames: Vec<_> = (0..998).map(|_| random.frame(60, 1514)).collect();
+        frames.push(random.frame(60, 60));
+        frames.push(random.frame(1514, 1514));
+        brings_back(&path, &frames);
+    }
+
+    fn brings_back_every_byte_of_chains(number: u8) {
+        let path = RingPath::number(number).unwrap();
+        let mut random = Random(0x2545_f491_4f6c_dd1d ^ u64::from(number));
+        let frames: Vec<_> = (0..200).map(|_| random.frame(60, 8000)).collect();
+        brings_back(&path, &frames);
+    }
+
+    macro_rules! ring_path {
+        ($name:ident, $number:literal, mergeable) => {
+            ring_path!(
+                $name,
+                $number,
+                echoes_chains_of_8000_bytes: echoes_chains,
+                brings_back_every_byte_of_chains: brings_back_every_byte_of_chains,
+            );
+        };
+        ($name:ident, $number:literal, non_mergeable) => {
+            ring_path!(
+                $name,
+                $number,
+                drops_and_counts_chains_and_goes_on: drops_and_counts_chains,
+            );
+        };
+        ($name:ident, $number:literal, $($test:ident: $body:ident,)+) => {
+            mod $name {
+                #[test]
+                fn echoes_64_and_1518_bytes_and_loses_none() {
+                    super::echoes_both_sizes($number);
+                }
+
+                #[test]
+                fn brings_back_every_byte_in_order() {
+                    super::brings_back_every_byte($number);
+                }
+
+                $(
+                    #[test]
+                    fn $test() {
+                        super::$body($number);
+                    }
+                )+
+            }
+        };
+    }
+
+    ring_path!(path_01_packed_mergeable, 1, mergeable);
+    ring_path!(path_02_packed, 2, non_mergeable);
+    ring_path!(path_03_packed_in_order_mergeable, 3, mergeable);
+    ring_path!(path_04_packed_in_order, 4, non_mergeable);
+    ring_path!(path_05_split_mergeable, 5, mergeable);
+    ring_path!(path_06_split, 6, non_mergeable);
+    ring_path!(path_07_split_vector_rx, 7, non_mergeable);
+    ring_path!(path_08_split_in_order_mergeable, 8, mergeable);
+    ring_path!(path_09_split_in_order, 9, non_mergeable);
+    ring_path!(path_10_packed_vectorized, 10, non_mergeable);
+
+    fn moves_frames_on_eight_queues(number: u8) {
+        let path = RingPath::number(number).unwrap();
+        let echo = Echo::start("testpmd-queues", 8);
+        let config = path.front_end_with(&echo.dir.path("net0.sock"), 1024, 8);
+        let mut testpmd = echo.attach(&path, &config);
+        forwards(&mut testpmd, "64", 8, 400_000);
+        for (queue, (rx, tx)) in testpmd.queue_packets(0, 8).into_iter().enumerate() {
+            // More than the 256 frames that each queue was given came round.
+            assert!(rx > 256, "queue {queue} forwarded nothing: {rx} frames");
+            assert_eq!(rx, tx, "queue {queue} got frames of another");
+        }
+        testpmd.quit();
+        echo.stop();
+    }
+
+    #[test]
+    fn every_one_of_eight_packed_queues_moves_frames() {
+        moves_frames_on_eight_queues(1);
+    }
+
+    #[test]
+    fn every_one_of_eight_split_queues_moves_frames() {
+        moves_frames_on_eight_queues(5);
+    }
+
+    #[test]
+    fn packed_rings_of_odd_size_lose_no_frame() {
+        let path = RingPath::number(1).unwrap();
+        for (size, bursts) in [(1025, 32), (255, 7)] {
+            let echo = Echo::start("testpmd-odd", 1);
+            let config = path.front_end_with(&echo.dir.path("net0.sock"), size, 1);
+            let mut testpmd = echo.attach(&path, &config);
+            // Many times round the ring, so that the wrap counters are used on every slot.
+            forwards(&mut testpmd, "64", bursts, 200_000);
+            testpmd.quit();
+            echo.stop();
+        }
+    }
+
+    #[test]
+    fn guest_memory_in_4_kib_pages_works_as_well() {
+        for number in [1, 5] {
+            let path = RingPath::number(number).unwrap();
+            let echo = Echo::start("testpmd-pages", 1);
+            let mut config = path.front_end(&echo.dir.path("net0.sock"));
+            config.small_pages = true;
+            let mut testpmd = echo.attach(&path, &config);
+            forwards(&mut testpmd, "1518", 32, 50_000);
+            testpmd.quit();
+            echo.stop();
+        }
+    }
+}
