@@ -17,7 +17,11 @@ impl SinkPort {
 
 impl FrameSink for SinkPort {
     fn transmit(&mut self, burst: &mut FrameBurst) {
-        for frame in burst.frames.iter_mut().filter(|frame| frame.verdict == Verdict::Retry) {
+        for frame in burst
+            .frames
+            .iter_mut()
+            .filter(|frame| frame.verdict == Verdict::Retry)
+        {
             frame.verdict = Verdict::Dropped(DropReason::Sink);
         }
     }
@@ -36,12 +40,21 @@ mod tests {
         let bad = Verdict::Dropped(DropReason::BadChain);
         for verdict in [Verdict::Retry, bad, Verdict::Retry] {
             let header = VnetHeader::default();
-            burst.frames.push(Frame { header, first: 0, count: 0, bytes: 60, verdict });
+            burst.frames.push(Frame {
+                header,
+                first: 0,
+                count: 0,
+                bytes: 60,
+                verdict,
+            });
         }
         let mut sink = SinkPort::new();
         sink.transmit(&mut burst);
         sink.flush();
         let sunk = Verdict::Dropped(DropReason::Sink);
-        assert_eq!(burst.frames.iter().map(|f| f.verdict).collect::<Vec<_>>(), [sunk, bad, sunk]);
+        assert_eq!(
+            burst.frames.iter().map(|f| f.verdict).collect::<Vec<_>>(),
+            [sunk, bad, sunk]
+        );
     }
 }

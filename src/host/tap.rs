@@ -43,7 +43,10 @@ pub struct TapQueue {
 impl TapQueue {
     /// Queue `index` of `tap`; `None` past the last queue.
     pub fn new(tap: &Tap, index: u16) -> Option<TapQueue> {
-        Some(TapQueue { fd: tap.queue(index)?, guest_fault: false })
+        Some(TapQueue {
+            fd: tap.queue(index)?,
+            guest_fault: false,
+        })
     }
 
     /// Whether a frame since the last time was not accessible memory: the sender's fault, whose
@@ -85,7 +88,9 @@ impl FrameSink for TapQueue {
             if frame.verdict != Verdict::Retry {
                 continue;
             }
-            let answer = self.fd.write_frame(&frame.header.encode(), burst.payload(&frame));
+            let answer = self
+                .fd
+                .write_frame(&frame.header.encode(), burst.payload(&frame));
             burst.frames[index].verdict = match answer {
                 Ok(()) => Verdict::Sent,
                 Err(error) => Verdict::Dropped(self.reason(error)),

@@ -16,7 +16,9 @@ pub struct Bounce {
 impl Bounce {
     /// A buffer of `len` bytes, all zero.
     pub fn new(len: usize) -> Bounce {
-        Bounce { bytes: (0..len).map(|_| UnsafeCell::new(0)).collect() }
+        Bounce {
+            bytes: (0..len).map(|_| UnsafeCell::new(0)).collect(),
+        }
     }
 
     /// All bytes, as a segment. It stays valid as long as the buffer.

@@ -15,7 +15,7 @@ use crate::memory::{Segment, Segments};
 
 mod ifreq;
 
-use ifreq::{InterfaceSocket, IfReq};
+use ifreq::{IfReq, InterfaceSocket};
 
 /// Where taps are made.
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -156,7 +156,10 @@ impl Tap {
     pub fn open(name: &str, queues: u16, mtu: Option<u16>) -> Result<Tap, TapError> {
         check_name(name)?;
         if queues == 0 || queues > QUEUES_MAX {
-            return Err(TapError::Queues { name: name.into(), queues });
+            return Err(TapError::Queues {
+                name: name.into(),
+                queues,
+            });
         }
         let socket = InterfaceSocket::new()
             .map_err(|error| failed(name, "open a socket to look at it", error))?;
@@ -164,7 +167,10 @@ impl Tap {
             Ok(None) => Tap::create(name, queues)?,
             Ok(Some(driver)) if driver.is_tap() => Tap::attach(name, queues)?,
             Ok(Some(driver)) => {
-                return Err(TapError::NotTap { name: name.into(), driver: driver.name });
+                return Err(TapError::NotTap {
+                    name: name.into(),
+                    driver: driver.name,
+                });
             }
             Err(error) => return Err(failed(name, "look at it", error)),
         };
@@ -181,7 +187,9 @@ impl Tap {
                 .map_err(|error| failed(name, "set its MTU", error))?;
         }
         if tap.created {
-            socket.set_up(name).map_err(|error| failed(name, "set it up", error))?;
+            socket
+                .set_up(name)
+                .map_err(|error| failed(name, "set it up", error))?;
         }
         Ok(tap)
     }
@@ -203,7 +211,10 @@ impl Tap {
             }
             answer => (answer, wanted),
         };
-        let single = || TapError::SingleQueue { name: name.into(), queues };
+        let single = || TapError::SingleQueue {
+            name: name.into(),
+            queues,
+        };
         let busy = |error: &io::Error| error.raw_os_error() == Some(libc::EBUSY);
         match first {
             Ok(_) if wanted && !multi_queue => Err(single()),
@@ -226,7 +237,12 @@ impl Tap {
                 .map_err(|error| failed(name, "attach another queue to it", error))?;
             fds.push(Arc::new(next));
         }
-        Ok(Tap { name: name.into(), fds, multi_queue, created })
+        Ok(Tap {
+            name: name.into(),
+            fds,
+            multi_queue,
+            created,
+        })
     }
 
     /// The name of the interface.
@@ -247,7 +263,10 @@ impl Tap {
     /// The fd of queue `index`, with a list of segments of its own; `None` past the last queue.
     pub fn queue(&self, index: u16) -> Option<TapFd> {
         let file = Arc::clone(self.fds.get(usize::from(index))?);
-        Some(TapFd { file, iov: Segments::with_capacity(IOV_MAX) })
+        Some(TapFd {
+            file,
+            iov: Segments::with_capacity(IOV_MAX),
+        })
     }
 
     /// What readers of the device take from now on. Frames that wait in the device already were
@@ -269,26 +288,37 @@ impl Tap {
 
     /// Whether the kernel cuts UDP frames (Linux 6.2). Leaves all offloads off.
     pub fn supports_uso(&self) -> bool {
-        let uso = TapOffloads { csum: true, uso: true, ..TapOffloads::default() };
+        let uso = TapOffloads {
+            csum: true,
+            uso: true,
+            ..TapOffloads::default()
+        };
         let answer = self.set_offload(uso);
         self.set_offload(TapOffloads::default()).is_ok() && answer.is_ok()
     }
 
     /// Attaches queue `index` to the device again or detaches it: the kernel spreads frames over
-    /// attached queues, and nobody reads those of a queue that the guest does not use. What waits in
-    /// a detached queue is lost. A tap with a single queue knows no such thing; it stays attached.
+    /// attached queues, and nobody reads those of a queue that the guest does not use. What waits
+    /// in a detached queue is lost. A tap with a single queue knows no such thing; it stays attached.
     ///
     /// # Errors
     /// The system's error.
     pub fn set_attached(&self, index: u16, attached: bool) -> io::Result<()> {
-        let Some(file) = self.fds.get(usize::from(index)).filter(|_| self.multi_queue) else {
+        let Some(file) = self
+            .fds
+            .get(usize::from(index))
+            .filter(|_| self.multi_queue)
+        else {
             return Ok(());
         };
-        let flag = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+        let flag = if attached {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
         let request = IfReq::with_flags("", flag);
         // SAFETY: TUNSETQUEUE reads an `ifreq`, which `request` is for the time of the call.
-        let answer =
-            unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETQUEUE, request.as_ptr()) };
+        let answer = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETQUEUE, request.as_ptr()) };
         match check(answer) {
             // Attached or detached already.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
@@ -310,8 +340,8 @@ impl TapFd {
     /// or `None` when there is no frame. What does not fit is lost without a trace.
     ///
     /// # Errors
-    /// The system's error: EFAULT when the window is not accessible memory (the frame is lost then),
-    /// EBADFD when the interface was deleted.
+    /// The system's error: EFAULT when the window is not accessible memory (the frame is lost
+    /// then), EBADFD when the interface was deleted.
     pub fn read_frame(&self, window: &[Segment]) -> io::Result<Option<usize>> {
         let count = iov_count(window);
         // SAFETY: segments are laid out as `iovec`s, and each lies in a mapping that its owner
@@ -349,11 +379,16 @@ impl TapFd {
         if bytes >= 0 {
             return Ok(());
         }
-        Err(match io::Error::last_os_error().raw_os_error().unwrap_or_default() {
-            libc::EAGAIN | libc::ENOBUFS => WriteError::Full,
-            libc::EFAULT => WriteError::Inaccessible,
-            other => WriteError::Refused(other),
-        })
+        Err(
+            match io::Error::last_os_error()
+                .raw_os_error()
+                .unwrap_or_default()
+            {
+                libc::EAGAIN | libc::ENOBUFS => WriteError::Full,
+                libc::EFAULT => WriteError::Inaccessible,
+                other => WriteError::Refused(other),
+            },
+        )
     }
 
     /// Throws away the frames that wait in the queue: they were meant for a guest that is gone.
@@ -361,12 +396,18 @@ impl TapFd {
     pub fn discard_waiting(&self) -> usize {
         let mut bytes = [0u8; 2 * VNET_HEADER];
         let window = [Segment::new(bytes.as_mut_ptr(), bytes.len())];
-        (0..DISCARD_MAX).take_while(|_| matches!(self.read_frame(&window), Ok(Some(_)))).count()
+        (0..DISCARD_MAX)
+            .take_while(|_| matches!(self.read_frame(&window), Ok(Some(_))))
+            .count()
     }
 }
 
 fn iov_count(segments: &[Segment]) -> libc::c_int {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 1024")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        reason = "at most 1024"
+    )]
     let count = segments.len().min(IOV_MAX) as libc::c_int;
     count
 }
@@ -386,7 +427,11 @@ fn new_queue(name: &str, multi_queue: bool, more: libc::c_int) -> io::Result<Fil
         .custom_flags(libc::O_NONBLOCK)
         .open(CLONE_DEVICE)
         .map_err(|error| io::Error::new(error.kind(), format!("{CLONE_DEVICE}: {error}")))?;
-    let multi_queue = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
+    let multi_queue = if multi_queue {
+        libc::IFF_MULTI_QUEUE
+    } else {
+        0
+    };
     let mut request = IfReq::with_flags(name, FLAGS | multi_queue | more);
     // SAFETY: TUNSETIFF reads and writes an `ifreq`, which `request` is.
     let answer = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) };
@@ -399,7 +444,11 @@ fn set_int(file: &File, what: libc::Ioctl, value: libc::c_int) -> io::Result<()>
 }
 
 fn check(answer: libc::c_int) -> io::Result<()> {
-    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if answer < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// The kernel takes `%` for a pattern and cuts what is too long, so names are checked here.
@@ -410,12 +459,18 @@ fn check_name(name: &str) -> Result<(), TapError> {
         "it has more than 15 bytes"
     } else if name == "." || name == ".." {
         "it is a directory"
-    } else if name.bytes().any(|b| matches!(b, b'/' | b':' | b'%' | 0) || b.is_ascii_whitespace()) {
+    } else if name
+        .bytes()
+        .any(|b| matches!(b, b'/' | b':' | b'%' | 0) || b.is_ascii_whitespace())
+    {
         "it has a slash, a colon, a percent sign or white space in it"
     } else {
         return Ok(());
     };
-    Err(TapError::Name { name: name.into(), what })
+    Err(TapError::Name {
+        name: name.into(),
+        what,
+    })
 }
 
 fn failed(name: &str, what: &'static str, source: io::Error) -> TapError {

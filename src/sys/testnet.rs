@@ -22,7 +22,12 @@ pub fn in_private_netns(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(move || {
         // SAFETY: no pointers; the new namespace is this thread's alone.
         let answer = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-        assert_eq!(answer, 0, "unshare(CLONE_NEWNET): {}", io::Error::last_os_error());
+        assert_eq!(
+            answer,
+            0,
+            "unshare(CLONE_NEWNET): {}",
+            io::Error::last_os_error()
+        );
         test();
     });
     if let Err(panic) = thread.join() {
@@ -62,7 +67,10 @@ impl PacketSocket {
         let answer = unsafe { libc::bind(fd, (&raw const address).cast(), bytes) };
         assert_eq!(answer, 0, "bind: {}", io::Error::last_os_error());
         socket.set(libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32);
-        let wait = libc::timeval { tv_sec: 1, tv_usec: 0 };
+        let wait = libc::timeval {
+            tv_sec: 1,
+            tv_usec: 0,
+        };
         socket.set(libc::SOL_SOCKET, libc::SO_RCVTIMEO, &wait);
         socket
     }
@@ -71,7 +79,13 @@ impl PacketSocket {
         let bytes = size_of::<T>() as libc::socklen_t;
         // SAFETY: `value` has `bytes` bytes.
         let answer = unsafe {
-            libc::setsockopt(self.0.as_raw_fd(), level, name, (&raw const *value).cast(), bytes)
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                level,
+                name,
+                (&raw const *value).cast(),
+                bytes,
+            )
         };
         assert_eq!(answer, 0, "setsockopt: {}", io::Error::last_os_error());
     }
@@ -85,7 +99,12 @@ impl PacketSocket {
         // SAFETY: `packet` has that many bytes.
         let sent =
             unsafe { libc::send(self.0.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0) };
-        assert_eq!(sent, packet.len() as isize, "send: {}", io::Error::last_os_error());
+        assert_eq!(
+            sent,
+            packet.len() as isize,
+            "send: {}",
+            io::Error::last_os_error()
+        );
     }
 
     /// The next packet with [`ETHERTYPE`]: header and frame.
@@ -106,13 +125,35 @@ impl PacketSocket {
         while start.elapsed() < DEADLINE {
             // SAFETY: `packet` has that many bytes.
             let got = unsafe {
-                libc::recv(self.0.as_raw_fd(), packet.as_mut_ptr().cast(), packet.len(), 0)
+                libc::recv(
+                    self.0.as_raw_fd(),
+                    packet.as_mut_ptr().cast(),
+                    packet.len(),
+                    0,
+                )
             };
             let got = usize::try_from(got).unwrap_or(0);
             if got > VNET_HEADER && wanted(&packet[VNET_HEADER..got]) {
-                return (packet[..VNET_HEADER].to_vec(), packet[VNET_HEADER..got].to_vec());
+                return (
+                    packet[..VNET_HEADER].to_vec(),
+                    packet[VNET_HEADER..got].to_vec(),
+                );
             }
         }
         panic!("no packet within {DEADLINE:?}");
     }
+}
+
+/// Takes all capabilities from the calling thread, for good.
+///
+/// # Panics
+/// When the system refuses.
+pub fn drop_capabilities() {
+    /// `struct __user_cap_header_struct`, and two of `__user_cap_data_struct` behind it.
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    let data = [0u32; 6];
+    // SAFETY: header and data are as long as version 3 of the call has them.
+    let answer = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
+    assert_eq!(answer, 0, "capset: {}", io::Error::last_os_error());
 }

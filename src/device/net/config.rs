@@ -30,7 +30,11 @@ pub struct Offloads {
 
 impl Offloads {
     /// Checksums and TSO: what a guest link or a tap passes through.
-    pub const CSUM_TSO: Offloads = Offloads { csum: true, tso: true, uso: false };
+    pub const CSUM_TSO: Offloads = Offloads {
+        csum: true,
+        tso: true,
+        uso: false,
+    };
 
     /// The feature bits.
     pub fn features(self) -> u64 {
@@ -131,7 +135,11 @@ impl DeviceModel for NetModel {
     }
 
     fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigWriteError> {
-        Err(ConfigWriteError { offset, len: bytes.len(), size: CONFIG_BYTES })
+        Err(ConfigWriteError {
+            offset,
+            len: bytes.len(),
+            size: CONFIG_BYTES,
+        })
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -145,7 +153,13 @@ mod tests {
 
     fn model(queue_pairs: u16, mac: Option<[u8; 6]>, mtu: Option<u16>) -> NetModel {
         let offloads = Offloads::CSUM_TSO;
-        NetModel::new(NetOptions { name: "net0".into(), queue_pairs, mac, mtu, offloads })
+        NetModel::new(NetOptions {
+            name: "net0".into(),
+            queue_pairs,
+            mac,
+            mtu,
+            offloads,
+        })
     }
 
     #[test]
@@ -167,10 +181,20 @@ mod tests {
 
     #[test]
     fn segmentation_is_never_offered_without_checksums() {
-        let without = Offloads { csum: false, tso: true, uso: true };
+        let without = Offloads {
+            csum: false,
+            tso: true,
+            uso: true,
+        };
         assert_eq!(without.features(), 0);
-        let with = Offloads { csum: true, tso: false, uso: true };
-        let bits = [0, 1, 54, 55, 56].iter().fold(0, |bits, bit| bits | 1u64 << bit);
+        let with = Offloads {
+            csum: true,
+            tso: false,
+            uso: true,
+        };
+        let bits = [0, 1, 54, 55, 56]
+            .iter()
+            .fold(0, |bits, bit| bits | 1u64 << bit);
         assert_eq!(with.features(), bits);
     }
 
@@ -184,7 +208,14 @@ mod tests {
     #[test]
     fn config_space_is_read_only() {
         let error = model(1, None, None).write_config(0, &[1]).unwrap_err();
-        assert_eq!(error, ConfigWriteError { offset: 0, len: 1, size: 24 });
+        assert_eq!(
+            error,
+            ConfigWriteError {
+                offset: 0,
+                len: 1,
+                size: 24
+            }
+        );
     }
 
     #[test]

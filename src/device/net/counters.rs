@@ -103,7 +103,9 @@ pub struct NetCounters {
 impl NetCounters {
     /// Counters for `pairs` queue pairs.
     pub fn new(pairs: u16) -> NetCounters {
-        NetCounters { pairs: (0..pairs).map(|_| Arc::default()).collect() }
+        NetCounters {
+            pairs: (0..pairs).map(|_| Arc::default()).collect(),
+        }
     }
 
     /// The counters of queue pair `index`, if there is such a pair.
@@ -114,7 +116,9 @@ impl NetCounters {
     /// The sums over all queue pairs, by name.
     pub fn totals(&self) -> Vec<(&'static str, u64)> {
         let sum = |get: &dyn Fn(&QueueCounters) -> u64| {
-            self.pairs.iter().fold(0, |sum: u64, pair| sum.wrapping_add(get(pair)))
+            self.pairs
+                .iter()
+                .fold(0, |sum: u64, pair| sum.wrapping_add(get(pair)))
         };
         let mut totals = vec![
             ("rx_frames", sum(&|pair| pair.rx.frames.get())),
@@ -211,9 +215,22 @@ mod tests {
         assert!(counters.pair(2).is_none());
         let totals = counters.totals();
         let of = |name| totals.iter().find(|(n, _)| *n == name).unwrap().1;
-        assert_eq!((of("rx_frames"), of("rx_bytes"), of("rx_bursts")), (2, 120, 2));
-        assert_eq!((of("tx_frames"), of("tx_bytes"), of("tx_bursts")), (4, 240, 4));
-        assert_eq!((of("rx_bounced"), of("rx_drop_too_big"), of("tx_drop_too_big")), (2, 2, 4));
+        assert_eq!(
+            (of("rx_frames"), of("rx_bytes"), of("rx_bursts")),
+            (2, 120, 2)
+        );
+        assert_eq!(
+            (of("tx_frames"), of("tx_bytes"), of("tx_bursts")),
+            (4, 240, 4)
+        );
+        assert_eq!(
+            (
+                of("rx_bounced"),
+                of("rx_drop_too_big"),
+                of("tx_drop_too_big")
+            ),
+            (2, 2, 4)
+        );
         assert_eq!((of("rx_drop_sink"), of("tx_drop_sink")), (0, 0));
     }
 }

@@ -41,11 +41,7 @@ pub const GSO_ECN: u8 = low(VIRTIO_NET_HDR_GSO_ECN);
 /// # Errors
 /// [`DropReason::BadVnetHeader`] when `raw` contradicts itself, the frame or the features.
 #[inline]
-pub fn check(
-    raw: &VnetHeader,
-    frame_bytes: u32,
-    features: u64,
-) -> Result<VnetHeader, DropReason> {
+pub fn check(raw: &VnetHeader, frame_bytes: u32, features: u64) -> Result<VnetHeader, DropReason> {
     let needs_csum = raw.flags & NEEDS_CSUM != 0 && features & feature::CSUM != 0;
     if !needs_csum && raw.gso_type == GSO_NONE {
         return Ok(VnetHeader::default());
@@ -82,7 +78,11 @@ fn check_offloads(
         GSO_TCPV6 => feature::HOST_TSO6,
         GSO_UDP_L4 if raw.gso_type & GSO_ECN == 0 => feature::HOST_USO,
         _ => return None,
-    } | if raw.gso_type & GSO_ECN != 0 { feature::HOST_ECN } else { 0 };
+    } | if raw.gso_type & GSO_ECN != 0 {
+        feature::HOST_ECN
+    } else {
+        0
+    };
     let known = features & wanted == wanted;
     if !known || raw.gso_size == 0 || u32::from(raw.hdr_len) > frame_bytes {
         return None;
@@ -109,7 +109,11 @@ pub fn deliverable(header: &VnetHeader, features: u64) -> bool {
         GSO_UDP_L4 => feature::GUEST_USO4 | feature::GUEST_USO6,
         _ => return false,
     };
-    let ecn = if header.gso_type & GSO_ECN != 0 { feature::GUEST_ECN } else { 0 };
+    let ecn = if header.gso_type & GSO_ECN != 0 {
+        feature::GUEST_ECN
+    } else {
+        0
+    };
     let wanted = feature::GUEST_CSUM | gso | ecn;
     features & wanted == wanted
 }
@@ -149,16 +153,32 @@ mod tests {
             assert_eq!(check(&raw, 3000, ALL), Ok(want), "{raw:?}");
         };
         keep(VnetHeader::default(), VnetHeader::default());
-        for gso_type in [GSO_TCPV4, GSO_TCPV6, GSO_TCPV4 | GSO_ECN, GSO_TCPV6 | GSO_ECN, GSO_UDP_L4]
-        {
+        for gso_type in [
+            GSO_TCPV4,
+            GSO_TCPV6,
+            GSO_TCPV4 | GSO_ECN,
+            GSO_TCPV6 | GSO_ECN,
+            GSO_UDP_L4,
+        ] {
             keep(gso(gso_type), gso(gso_type));
-            let noisy = VnetHeader { flags: 0xff, num_buffers: 77, ..gso(gso_type) };
+            let noisy = VnetHeader {
+                flags: 0xff,
+                num_buffers: 77,
+                ..gso(gso_type)
+            };
             keep(noisy, gso(gso_type));
         }
-        let csum = VnetHeader { hdr_len: 0, gso_size: 0, ..gso(GSO_NONE) };
+        let csum = VnetHeader {
+            hdr_len: 0,
+            gso_size: 0,
+            ..gso(GSO_NONE)
+        };
         keep(gso(GSO_NONE), csum);
         // DATA_VALID is for receivers; without NEEDS_CSUM the offsets mean nothing.
-        let data_valid = VnetHeader { flags: DATA_VALID, ..gso(GSO_NONE) };
+        let data_valid = VnetHeader {
+            flags: DATA_VALID,
+            ..gso(GSO_NONE)
+        };
         keep(data_valid, VnetHeader::default());
     }
 
@@ -172,14 +192,41 @@ mod tests {
             ("ECN without TCP", gso(GSO_ECN)),
             ("ECN with UDP", gso(GSO_UDP_L4 | GSO_ECN)),
             ("no segment size", VnetHeader { gso_size: 0, ..v4 }),
-            ("headers longer than the frame", VnetHeader { hdr_len: 3001, ..v4 }),
-            ("checksum past the end", VnetHeader { csum_start: 2983, ..v4 }),
-            ("sum beyond 16 bits", VnetHeader { csum_start: u16::MAX, csum_offset: u16::MAX, ..v4 }),
+            (
+                "headers longer than the frame",
+                VnetHeader {
+                    hdr_len: 3001,
+                    ..v4
+                },
+            ),
+            (
+                "checksum past the end",
+                VnetHeader {
+                    csum_start: 2983,
+                    ..v4
+                },
+            ),
+            (
+                "sum beyond 16 bits",
+                VnetHeader {
+                    csum_start: u16::MAX,
+                    csum_offset: u16::MAX,
+                    ..v4
+                },
+            ),
         ];
         for (what, raw) in cases {
-            assert_eq!(check(&raw, 3000, ALL), Err(DropReason::BadVnetHeader), "{what}");
+            assert_eq!(
+                check(&raw, 3000, ALL),
+                Err(DropReason::BadVnetHeader),
+                "{what}"
+            );
         }
-        let last = VnetHeader { csum_start: 2982, hdr_len: 3000, ..v4 };
+        let last = VnetHeader {
+            csum_start: 2982,
+            hdr_len: 3000,
+            ..v4
+        };
         assert_eq!(check(&last, 3000, ALL), Ok(last));
     }
 
@@ -194,7 +241,11 @@ mod tests {
         ];
         for (raw, bit) in cases {
             let answer = check(&raw, 3000, ALL & !bit);
-            assert_eq!(answer, Err(DropReason::BadVnetHeader), "{raw:?} without {bit:#x}");
+            assert_eq!(
+                answer,
+                Err(DropReason::BadVnetHeader),
+                "{raw:?} without {bit:#x}"
+            );
         }
         // A checksum request that was not negotiated is dropped from the header, not the frame.
         let answer = check(&gso(GSO_NONE), 3000, ALL & !CSUM);
@@ -203,19 +254,28 @@ mod tests {
 
     #[test]
     fn a_receiver_gets_only_the_offloads_that_it_acknowledged() {
-        let csum = VnetHeader { flags: NEEDS_CSUM, ..VnetHeader::default() };
+        let csum = VnetHeader {
+            flags: NEEDS_CSUM,
+            ..VnetHeader::default()
+        };
         let cases = [
             (VnetHeader::default(), 0),
             (csum, GUEST_CSUM),
             (gso(GSO_TCPV4), GUEST_CSUM | GUEST_TSO4),
             (gso(GSO_TCPV6), GUEST_CSUM | GUEST_TSO6),
-            (gso(GSO_TCPV6 | GSO_ECN), GUEST_CSUM | GUEST_TSO6 | GUEST_ECN),
+            (
+                gso(GSO_TCPV6 | GSO_ECN),
+                GUEST_CSUM | GUEST_TSO6 | GUEST_ECN,
+            ),
             (gso(GSO_UDP_L4), GUEST_CSUM | GUEST_USO4 | GUEST_USO6),
         ];
         for (header, wanted) in cases {
             assert!(deliverable(&header, wanted), "{header:?}");
             for bit in (0..64).map(|i| 1 << i).filter(|bit| wanted & bit != 0) {
-                assert!(!deliverable(&header, ALL & !bit), "{header:?} without {bit:#x}");
+                assert!(
+                    !deliverable(&header, ALL & !bit),
+                    "{header:?} without {bit:#x}"
+                );
             }
         }
         assert!(!deliverable(&gso(3), u64::MAX));

@@ -49,7 +49,11 @@ pub(super) fn pop<Q: ChainQueue>(
                 leave_readable_out(&chain, segments);
             }
             let (count, bytes) = (chain.writable as usize, chain.writable_bytes as usize);
-            PoppedRx::Chain(RxChain { id: chain.id, segments: count, bytes })
+            PoppedRx::Chain(RxChain {
+                id: chain.id,
+                segments: count,
+                bytes,
+            })
         }
         Popped::Empty => PoppedRx::Empty,
         Popped::Wait => PoppedRx::Wait,
@@ -160,7 +164,12 @@ impl RxHandler {
                 Ok(Gather::Chains(count)) => {
                     let taken = &self.chains[chains..chains + count];
                     let taken = taken.iter().map(|chain| chain.segments).sum();
-                    let take = Take { frame: index, first: segments, segments: taken, chains: count };
+                    let take = Take {
+                        frame: index,
+                        first: segments,
+                        segments: taken,
+                        chains: count,
+                    };
                     self.takes.push(take);
                     (chains, segments) = (chains + count, segments + taken);
                     frame.verdict = Verdict::Sent;
@@ -228,7 +237,14 @@ impl RxHandler {
             let to = &segments[take.first..take.first + take.segments];
             #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
             let num_buffers = take.chains as u16;
-            write_header(to, &VnetHeader { num_buffers, ..frame.header }.encode());
+            write_header(
+                to,
+                &VnetHeader {
+                    num_buffers,
+                    ..frame.header
+                }
+                .encode(),
+            );
             copy::between(burst.payload(frame), 0, to, HEADER, frame.bytes as usize);
         }
     }
@@ -274,7 +290,10 @@ pub(super) fn put_used<Q: ChainQueue>(
     left: usize,
 ) -> usize {
     let written = left.min(chain.bytes);
-    #[expect(clippy::cast_possible_truncation, reason = "a chain has at most 2^32 - 1 bytes")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a chain has at most 2^32 - 1 bytes"
+    )]
     vq.put_used(chain.id, written as u32, segments);
     written
 }

@@ -62,7 +62,11 @@ impl TxHandler {
             }
         }
         let segments = burst.segments.as_mut_slice();
-        for frame in burst.frames.iter_mut().filter(|frame| frame.verdict == Verdict::Retry) {
+        for frame in burst
+            .frames
+            .iter_mut()
+            .filter(|frame| frame.verdict == Verdict::Retry)
+        {
             let first = frame.first as usize;
             let chain = &mut segments[first..first + frame.count as usize];
             if self.offloads {
@@ -89,7 +93,11 @@ impl TxHandler {
     /// first frame that is to be tried again on, all go back to the ring and will come again.
     pub fn complete<Q: ChainQueue>(&mut self, vq: &mut Q, burst: &mut FrameBurst) {
         let retry = |frame: &Frame| frame.verdict == Verdict::Retry;
-        let decided = burst.frames.iter().position(retry).unwrap_or(burst.frames.len());
+        let decided = burst
+            .frames
+            .iter()
+            .position(retry)
+            .unwrap_or(burst.frames.len());
         let mut tally = Tally::default();
         for frame in &burst.frames[..decided] {
             tally.frame(frame);
@@ -121,7 +129,13 @@ fn frame(chain: &Chain) -> Frame {
         Verdict::Retry
     };
     let header = VnetHeader::default();
-    Frame { header, first: chain.first, count: chain.readable, bytes, verdict }
+    Frame {
+        header,
+        first: chain.first,
+        count: chain.readable,
+        bytes,
+        verdict,
+    }
 }
 
 /// Takes the header off the front of `chain`, which is longer than that. Returns how many segments

@@ -69,7 +69,6 @@ pub struct RxWindow {
     lent: Option<(usize, Option<Segment>)>,
     bounce: Bounce,
     pending: Option<Pending>,
-    tally: Tally,
     counters: Arc<QueueCounters>,
 }
 
@@ -92,7 +91,6 @@ impl RxWindow {
             lent: None,
             bounce: Bounce::new(HEADER + FRAME_BYTES_MAX as usize),
             pending: None,
-            tally: Tally::default(),
             counters,
         }
     }
@@ -141,9 +139,9 @@ impl RxWindow {
         self.take_back();
         let first = self.chains.front().map_or(0, |chain| chain.bytes);
         if bytes <= HEADER {
-            self.tally.dropped(DropReason::HostError);
+            self.drop_one(DropReason::HostError);
         } else if first < HEADER || (!self.mergeable && first < bytes) {
-            self.tally.dropped(DropReason::RxTooSmall);
+            self.drop_one(DropReason::RxTooSmall);
         } else {
             let frame = Pending { bytes, direct };
             self.pending = Some(frame);
@@ -162,15 +160,7 @@ impl RxWindow {
     /// Drops the frame that waits, if any.
     pub fn drop_pending(&mut self, reason: DropReason) {
         if self.pending.take().is_some() {
-            self.tally.dropped(reason);
-        }
-    }
-
-    /// Adds what was counted since the last time: at the end of every burst.
-    pub fn count(&mut self) {
-        if !self.tally.is_empty() {
-            self.counters.rx.add(&self.tally);
-            self.tally = Tally::default();
+            self.drop_one(reason);
         }
     }
 
@@ -183,7 +173,6 @@ impl RxWindow {
         }
         self.segments.clear();
         self.bytes = 0;
-        self.count();
     }
 
     /// Pops until the window holds `wanted` bytes; whether it does.
@@ -205,6 +194,12 @@ impl RxWindow {
 
     fn has_whole_ring<Q: ChainQueue>(&self, vq: &Q) -> bool {
         vq.in_flight() == u32::from(vq.size())
+    }
+
+    fn drop_one(&self, reason: DropReason) {
+        let mut tally = Tally::default();
+        tally.dropped(reason);
+        self.counters.rx.add(&tally);
     }
 
     /// Puts the bounce buffer behind the window.
@@ -235,10 +230,17 @@ impl RxWindow {
     fn finish<Q: ChainQueue>(&mut self, vq: &mut Q, frame: Pending) {
         self.pending = None;
         let Pending { bytes, direct } = frame;
+        let mut tally = Tally::default();
         if bytes > direct {
             let spilled = [self.bounce.segment()];
-            copy::between(&spilled, 0, self.segments.as_slice(), direct, bytes - direct);
-            self.tally.bounced();
+            copy::between(
+                &spilled,
+                0,
+                self.segments.as_slice(),
+                direct,
+                bytes - direct,
+            );
+            tally.bounced();
         }
         let (mut count, mut held) = (0, 0);
         while held < bytes {
@@ -246,7 +248,7 @@ impl RxWindow {
             count += 1;
         }
         if !self.complete_header(count) {
-            self.tally.dropped(DropReason::NoOffload);
+            self.drop_one(DropReason::NoOffload);
             return;
         }
         let (mut left, mut gone) = (bytes, 0);
@@ -257,7 +259,9 @@ impl RxWindow {
             gone = next;
         }
         self.segments.drop_front(gone);
-        self.tally.sent((bytes - HEADER) as u64);
+        tally.sent((bytes - HEADER) as u64);
+        // Once per frame: a system call for each costs far more than that.
+        self.counters.rx.add(&tally);
     }
 
     /// Makes the header that the host wrote one that this guest may see; whether it can be. The
@@ -266,7 +270,10 @@ impl RxWindow {
     fn complete_header(&self, num_buffers: u16) -> bool {
         let mut raw = [0; HEADER];
         copy::read(self.segments.as_slice(), 0, &mut raw);
-        let mut header = VnetHeader { num_buffers, ..VnetHeader::decode(&raw) };
+        let mut header = VnetHeader {
+            num_buffers,
+            ..VnetHeader::decode(&raw)
+        };
         if self.features & feature::GUEST_CSUM == 0 {
             header.flags &= !DATA_VALID;
         }

@@ -20,7 +20,10 @@ impl IfReq {
     }
 
     /// Interface flags all fit 16 bits.
-    #[expect(clippy::cast_possible_truncation, reason = "flags of 16 bits, as the field has")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "flags of 16 bits, as the field has"
+    )]
     pub(super) fn with_flags(name: &str, flags: libc::c_int) -> IfReq {
         let mut request = IfReq::new(name);
         request.0.ifr_ifru.ifru_flags = flags as libc::c_short;
@@ -103,7 +106,10 @@ impl InterfaceSocket {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
             answer => answer?,
         }
-        Ok(Some(Driver { name: text(&info.driver), bus: text(&info.bus_info) }))
+        Ok(Some(Driver {
+            name: text(&info.driver),
+            bus: text(&info.bus_info),
+        }))
     }
 
     /// Sets the MTU unless it is `mtu` already: that takes no privilege.
@@ -133,6 +139,9 @@ impl InterfaceSocket {
 }
 
 fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
