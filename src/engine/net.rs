@@ -96,13 +96,12 @@ impl<F: RingFormat> NetRx<F> {
 
     /// One frame from `reader` into the guest; `Ok(None)` when there is none, or no room for it.
     fn fill_one(&mut self, reader: &mut dyn FrameReader) -> Result<Filled, RingFault> {
-        match self.window.refill(&mut self.vring.vq)? {
-            Refill::Ready => {}
-            Refill::Blocked => return Ok(Filled::Blocked),
+        if self.window.refill(&mut self.vring.vq)? == Refill::Empty {
+            return Ok(Filled::Blocked);
         }
         match reader.read_frame(self.window.segments()) {
             Ok(Some(bytes)) => {
-                self.window.commit(&mut self.vring.vq, bytes)?;
+                self.window.commit(&mut self.vring.vq, bytes);
                 Ok(Filled::Frame)
             }
             Ok(None) => Ok(Filled::Nothing),
@@ -190,6 +189,7 @@ impl<F: RingFormat> GuestSink for NetRx<F> {
                 }
             }
         }
+        self.window.count();
         self.vring.publish();
         fill
     }

@@ -15,11 +15,20 @@ pub mod signals;
 #[expect(unsafe_code, reason = "socket calls that std has no counterpart for")]
 mod socket;
 pub mod systemd;
-#[expect(unsafe_code, reason = "ioctl, readv and writev on /dev/net/tun")]
+#[expect(
+    unsafe_code,
+    reason = "tap devices are made by ioctls that take pointers"
+)]
 pub mod tap;
 #[cfg(test)]
-#[expect(unsafe_code, reason = "unshare, packet sockets")]
-#[expect(clippy::cast_possible_truncation, reason = "constants and sizes of the socket interface")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "constants and sizes of the socket interface"
+)]
+#[expect(
+    unsafe_code,
+    reason = "network namespaces and packet sockets for tests"
+)]
 pub mod testnet;
 #[expect(unsafe_code, reason = "getpwnam_r, getgrnam_r")]
 pub mod users;

@@ -41,7 +41,7 @@ pub enum Refill {
     /// A frame can be read into [`RxWindow::segments`].
     Ready,
     /// Don't read: the guest has no buffer, or not enough for the frame read last.
-    Blocked,
+    Empty,
 }
 
 /// A frame that was read but not delivered yet.
@@ -69,6 +69,8 @@ pub struct RxWindow {
     lent: Option<(usize, Option<Segment>)>,
     bounce: Bounce,
     pending: Option<Pending>,
+    /// What was counted since `count` was called last.
+    tally: Tally,
     counters: Arc<QueueCounters>,
 }
 
@@ -91,6 +93,7 @@ impl RxWindow {
             lent: None,
             bounce: Bounce::new(HEADER + FRAME_BYTES_MAX as usize),
             pending: None,
+            tally: Tally::default(),
             counters,
         }
     }
@@ -105,13 +108,13 @@ impl RxWindow {
             match self.pop_until(vq, pending.bytes)? {
                 true => self.finish(vq, pending),
                 false if self.has_whole_ring(vq) => self.drop_pending(DropReason::RxRingTooSmall),
-                false => return Ok(Refill::Blocked),
+                false => return Ok(Refill::Empty),
             }
         }
         let wanted = if self.mergeable { self.need } else { 1 };
         self.pop_until(vq, wanted)?;
         if self.chains.is_empty() {
-            return Ok(Refill::Blocked);
+            return Ok(Refill::Empty);
         }
         self.lend();
         Ok(Refill::Ready)
@@ -128,28 +131,25 @@ impl RxWindow {
 
     /// A frame was read: `bytes` bytes, its header among them. Delivers it, or keeps it until the
     /// guest has buffers enough, or drops it.
-    ///
-    /// # Errors
-    /// The ring's fault, met while looking for more buffers; the frame waits.
-    pub fn commit<Q: ChainQueue>(&mut self, vq: &mut Q, bytes: usize) -> Result<(), RingFault> {
+    pub fn commit<Q: ChainQueue>(&mut self, vq: &mut Q, bytes: usize) {
         let direct: usize = match self.segments().split_last() {
             Some((_, window)) => window.iter().map(Segment::len).sum(),
-            None => return Ok(()),
+            None => return,
         };
         self.take_back();
         let first = self.chains.front().map_or(0, |chain| chain.bytes);
         if bytes <= HEADER {
-            self.drop_one(DropReason::HostError);
+            self.tally.dropped(DropReason::HostError);
         } else if first < HEADER || (!self.mergeable && first < bytes) {
-            self.drop_one(DropReason::RxTooSmall);
+            self.tally.dropped(DropReason::RxTooSmall);
         } else {
             let frame = Pending { bytes, direct };
             self.pending = Some(frame);
-            if self.pop_until(vq, bytes)? {
+            // A fault is latched: the next refill tells it.
+            if matches!(self.pop_until(vq, bytes), Ok(true)) {
                 self.finish(vq, frame);
             }
         }
-        Ok(())
     }
 
     /// Whether a frame waits for the guest's buffers. The link must not let it wait for ever.
@@ -160,7 +160,15 @@ impl RxWindow {
     /// Drops the frame that waits, if any.
     pub fn drop_pending(&mut self, reason: DropReason) {
         if self.pending.take().is_some() {
-            self.drop_one(reason);
+            self.tally.dropped(reason);
+        }
+    }
+
+    /// Adds what was counted since the last time: at the end of every burst.
+    pub fn count(&mut self) {
+        if !self.tally.is_empty() {
+            self.counters.rx.add(&self.tally);
+            self.tally = Tally::default();
         }
     }
 
@@ -173,6 +181,7 @@ impl RxWindow {
         }
         self.segments.clear();
         self.bytes = 0;
+        self.count();
     }
 
     /// Pops until the window holds `wanted` bytes; whether it does.
@@ -194,12 +203,6 @@ impl RxWindow {
 
     fn has_whole_ring<Q: ChainQueue>(&self, vq: &Q) -> bool {
         vq.in_flight() == u32::from(vq.size())
-    }
-
-    fn drop_one(&self, reason: DropReason) {
-        let mut tally = Tally::default();
-        tally.dropped(reason);
-        self.counters.rx.add(&tally);
     }
 
     /// Puts the bounce buffer behind the window.
@@ -230,7 +233,6 @@ impl RxWindow {
     fn finish<Q: ChainQueue>(&mut self, vq: &mut Q, frame: Pending) {
         self.pending = None;
         let Pending { bytes, direct } = frame;
-        let mut tally = Tally::default();
         if bytes > direct {
             let spilled = [self.bounce.segment()];
             copy::between(
@@ -240,7 +242,7 @@ impl RxWindow {
                 direct,
                 bytes - direct,
             );
-            tally.bounced();
+            self.tally.bounced();
         }
         let (mut count, mut held) = (0, 0);
         while held < bytes {
@@ -248,7 +250,7 @@ impl RxWindow {
             count += 1;
         }
         if !self.complete_header(count) {
-            self.drop_one(DropReason::NoOffload);
+            self.tally.dropped(DropReason::NoOffload);
             return;
         }
         let (mut left, mut gone) = (bytes, 0);
@@ -259,9 +261,7 @@ impl RxWindow {
             gone = next;
         }
         self.segments.drop_front(gone);
-        tally.sent((bytes - HEADER) as u64);
-        // Once per frame: a system call for each costs far more than that.
-        self.counters.rx.add(&tally);
+        self.tally.sent((bytes - HEADER) as u64);
     }
 
     /// Makes the header that the host wrote one that this guest may see; whether it can be. The
