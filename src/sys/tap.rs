@@ -298,8 +298,9 @@ impl Tap {
     }
 
     /// Attaches queue `index` to the device again or detaches it: the kernel spreads frames over
-    /// attached queues, and nobody reads those of a queue that the guest does not use. What waits
-    /// in a detached queue is lost. A tap with a single queue knows no such thing; it stays attached.
+    /// attached queues, and nobody reads those of a queue that the guest does not use.
+    /// What waits in a detached
+    /// queue is lost. A tap with a single queue knows no such thing; it stays attached.
     ///
     /// # Errors
     /// The system's error.
