@@ -5,7 +5,7 @@
 //! receiver's buffers. Checksums and segmentation stay undone both ways.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -55,11 +55,6 @@ impl TapQueue {
         })
     }
 
-    /// The fd, to wait for frames with.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.fd()
-    }
-
     /// Whether a frame since the last time was not accessible memory: the sender's fault, whose
     /// ring should be latched.
     pub fn take_guest_fault(&mut self) -> bool {
@@ -82,6 +77,13 @@ impl TapQueue {
             }
             WriteError::Refused(_) => DropReason::HostError,
         }
+    }
+}
+
+/// To wait for frames with.
+impl AsRawFd for TapQueue {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 }
 

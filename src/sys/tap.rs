@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
@@ -298,8 +298,9 @@ impl Tap {
     }
 
     /// Attaches queue `index` to the device again or detaches it: the kernel spreads frames over
-    /// attached queues, and nobody reads those of a queue that the guest does not use. What waits in
-    /// a detached queue is lost. A tap with a single queue knows no such thing; it stays attached.
+    /// attached queues, and nobody reads those of a queue that the guest does not use.
+    /// What waits in a detached
+    /// queue is lost. A tap with a single queue knows no such thing; it stays attached.
     ///
     /// # Errors
     /// The system's error.
@@ -336,17 +337,12 @@ pub struct TapFd {
 }
 
 impl TapFd {
-    /// The fd, to wait for frames with.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        std::os::fd::AsFd::as_fd(&*self.file)
-    }
-
     /// Reads one frame, its header first, into `window` (at most 1024 segments). Returns its bytes,
     /// or `None` when there is no frame. What does not fit is lost without a trace.
     ///
     /// # Errors
-    /// The system's error: EFAULT when the window is not accessible memory (the frame is lost then),
-    /// EBADFD when the interface was deleted.
+    /// The system's error: EFAULT when the window is not accessible memory (the frame is lost
+    /// then), EBADFD when the interface was deleted.
     pub fn read_frame(&self, window: &[Segment]) -> io::Result<Option<usize>> {
         let count = iov_count(window);
         // SAFETY: segments are laid out as `iovec`s, and each lies in a mapping that its owner
@@ -415,6 +411,13 @@ fn iov_count(segments: &[Segment]) -> libc::c_int {
     )]
     let count = segments.len().min(IOV_MAX) as libc::c_int;
     count
+}
+
+/// To wait for frames with.
+impl AsRawFd for TapFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
 }
 
 /// Opens one more queue of `name`.

@@ -143,3 +143,17 @@ impl PacketSocket {
         panic!("no packet within {DEADLINE:?}");
     }
 }
+
+/// Takes all capabilities from the calling thread, for good.
+///
+/// # Panics
+/// When the system refuses.
+pub fn drop_capabilities() {
+    /// `struct __user_cap_header_struct`, and two of `__user_cap_data_struct` behind it.
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    let data = [0u32; 6];
+    // SAFETY: header and data are as long as version 3 of the call has them.
+    let answer = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
+    assert_eq!(answer, 0, "capset: {}", io::Error::last_os_error());
+}

@@ -56,7 +56,7 @@ impl Offloads {
 
 /// How a net device is set up.
 #[derive(Debug, Clone)]
-pub struct NetSetup {
+pub struct NetOptions {
     /// Its name in the configuration.
     pub name: String,
     /// Queue pairs, at least 1.
@@ -72,15 +72,15 @@ pub struct NetSetup {
 /// The model of a net device.
 #[derive(Debug)]
 pub struct NetModel {
-    setup: NetSetup,
+    options: NetOptions,
     counters: NetCounters,
 }
 
 impl NetModel {
-    /// A net device as `setup` says.
-    pub fn new(setup: NetSetup) -> NetModel {
-        let counters = NetCounters::new(setup.queue_pairs);
-        NetModel { setup, counters }
+    /// A net device as `options` says.
+    pub fn new(options: NetOptions) -> NetModel {
+        let counters = NetCounters::new(options.queue_pairs);
+        NetModel { options, counters }
     }
 
     /// The counters of queue pair `index`, if there is such a pair.
@@ -90,13 +90,13 @@ impl NetModel {
 
     /// The largest MTU that the guest is told, if any.
     pub fn mtu(&self) -> Option<u16> {
-        self.setup.mtu
+        self.options.mtu
     }
 }
 
 impl DeviceModel for NetModel {
     fn name(&self) -> &str {
-        &self.setup.name
+        &self.options.name
     }
 
     fn kind(&self) -> DeviceKind {
@@ -107,28 +107,28 @@ impl DeviceModel for NetModel {
         let when = |on: bool, bit: u64| if on { bit } else { 0 };
         feature::RING
             | feature::MRG_RXBUF
-            | self.setup.offloads.features()
-            | when(self.setup.queue_pairs > 1, feature::MQ)
-            | when(self.setup.mac.is_some(), feature::MAC)
-            | when(self.setup.mtu.is_some(), feature::MTU)
+            | self.options.offloads.features()
+            | when(self.options.queue_pairs > 1, feature::MQ)
+            | when(self.options.mac.is_some(), feature::MAC)
+            | when(self.options.mtu.is_some(), feature::MTU)
     }
 
     fn vrings_max(&self) -> u16 {
-        self.setup.queue_pairs.saturating_mul(2)
+        self.options.queue_pairs.saturating_mul(2)
     }
 
     fn queues_max(&self) -> u16 {
-        self.setup.queue_pairs
+        self.options.queue_pairs
     }
 
     fn config(&self) -> Vec<u8> {
         let mut config = vec![0; CONFIG_BYTES];
         #[expect(clippy::cast_possible_truncation, reason = "1")]
         let status = VIRTIO_NET_S_LINK_UP as u16;
-        config[0..6].copy_from_slice(&self.setup.mac.unwrap_or_default());
+        config[0..6].copy_from_slice(&self.options.mac.unwrap_or_default());
         config[6..8].copy_from_slice(&status.to_le_bytes());
-        config[8..10].copy_from_slice(&self.setup.queue_pairs.to_le_bytes());
-        config[10..12].copy_from_slice(&self.setup.mtu.unwrap_or_default().to_le_bytes());
+        config[8..10].copy_from_slice(&self.options.queue_pairs.to_le_bytes());
+        config[10..12].copy_from_slice(&self.options.mtu.unwrap_or_default().to_le_bytes());
         // Speed and duplex: unknown.
         config[12..17].fill(0xff);
         config
@@ -153,7 +153,7 @@ mod tests {
 
     fn model(queue_pairs: u16, mac: Option<[u8; 6]>, mtu: Option<u16>) -> NetModel {
         let offloads = Offloads::CSUM_TSO;
-        NetModel::new(NetSetup {
+        NetModel::new(NetOptions {
             name: "net0".into(),
             queue_pairs,
             mac,

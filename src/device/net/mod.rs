@@ -17,7 +17,7 @@ mod tests;
 mod tx;
 mod window;
 
-pub use config::{NetModel, NetSetup, Offloads, QUEUE_PAIRS_MAX};
+pub use config::{NetModel, NetOptions, Offloads, QUEUE_PAIRS_MAX};
 pub use counters::{Direction, NetCounters, QueueCounters, Tally};
 pub use rx::RxHandler;
 pub use tx::TxHandler;

@@ -1,1 +1,6 @@
-//! x
+//! The handlers over a scripted queue: byte-exact, and strict about the order of chains.
+
+mod rx;
+mod script;
+mod tx;
+mod window;

@@ -69,6 +69,7 @@ pub struct RxWindow {
     lent: Option<(usize, Option<Segment>)>,
     bounce: Bounce,
     pending: Option<Pending>,
+    /// What was counted since `count` was called last.
     tally: Tally,
     counters: Arc<QueueCounters>,
 }
@@ -141,10 +142,13 @@ impl RxWindow {
             self.tally.dropped(DropReason::HostError);
         } else if first < HEADER || (!self.mergeable && first < bytes) {
             self.tally.dropped(DropReason::RxTooSmall);
-        } else if bytes > self.bytes {
-            self.pending = Some(Pending { bytes, direct });
         } else {
-            self.finish(vq, Pending { bytes, direct });
+            let frame = Pending { bytes, direct };
+            self.pending = Some(frame);
+            // A fault is latched: the next refill tells it.
+            if matches!(self.pop_until(vq, bytes), Ok(true)) {
+                self.finish(vq, frame);
+            }
         }
     }
 

@@ -1,0 +1,243 @@
+//! The receive queue, fed by the transmit queue of another guest.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::super::{QueueCounters, RxHandler, TxHandler, feature};
+use super::script::{Script, pattern, verdicts};
+use crate::host::net::{DropReason, FrameBurst, Verdict, VnetHeader};
+use crate::ring::{ChainQueue, RingFault};
+
+const MRG: u64 = feature::MRG_RXBUF;
+const SENT: Verdict = Verdict::Sent;
+const RETRY: Verdict = Verdict::Retry;
+
+/// A sender that can be filled, and a receiver.
+struct Wire {
+    from: Script,
+    tx: TxHandler,
+    to: Script,
+    rx: RxHandler,
+    counters: Arc<QueueCounters>,
+    burst: FrameBurst,
+}
+
+impl Wire {
+    fn new(size: u16, sender: u64, receiver: u64) -> Wire {
+        let counters = Arc::new(QueueCounters::default());
+        Wire {
+            from: Script::new(1024),
+            tx: TxHandler::new(sender, Arc::default()),
+            to: Script::new(size),
+            rx: RxHandler::new(receiver, size, Arc::clone(&counters)),
+            counters,
+            burst: FrameBurst::new(),
+        }
+    }
+
+    fn send(&mut self, frame: &[u8]) {
+        let bytes = [VnetHeader::default().encode().as_slice(), frame].concat();
+        self.from.offer_tx(&bytes, &[12]);
+    }
+
+    /// One burst; the verdicts.
+    fn turn(&mut self) -> Vec<Verdict> {
+        self.tx.receive(&mut self.from, &mut self.burst).unwrap();
+        self.rx.transmit(&mut self.to, &mut self.burst).unwrap();
+        let verdicts = verdicts(&self.burst);
+        self.tx.complete(&mut self.from, &mut self.burst);
+        verdicts
+    }
+}
+
+/// Header with `num_buffers`, then `frame`.
+fn wanted(num_buffers: u16, frame: &[u8]) -> Vec<u8> {
+    let header = VnetHeader {
+        num_buffers,
+        ..VnetHeader::default()
+    };
+    [header.encode().as_slice(), frame].concat()
+}
+
+proptest! {
+    #[test]
+    fn frames_arrive_byte_exact_over_any_cuts_of_both_sides(
+        frames in proptest::collection::vec(
+            (14usize..3000, proptest::collection::vec(any::<usize>(), 0..4)),
+            1..8,
+        ),
+        buffers in proptest::collection::vec(
+            proptest::collection::vec(0u32..900, 1..4),
+            1..40,
+        ),
+    ) {
+        let mut wire = Wire::new(1024, 0, MRG);
+        for (seed, (len, cuts)) in frames.iter().enumerate() {
+            let frame = pattern(*len, u8::try_from(seed).unwrap());
+            wire.from.offer_tx(&wanted(99, &frame), cuts);
+        }
+        for lens in &buffers {
+            // The first buffer of a frame must hold the header.
+            let mut lens = lens.clone();
+            lens[0] += 12;
+            wire.to.offer_rx(&lens);
+        }
+        let verdicts = wire.turn();
+        let sent = verdicts.iter().take_while(|&&verdict| verdict == SENT).count();
+        prop_assert!(verdicts[sent..].iter().all(|&verdict| verdict == RETRY));
+        prop_assert_eq!(wire.from.used_ids().len(), sent);
+        prop_assert_eq!((wire.from.in_flight(), wire.to.in_flight()), (0, 0));
+        let mut at = 0;
+        for (seed, (len, _)) in frames.iter().take(sent).enumerate() {
+            let frame = pattern(*len, u8::try_from(seed).unwrap());
+            let first = wire.to.written(wire.to.used[at].id, 12);
+            let count = VnetHeader::decode(&first.try_into().unwrap()).num_buffers;
+            let chains = &wire.to.used[at..at + usize::from(count)];
+            // All but the last are full.
+            let (last, full) = chains.split_last().unwrap();
+            prop_assert!(full.iter().all(|used| used.written == used.writable));
+            prop_assert!(last.written > 0 && last.written <= last.writable);
+            let got: Vec<u8> = chains
+                .iter()
+                .flat_map(|used| wire.to.written(used.id, used.written as usize))
+                .collect();
+            prop_assert_eq!(got, wanted(count, &frame));
+            at += usize::from(count);
+        }
+        prop_assert_eq!(at, wire.to.used.len());
+        let left: u32 = buffers[at..].iter().map(|lens| 12 + lens.iter().sum::<u32>()).sum();
+        if let Some((len, _)) = frames.get(sent) {
+            prop_assert!(left < 12 + u32::try_from(*len).unwrap(), "a frame that fits was kept");
+        }
+    }
+}
+
+#[test]
+fn a_frame_without_mergeable_buffers_fits_one_chain_or_is_dropped() {
+    let mut wire = Wire::new(16, 0, 0);
+    wire.to.offer_rx(&[12, 60]);
+    wire.to.offer_rx(&[12, 100]);
+    for (len, seed) in [(61, 1), (60, 2), (101, 3), (100, 4)] {
+        wire.send(&pattern(len, seed));
+    }
+    let dropped = Verdict::Dropped(DropReason::RxTooSmall);
+    assert_eq!(wire.turn(), [dropped, SENT, dropped, SENT]);
+    assert_eq!(
+        wire.to.received(0),
+        [wanted(1, &pattern(60, 2)), wanted(1, &pattern(100, 4))].concat()
+    );
+    assert_eq!(wire.counters.rx.frames(), 2);
+    assert_eq!(wire.counters.rx.bytes(), 160);
+    assert_eq!(wire.counters.rx.dropped(DropReason::RxTooSmall), 2);
+    assert_eq!(wire.from.used_ids(), [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_frame_waits_for_buffers_and_nothing_overtakes_it() {
+    let mut wire = Wire::new(8, 0, MRG);
+    wire.to.offer_rx(&[50]);
+    wire.send(&pattern(100, 1));
+    wire.send(&pattern(20, 2));
+    assert_eq!(wire.turn(), [RETRY, RETRY]);
+    assert_eq!((wire.to.in_flight(), wire.to.used.len()), (0, 0));
+    wire.to.offer_rx(&[62]);
+    assert_eq!(wire.turn(), [SENT, RETRY]);
+    wire.to.offer_rx(&[50]);
+    assert_eq!(wire.turn(), [SENT]);
+    assert_eq!(
+        wire.to.received(0),
+        [wanted(2, &pattern(100, 1)), wanted(1, &pattern(20, 2))].concat()
+    );
+    assert_eq!(wire.counters.rx.frames(), 2);
+}
+
+#[test]
+fn a_frame_that_a_whole_ring_can_not_hold_is_dropped() {
+    let mut wire = Wire::new(2, 0, MRG);
+    wire.to.offer_rx(&[50]);
+    wire.to.offer_rx(&[50]);
+    wire.send(&pattern(38, 1));
+    wire.send(&pattern(89, 2));
+    wire.send(&pattern(38, 3));
+    // The first frame takes a chain that comes back, so it is not yet sure about the second.
+    assert_eq!(wire.turn(), [SENT, RETRY, RETRY]);
+    wire.to.offer_rx(&[50]);
+    assert_eq!(
+        wire.turn(),
+        [Verdict::Dropped(DropReason::RxRingTooSmall), SENT]
+    );
+    assert_eq!(wire.to.received(1), wanted(1, &pattern(38, 3)));
+    assert_eq!(wire.to.in_flight(), 0);
+}
+
+#[test]
+fn a_chain_that_can_not_hold_the_header_is_not_used_for_one() {
+    let mut wire = Wire::new(8, 0, MRG);
+    wire.to.offer_rx(&[11]);
+    wire.to.offer_rx(&[500]);
+    wire.send(&pattern(60, 1));
+    assert_eq!(wire.turn(), [Verdict::Dropped(DropReason::RxTooSmall)]);
+    assert_eq!((wire.to.in_flight(), wire.to.used.len()), (0, 0));
+}
+
+#[test]
+fn readable_buffers_of_a_receive_chain_are_left_alone() {
+    let mut wire = Wire::new(8, 0, MRG);
+    let first = wire.to.offer(&[(40, false), (30, true)]);
+    wire.to.offer(&[(40, false), (90, true)]);
+    wire.send(&pattern(100, 1));
+    assert_eq!(wire.turn(), [SENT]);
+    assert_eq!(wire.to.received(0), wanted(2, &pattern(100, 1)));
+    let readable = wire.to.segments(&first[..1]);
+    let mut bytes = [1; 40];
+    crate::memory::copy::read(readable.as_slice(), 0, &mut bytes);
+    assert_eq!(bytes, [0; 40]);
+}
+
+#[test]
+fn offloads_that_the_receiver_did_not_acknowledge_are_not_delivered() {
+    let mut wire = Wire::new(8, feature::CSUM, MRG);
+    wire.to.offer_rx(&[500]);
+    let csum = VnetHeader {
+        flags: 1,
+        csum_start: 34,
+        csum_offset: 6,
+        ..VnetHeader::default()
+    };
+    wire.from
+        .offer_tx(&[csum.encode().as_slice(), &[3; 60]].concat(), &[]);
+    wire.send(&pattern(60, 1));
+    assert_eq!(wire.turn(), [Verdict::Dropped(DropReason::NoOffload), SENT]);
+    assert_eq!(wire.to.received(0), wanted(1, &pattern(60, 1)));
+    assert_eq!(wire.counters.rx.dropped(DropReason::NoOffload), 1);
+
+    let mut wire = Wire::new(8, feature::CSUM, MRG | feature::GUEST_CSUM);
+    wire.to.offer_rx(&[500]);
+    wire.from
+        .offer_tx(&[csum.encode().as_slice(), &[3; 60]].concat(), &[]);
+    assert_eq!(wire.turn(), [SENT]);
+    let header = VnetHeader {
+        num_buffers: 1,
+        ..csum
+    };
+    assert_eq!(
+        wire.to.received(0),
+        [header.encode().as_slice(), &[3; 60]].concat()
+    );
+}
+
+#[test]
+fn frames_before_a_fault_of_the_receiver_are_delivered() {
+    let mut wire = Wire::new(8, 0, MRG);
+    wire.to.offer_rx(&[72]);
+    wire.to.fault = Some(RingFault::Unmapped);
+    wire.send(&pattern(60, 1));
+    wire.send(&pattern(60, 2));
+    wire.tx.receive(&mut wire.from, &mut wire.burst).unwrap();
+    let answer = wire.rx.transmit(&mut wire.to, &mut wire.burst);
+    assert_eq!(answer, Err(RingFault::Unmapped));
+    assert_eq!(verdicts(&wire.burst), [SENT, RETRY]);
+    wire.tx.complete(&mut wire.from, &mut wire.burst);
+    assert_eq!(wire.to.received(0), wanted(1, &pattern(60, 1)));
+}
