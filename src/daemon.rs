@@ -1,26 +1,23 @@
 //! The daemon: builds everything from the settings, waits for signals, and shuts down in order.
 //!
-//! Whatever can fail is done before the first thread serves anything: files, taps and sockets are
+//! Whatever can fail is done before the first thread serves anything: sockets, files and taps are
 //! opened first, and an error there leaves nothing behind.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{BlkBackend, BlkConfig, Config, IdlePolicy, LinkConfig, NetConfig};
-use crate::control::session;
-use crate::device::blk::{BlkModel, BlkOptions};
-use crate::device::net::{NetModel, NetOptions};
+use crate::control::session::{self, Served};
+use crate::device::blk::{BlkModel, BlkSetup};
+use crate::device::net::{NetModel, NetOptions, Offloads};
 use crate::device::{DeviceKind, DeviceModel};
-use crate::engine::{self, Backing, DeviceHandle, DeviceSpec, Engine, EngineOptions, LinkSpec};
-use crate::host::tap::TapQueue;
-use crate::sys::disk::DiskFile;
+use crate::engine::{self, Backing, DeviceHandle, Engine, EngineOptions, LinkSpec, Parts};
+use crate::memory::Store;
+use crate::sys::disk::{DiskError, DiskFile, DiskOptions};
 use crate::sys::listen::{ListenError, Listener};
-use crate::sys::ramdisk::RamStore;
 use crate::sys::signals::{Signal, Signals};
 use crate::sys::systemd;
 use crate::sys::tap::{Tap, TapError};
@@ -29,7 +26,7 @@ use crate::sys::tap::{Tap, TapError};
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// A socket can't listen.
-    #[error("{kind} {name}: {source}")]
+    #[error("{kind} {name}")]
     Socket {
         /// Which kind of device.
         kind: DeviceKind,
@@ -39,15 +36,25 @@ pub enum DaemonError {
         source: ListenError,
     },
     /// A disk can't be opened.
-    #[error("blk {name}: {source}")]
+    #[error("blk {name}")]
     Disk {
         /// The disk's name.
         name: String,
         /// What is wrong.
+        source: DiskError,
+    },
+    /// A disk in memory is too large.
+    #[error("blk {name}: backend = \"ram:{bytes}\"")]
+    Ram {
+        /// The disk's name.
+        name: String,
+        /// Its size.
+        bytes: u64,
+        /// What the system said.
         source: io::Error,
     },
     /// A tap can't be opened.
-    #[error("net {name}: link = \"tap:{tap}\": {source}")]
+    #[error("net {name}: link = \"tap:{tap}\"")]
     Tap {
         /// The port's name.
         name: String,
@@ -57,18 +64,239 @@ pub enum DaemonError {
         source: TapError,
     },
     /// The threads can't start.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Start {
         /// What was being started.
-        what: &'static str,
+        what: String,
         /// What the system said.
         source: io::Error,
     },
 }
 
-/// One device with its socket, before its session thread runs.
+/// Everything of one device, while the daemon runs.
 struct Device {
     model: Arc<dyn DeviceModel>,
+    handle: Arc<DeviceHandle>,
+    thread: Option<JoinHandle<bool>>,
+}
+
+/// Serves what `config` says until SIGTERM or SIGINT. `true`: everything was drained and closed.
+///
+/// # Errors
+/// [`DaemonError`] when something could not be started; nothing was served then.
+pub fn run(config: &Config) -> Result<bool, DaemonError> {
+    let start = |what: &str| {
+        let what = what.to_owned();
+        move |source| DaemonError::Start { what, source }
+    };
+    // Before any other thread: they all inherit the blocked signals.
+    let signals = Signals::block().map_err(start("signals"))?;
+    let mut listeners = Vec::new();
+    let mut parts = Vec::new();
+    for net in &config.nets {
+        listeners.push(listen(DeviceKind::Net, &net.name, &net.socket)?);
+        parts.push(net_parts(net)?);
+    }
+    for blk in &config.blks {
+        listeners.push(listen(DeviceKind::Blk, &blk.name, &blk.socket)?);
+        parts.push(blk_parts(blk)?);
+    }
+    let options = EngineOptions {
+        cores: config.engine.cores.clone(),
+        idle: idle_policy(config.engine.idle),
+        stop_timeout: config.engine.stop_timeout,
+    };
+    let (engine, handles) = Engine::start(&options, parts.clone())
+        .map_err(start(&format!("workers on cores {:?}", options.cores)))?;
+    let exit = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(start("eventfd"))?;
+    let mut devices = Vec::new();
+    for ((parts, handle), listener) in parts.into_iter().zip(handles).zip(listeners) {
+        let device = serve(&parts, handle, listener, &exit).map_err(start("session thread"))?;
+        devices.push(device);
+    }
+    announce(config);
+    wait(&signals, &devices, &engine);
+    Ok(shut_down(devices, engine, &exit))
+}
+
+fn listen(
+    kind: DeviceKind,
+    name: &str,
+    socket: &crate::config::SocketConfig,
+) -> Result<Listener, DaemonError> {
+    let named = |source| DaemonError::Socket {
+        kind,
+        name: name.to_owned(),
+        source,
+    };
+    Listener::open(socket).map_err(named)
+}
+
+fn net_parts(net: &NetConfig) -> Result<Parts, DaemonError> {
+    let (link, queues) = match &net.link {
+        LinkConfig::Echo => (LinkSpec::Echo, net.queues),
+        LinkConfig::Sink => (LinkSpec::Sink, net.queues),
+        LinkConfig::Tap(tap) => {
+            let open = Tap::open(tap, net.queues, net.mtu);
+            let named = |source| DaemonError::Tap {
+                name: net.name.clone(),
+                tap: tap.clone(),
+                source,
+            };
+            (LinkSpec::Tap(Arc::new(open.map_err(named)?)), net.queues)
+        }
+    };
+    let model = NetModel::new(NetOptions {
+        name: net.name.clone(),
+        queue_pairs: queues,
+        mac: net.mac,
+        mtu: net.mtu,
+        offloads: Offloads::CSUM_TSO,
+    });
+    Ok(Parts::Net(Arc::new(model), link))
+}
+
+fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
+    let (backing, capacity_bytes) = match &blk.backend {
+        BlkBackend::Path(path) => {
+            let options = DiskOptions {
+                read_only: blk.read_only,
+                direct: blk.direct,
+                block_size: blk.block_size,
+            };
+            let file = DiskFile::open(path, options).map_err(|source| DaemonError::Disk {
+                name: blk.name.clone(),
+                source,
+            })?;
+            let bytes = file.bytes();
+            (Backing::File(Arc::new(file)), bytes)
+        }
+        &BlkBackend::Ram(bytes) => {
+            let store = Store::new(bytes).map_err(|source| DaemonError::Ram {
+                name: blk.name.clone(),
+                bytes,
+                source,
+            })?;
+            (Backing::Ram(Arc::new(store)), bytes)
+        }
+        &BlkBackend::Null(bytes) => (Backing::Null, bytes),
+    };
+    let model = BlkModel::new(BlkSetup {
+        name: blk.name.clone(),
+        capacity_bytes,
+        block_size: blk.block_size,
+        queues: blk.queues,
+        read_only: blk.read_only,
+        serial: blk.serial.clone(),
+    });
+    Ok(Parts::Blk(Arc::new(model), backing))
+}
+
+fn idle_policy(policy: IdlePolicy) -> engine::IdlePolicy {
+    match policy {
+        IdlePolicy::Spin => engine::IdlePolicy::Spin,
+        IdlePolicy::Adaptive => engine::IdlePolicy::Adaptive,
+        IdlePolicy::Interrupt => engine::IdlePolicy::Interrupt,
+    }
+}
+
+/// Starts the session thread of one device.
+fn serve(
+    parts: &Parts,
+    handle: Arc<DeviceHandle>,
     listener: Listener,
-    socket: String,
+    exit: &EventFd,
+) -> io::Result<Device> {
+    let model: Arc<dyn DeviceModel> = match parts {
+        Parts::Net(model, _) => Arc::clone(model) as Arc<dyn DeviceModel>,
+        Parts::Blk(model, _) => Arc::clone(model) as Arc<dyn DeviceModel>,
+    };
+    let runner = Arc::clone(&handle);
+    let served = Served {
+        device: Arc::clone(&model),
+        runner,
+    };
+    let accept = Box::new(move |exit: &EventFd| listener.accept_or_exit(exit));
+    let thread = session::spawn(served, accept, exit.try_clone()?)?;
+    Ok(Device {
+        model,
+        handle,
+        thread: Some(thread),
+    })
+}
+
+/// One line per socket, `ready`, and the word to systemd. A closed stdout is no reason to stop.
+fn announce(config: &Config) {
+    let mut out = io::stdout().lock();
+    for net in &config.nets {
+        let _ = writeln!(out, "listening: net {} on {}", net.name, net.socket.source);
+    }
+    for blk in &config.blks {
+        let _ = writeln!(out, "listening: blk {} on {}", blk.name, blk.socket.source);
+    }
+    let _ = writeln!(out, "ready");
+    let _ = out.flush();
+    if let Err(error) = systemd::notify("READY=1") {
+        tracing::warn!("systemd was not told that we are ready: {error}");
+    }
+}
+
+/// Waits for the signal that ends the daemon; SIGUSR1 logs the counters.
+fn wait(signals: &Signals, devices: &[Device], engine: &Engine) {
+    loop {
+        match signals.wait() {
+            Ok(Signal::Terminate | Signal::Interrupt) => return,
+            Ok(Signal::User1) => log_counters(devices, engine),
+            Ok(Signal::Hangup) => {}
+            Err(error) => {
+                tracing::error!("signals can't be waited for: {error}");
+                return;
+            }
+        }
+    }
+}
+
+fn log_counters(devices: &[Device], engine: &Engine) {
+    let join = |counters: Vec<(&str, u64)>| {
+        let pairs: Vec<_> = counters
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        pairs.join(" ")
+    };
+    for device in devices {
+        let mut counters = device.model.counters();
+        counters.extend(device.handle.counters());
+        tracing::info!("counters device={} {}", device.model.name(), join(counters));
+    }
+    for (number, counters) in engine.counters().into_iter().enumerate() {
+        tracing::info!("counters worker={number} {}", join(counters));
+    }
+}
+
+/// Sessions first (each drains its vrings), then workers. Whether everything was drained.
+fn shut_down(mut devices: Vec<Device>, engine: Engine, exit: &EventFd) -> bool {
+    tracing::info!("shutting down");
+    if let Err(error) = exit.write(1) {
+        tracing::error!("sessions can't be told to end: {error}");
+        return false;
+    }
+    let mut clean = true;
+    for device in &mut devices {
+        let drained = device
+            .thread
+            .take()
+            .is_none_or(|thread| thread.join().unwrap_or(false));
+        if !drained {
+            let (kind, name) = (device.model.kind(), device.model.name());
+            let left = device.handle.in_flight();
+            tracing::error!("{kind} {name}: not drained, {left} requests still in flight");
+        }
+        clean &= drained;
+    }
+    log_counters(&devices, &engine);
+    if clean {
+        engine.stop();
+    }
+    clean
 }

@@ -25,6 +25,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod device;
 pub mod engine;
 pub mod host;

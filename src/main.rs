@@ -10,9 +10,10 @@ use std::process::ExitCode;
 
 use vringd::cli::{self, Action};
 use vringd::config::{self, Machine};
-use vringd::{logging, sys};
+use vringd::{daemon, logging, sys};
 
 const REFUSED: u8 = 2;
+const NOT_DRAINED: u8 = 1;
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
@@ -45,7 +46,11 @@ fn main() -> ExitCode {
         let _ = writeln!(io::stdout(), "valid: {nets} network ports, {blks} disks");
         return ExitCode::SUCCESS;
     }
-    ExitCode::SUCCESS
+    match daemon::run(&config) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(NOT_DRAINED),
+        Err(error) => refused(&error),
+    }
 }
 
 /// One line: the error and what caused it.

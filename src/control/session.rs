@@ -22,7 +22,7 @@ use super::state::{SessionFds, SessionState};
 pub type Accept = Box<dyn FnMut(&EventFd) -> io::Result<Option<UnixStream>> + Send>;
 
 /// A device and what runs its vrings.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Served {
     /// What the front-end is told.
     pub device: Arc<dyn DeviceModel>,
@@ -81,6 +81,14 @@ pub fn serve(served: &Served, socket: UnixStream, exit: &EventFd) -> (SessionEnd
 pub struct Resumable {
     door: FrontDoor,
     session: Arc<Shared>,
+}
+
+impl core::fmt::Debug for Resumable {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Resumable")
+            .field("state", &lock(&self.session).state)
+            .finish()
+    }
 }
 
 impl Resumable {

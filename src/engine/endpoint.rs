@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::host::net::{FrameReader, FrameSink, FrameSource};
 use crate::memory::GuestRam;
-use crate::ring::Areas;
+use crate::ring::{Areas, RingFault};
 
 use super::link::Armed;
 use super::mailbox::{CallFds, Retired};
@@ -51,6 +51,8 @@ pub(crate) struct Fill {
 pub(crate) trait GuestSource: VringEndpoint + FrameSource {
     /// Kicks on; whether a frame is there already.
     fn arm_source(&mut self) -> bool;
+    /// A frame's buffer was not accessible: the ring's driver broke it.
+    fn latch(&mut self, fault: RingFault);
 }
 
 /// An RX vring: frames go to the guest.
@@ -59,6 +61,8 @@ pub(crate) trait GuestSink: VringEndpoint + FrameSink {
     fn arm_sink(&mut self) -> bool;
     /// Reads frames from the host straight into the guest's buffers, at most a burst.
     fn fill(&mut self, reader: &mut dyn FrameReader) -> Fill;
+    /// Whether a frame that was read waits for the guest's buffers.
+    fn holds_frame(&self) -> bool;
 }
 
 /// A request queue of a disk.

@@ -7,8 +7,9 @@
 use crate::host::net::{FrameBurst, FrameSink, FrameSource, Verdict};
 use crate::host::sink::SinkPort;
 use crate::host::tap::TapQueue;
+use crate::ring::RingFault;
 
-use super::endpoint::{Endpoint, GuestSink, GuestSource};
+use super::endpoint::{Endpoint, GuestSource};
 use super::worker::Slots;
 
 /// One end of a link.
@@ -76,7 +77,13 @@ impl Link {
                 _ => return 0,
             },
             (End::Vring(from), End::Tap(tap)) => match slots.source(*from) {
-                Some(source) => forward(source, &mut taps[*tap], burst),
+                Some(source) => {
+                    let turn = forward(source, &mut taps[*tap], burst);
+                    if taps[*tap].take_guest_fault() {
+                        source.latch(RingFault::Memory);
+                    }
+                    turn
+                }
                 None => return 0,
             },
             (End::Vring(from), End::Sink(sink)) => match slots.source(*from) {
@@ -119,11 +126,17 @@ impl Link {
                 _ => Armed::Sleep,
             };
         }
+        let mut held = false;
         let room = match &self.sink {
-            End::Vring(slot) => slots.sink(*slot).is_some_and(GuestSink::arm_sink),
+            End::Vring(slot) => slots.sink(*slot).is_some_and(|sink| {
+                held = sink.holds_frame();
+                sink.arm_sink()
+            }),
             End::Tap(_) | End::Sink(_) => true,
         };
         match (room, self.stalled) {
+            // A frame that waits for buffers has a deadline.
+            (false, _) if held => Armed::Bounded,
             (false, _) => Armed::Sleep,
             (true, 0 | 1) => Armed::Work,
             // There are buffers, but too few for the frame at the front: more may come with a kick

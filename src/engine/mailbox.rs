@@ -72,11 +72,13 @@ pub(crate) struct Stopped {
     /// The 32-bit value for GET_VRING_BASE.
     pub(crate) base: u32,
     /// What the worker owned.
+    #[expect(dead_code, reason = "held to be dropped by control")]
     pub(crate) endpoint: Endpoint,
 }
 
 /// An old memory table that nothing uses any more.
 #[derive(Debug)]
+#[expect(dead_code, reason = "held to be dropped off the polling core")]
 pub(crate) struct Retired {
     /// Keeps the mappings until it is dropped, off the polling core.
     pub(crate) ram: Arc<GuestRam>,

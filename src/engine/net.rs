@@ -1,6 +1,7 @@
 //! `NetTx` and `NetRx`: the two vrings of a queue pair, as a source and a sink of frames.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -78,6 +79,10 @@ impl<F: RingFormat> GuestSource for NetTx<F> {
     fn arm_source(&mut self) -> bool {
         self.vring.set_kicks(true)
     }
+
+    fn latch(&mut self, fault: RingFault) {
+        self.vring.report(fault);
+    }
 }
 
 /// An RX vring: the guest receives.
@@ -86,7 +91,13 @@ pub(super) struct NetRx<F: RingFormat> {
     vring: Vring<F>,
     handler: RxHandler,
     window: RxWindow,
+    /// Since when a frame that was read waits for buffers.
+    held_since: Option<Instant>,
 }
+
+/// How long a frame from the host waits for the guest's buffers. A driver that posts buffers only
+/// after it got frames would otherwise wait for us while we wait for it.
+const HOLD: Duration = Duration::from_millis(10);
 
 impl<F: RingFormat> NetRx<F> {
     pub(super) fn new(vring: Vring<F>, handler: RxHandler, window: RxWindow) -> NetRx<F> {
@@ -94,14 +105,16 @@ impl<F: RingFormat> NetRx<F> {
             vring,
             handler,
             window,
+            held_since: None,
         }
     }
 
     /// One frame from `reader` into the guest; `Ok(None)` when there is none, or no room for it.
     fn fill_one(&mut self, reader: &mut dyn FrameReader) -> Result<Filled, RingFault> {
         if self.window.refill(&mut self.vring.vq)? == Refill::Empty {
-            return Ok(Filled::Blocked);
+            return Ok(self.hold());
         }
+        self.held_since = None;
         match reader.read_frame(self.window.segments()) {
             Ok(Some(bytes)) => {
                 self.window.commit(&mut self.vring.vq, bytes);
@@ -112,6 +125,23 @@ impl<F: RingFormat> NetRx<F> {
             // An interface that is down has no frames; the reader counts what it refuses.
             Err(_) => Ok(Filled::Nothing),
         }
+    }
+}
+
+impl<F: RingFormat> NetRx<F> {
+    /// There are no buffers. A frame that waits for them is dropped in the end.
+    #[cold]
+    fn hold(&mut self) -> Filled {
+        if !self.window.is_pending() {
+            return Filled::Blocked;
+        }
+        let since = *self.held_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < HOLD {
+            return Filled::Blocked;
+        }
+        self.held_since = None;
+        self.window.drop_pending(DropReason::RxRingTooSmall);
+        Filled::Frame
     }
 }
 
@@ -178,6 +208,10 @@ impl<F: RingFormat> VringEndpoint for NetRx<F> {
 impl<F: RingFormat> GuestSink for NetRx<F> {
     fn arm_sink(&mut self) -> bool {
         self.vring.set_kicks(true)
+    }
+
+    fn holds_frame(&self) -> bool {
+        self.window.is_pending()
     }
 
     fn fill(&mut self, reader: &mut dyn FrameReader) -> Fill {

@@ -97,7 +97,7 @@ pub enum EngineError {
 /// What control asks of the engine for one device. Calls block until the worker has answered.
 ///
 /// The index is below [`crate::device::DeviceModel::vrings_max`]; control has checked that.
-pub trait VringRunner: Send + Sync {
+pub trait VringRunner: Send + Sync + core::fmt::Debug {
     /// Starts a vring. Nothing is processed before this returns `Ok`.
     ///
     /// # Errors

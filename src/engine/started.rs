@@ -16,7 +16,7 @@ use super::runner::VringSetup;
 
 /// What is counted per vring. One writer: the worker that owns it.
 #[derive(Debug, Default)]
-pub struct VringCounters {
+pub(crate) struct VringCounters {
     /// Calls made.
     pub calls: Counter,
     /// Times that the ring broke.

@@ -30,7 +30,7 @@ const BOUNDED_SLEEP_MS: i32 = 1;
 
 /// What is counted per worker. One writer: its thread.
 #[derive(Debug, Default)]
-pub struct WorkerCounters {
+pub(crate) struct WorkerCounters {
     /// Turns of the loop that moved something.
     pub busy_turns: Counter,
     /// Turns that moved nothing.
@@ -385,7 +385,11 @@ impl Worker {
 
     fn arm(&mut self) -> Armed {
         let completions = self.cx.uring.as_mut().is_some_and(Uring::has_work);
-        let mut armed = if completions { Armed::Work } else { Armed::Sleep };
+        let mut armed = if completions {
+            Armed::Work
+        } else {
+            Armed::Sleep
+        };
         for link in &mut self.links {
             armed = armed.max(link.arm(&mut self.slots));
         }

@@ -40,12 +40,6 @@ pub struct TapQueue {
     guest_fault: bool,
 }
 
-impl std::os::fd::AsRawFd for TapQueue {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.fd().as_raw_fd()
-    }
-}
-
 impl TapQueue {
     /// Queue `index` of `tap`; `None` past the last queue.
     pub fn new(tap: &Tap, index: u16) -> Option<TapQueue> {
