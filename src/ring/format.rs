@@ -55,23 +55,15 @@ pub struct VringBase {
 
 impl VringBase {
     /// Decodes the 32-bit value of SET_VRING_BASE (vhost-user: "A vring state description").
+    ///
+    /// DPDK's virtio-user fills only the low half for packed rings and leaves the high one 0, where
+    /// QEMU fills both. The high half is 0 in earnest only for a ring that stands, drained, at its
+    /// first slot; the low half says the same then. So 0 means "as the low half".
     pub fn from_u32(packed: bool, num: u32) -> VringBase {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "two 16-bit halves by definition"
-        )]
+        #[expect(clippy::cast_possible_truncation, reason = "two 16-bit halves by definition")]
         let (low, high) = (num as u16, (num >> 16) as u16);
-        if packed {
-            VringBase {
-                avail: low,
-                used: high,
-            }
-        } else {
-            VringBase {
-                avail: low,
-                used: low,
-            }
-        }
+        let used = if packed && high != 0 { high } else { low };
+        VringBase { avail: low, used }
     }
 
     /// Encodes the 32-bit value of GET_VRING_BASE.

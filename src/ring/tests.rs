@@ -782,6 +782,9 @@ fn the_base_keeps_all_32_bits() {
     for num in [0u32, 0x8000_8000, 0x8046_804d, 0x0046_004d] {
         assert_eq!(VringBase::from_u32(true, num).to_u32(true), num);
     }
+    // DPDK's virtio-user knows only the low half.
+    let half = VringBase::from_u32(true, 0x8000);
+    assert_eq!(half, VringBase::fresh(true));
     assert_eq!(VringBase::from_u32(false, 0xffff).to_u32(false), 0xffff);
 }
 

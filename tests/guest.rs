@@ -1,0 +1,296 @@
+//! Real QEMU guests on the real daemon: disks and network cards, split and packed rings.
+//!
+//! Needs root, QEMU, and what scripts/guest-image needs. Data is compared by checksums that another
+//! program makes, and what was negotiated is read in the guest and in the daemon's log: front-ends
+//! drop feature bits without a word.
+
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::support::daemon::Daemon;
+    use super::support::guest::{Disk, Guest, GuestConfig, Nic};
+    use super::support::netns::Netns;
+    use super::support::tmp::{TempDir, sha256};
+
+    const SOON: Duration = Duration::from_secs(20);
+    const MIB: usize = 1 << 20;
+    const PACKED: u64 = 1 << 34;
+    const VERSION_1: u64 = 1 << 32;
+    const MAC: &str = "52:54:00:12:34:56";
+
+    fn disk(dir: &TempDir, name: &str, queues: u16, packed: bool) -> Disk {
+        Disk { socket: dir.path(&format!("{name}.sock")), queues, packed, extra: "" }
+    }
+
+    fn nic(dir: &TempDir, queues: u16, packed: bool) -> Nic {
+        Nic { socket: dir.path("net0.sock"), queues, packed, mac: MAC }
+    }
+
+    /// The daemon's own word on what a session negotiated.
+    fn assert_negotiated(daemon: &Daemon, device: &str, packed: bool) {
+        let line = daemon.wait_log(&format!("negotiated device={device} "), SOON);
+        assert!(line.contains("VIRTIO_F_VERSION_1"), "{line}");
+        assert_eq!(line.contains("VIRTIO_F_RING_PACKED"), packed, "{line}");
+        assert_eq!(line.contains("rings=packed"), packed, "{line}");
+        assert!(line.contains("REPLY_ACK"), "{line}");
+    }
+
+    /// Host data is read in the guest, guest data on the host, both byte-exact.
+    fn disk_is_exact(queues: u16, packed: bool) {
+        let dir = TempDir::new("disk");
+        let (image, _) = dir.random_file("disk.img", 64 * MIB, 7);
+        let blk = format!(
+            "name=disk0,socket={},path={},queues=4,serial=SN-0042",
+            dir.path("disk0.sock").display(),
+            image.display()
+        );
+        let daemon = Daemon::start(&["run", "--core", "1", "--blk", &blk]);
+        let disks = vec![disk(&dir, "disk0", queues, packed)];
+        let mut guest = Guest::boot(&GuestConfig { disks, ..GuestConfig::default() });
+        let features = guest.features("/sys/block/vda/device");
+        assert_eq!(features & PACKED != 0, packed, "{features:#x}");
+        assert_ne!(features & VERSION_1, 0, "{features:#x}");
+        assert_negotiated(&daemon, "disk0", packed);
+        let mq = guest.ok("ls /sys/block/vda/mq | wc -l");
+        assert_eq!(mq.parse(), Ok(queues.min(2)), "one hardware queue per vCPU");
+        assert_eq!(guest.ok("cat /sys/block/vda/serial"), "SN-0042");
+        let read = guest.ok("dd if=/dev/vda bs=1M count=32 2>/dev/null | sha256sum");
+        assert!(read.starts_with(&sha256(&image, 0, 32)), "{read}");
+        let wrote = guest.ok(
+            "dd if=/dev/urandom of=/tmp/x bs=1M count=16 2>/dev/null && \
+             dd if=/tmp/x of=/dev/vda bs=64k seek=512 oflag=direct conv=fsync 2>/dev/null && \
+             sha256sum </tmp/x",
+        );
+        assert!(wrote.starts_with(&sha256(&image, 32, 16)), "{wrote}");
+        assert!(daemon.counter("disk0", "flushes") > 0, "conv=fsync reached the disk");
+        assert!(daemon.counter("disk0", "write_bytes") >= 16 * MIB as u64);
+        assert_eq!(daemon.counter("disk0", "errors"), 0);
+        file_system_survives(&mut guest);
+        drop(guest);
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+        assert!(!dir.path("disk0.sock").exists(), "the socket is removed");
+    }
+
+    /// The page cache is dropped by an unmount, so the files come back from the disk.
+    fn file_system_survives(guest: &mut Guest) {
+        guest.ok("mke2fs -q /dev/vda >/dev/null 2>&1 && mount -t ext4 /dev/vda /mnt");
+        let sum = guest.ok("cp /bin/busybox /mnt/a && sha256sum </mnt/a && umount /mnt");
+        guest.ok("mount -t ext4 /dev/vda /mnt");
+        assert_eq!(guest.ok("sha256sum </mnt/a"), sum);
+        guest.ok("umount /mnt");
+    }
+
+    #[test]
+    fn a_disk_is_byte_exact_on_a_split_ring() {
+        disk_is_exact(1, false);
+    }
+
+    #[test]
+    fn a_disk_is_byte_exact_on_two_packed_rings() {
+        disk_is_exact(2, true);
+    }
+
+    #[test]
+    fn several_disks_of_all_kinds_live_in_one_daemon() {
+        let dir = TempDir::new("kinds");
+        let (image, _) = dir.random_file("ro.img", 8 * MIB, 9);
+        let socket = |name: &str| dir.path(&format!("{name}.sock")).display().to_string();
+        let ram = format!("name=ram,socket={},backend=ram:32M,block_size=4096", socket("ram"));
+        let null = format!("name=null,socket={},backend=null:1G", socket("null"));
+        let ro = format!(
+            "name=ro,socket={},path={},read_only=true",
+            socket("ro"),
+            image.display()
+        );
+        let args = ["run", "--core", "0,1", "--blk", &ram, "--blk", &null, "--blk", &ro];
+        let daemon = Daemon::start(&args);
+        let disks = vec![
+            disk(&dir, "ram", 2, true),
+            disk(&dir, "null", 1, false),
+            disk(&dir, "ro", 1, true),
+        ];
+        let mut guest = Guest::boot(&GuestConfig { disks, ..GuestConfig::default() });
+        assert_eq!(guest.ok("cat /sys/block/vda/queue/logical_block_size"), "4096");
+        let sums = guest.ok(
+            "dd if=/dev/urandom of=/tmp/x bs=1M count=32 2>/dev/null; \
+             dd if=/tmp/x of=/dev/vda bs=256k oflag=direct 2>/dev/null; sha256sum </tmp/x; \
+             dd if=/dev/vda bs=256k iflag=direct 2>/dev/null | sha256sum",
+        );
+        let sums: Vec<_> = sums.lines().collect();
+        assert_eq!(sums[0], sums[1], "ram: gives back what it was given");
+        guest.ok("dd if=/dev/zero of=/dev/vdb bs=1M count=64 oflag=direct 2>/dev/null");
+        assert_eq!(guest.ok("cat /sys/block/vdc/ro"), "1");
+        let (status, _) = guest.run("dd if=/dev/zero of=/dev/vdc bs=4k count=1 conv=fsync");
+        assert_ne!(status, 0, "a read-only disk takes no writes");
+        let read = guest.ok("dd if=/dev/vdc bs=1M 2>/dev/null | sha256sum");
+        assert!(read.starts_with(&sha256(&image, 0, 8)), "{read}");
+    }
+
+    /// A daemon in a namespace with a tap of this name, which has an address.
+    fn tap_daemon(netns: &Netns, dir: &TempDir, queues: u16, with_disk: bool) -> Daemon {
+        let net = format!(
+            "name=net0,socket={},link=tap:vt0,queues={queues}",
+            dir.path("net0.sock").display()
+        );
+        let blk = format!("name=disk0,socket={},backend=ram:64M", dir.path("disk0.sock").display());
+        let mut args = vec!["run", "--core", "1", "--net", &net];
+        if with_disk {
+            args.extend(["--blk", &blk]);
+        }
+        let daemon = Daemon::start_in(netns, &args);
+        netns.ok("ip addr add 10.7.0.1/24 dev vt0 && ip link set vt0 up");
+        daemon
+    }
+
+    fn configure_nic(guest: &mut Guest) {
+        guest.ok("ip addr add 10.7.0.2/24 dev eth0 && ip link set eth0 up");
+        guest.ok("for i in 1 2 3 4 5 6 7 8 9 10; do ping -c1 -W1 10.7.0.1 >/dev/null && exit 0; done; exit 1");
+    }
+
+    /// Random bytes over TCP, both ways, compared by checksum on the far side.
+    fn tcp_is_exact(guest: &mut Guest, netns: &Netns, dir: &TempDir) {
+        let (sent, _) = dir.random_file("sent", 8 * MIB, 11);
+        let received = dir.path("received");
+        let mut server = netns
+            .command("sh")
+            .args(["-c", &format!("busybox nc -l -p 7001 >{}", received.display())])
+            .spawn()
+            .expect("busybox (package busybox-static) runs");
+        let sum = guest.ok(
+            "dd if=/dev/urandom of=/tmp/y bs=1M count=8 2>/dev/null; \
+             for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 5 10.7.0.1 7001 </tmp/y && break; done; \
+             sha256sum </tmp/y",
+        );
+        server.wait().expect("the receiver ends");
+        assert!(sum.starts_with(&sha256(&received, 0, 8)), "guest to host: {sum}");
+        let mut server = netns
+            .command("sh")
+            .args(["-c", &format!("busybox nc -l -p 7002 <{}", sent.display())])
+            .spawn()
+            .expect("busybox runs");
+        let sum = guest.ok(
+            "for i in 1 2 3 4 5 6 7 8 9 10; do \
+             nc -w 5 10.7.0.1 7002 </dev/null >/tmp/z; [ -s /tmp/z ] && break; done; \
+             sha256sum </tmp/z",
+        );
+        server.wait().expect("the sender ends");
+        assert!(sum.starts_with(&sha256(&sent, 0, 8)), "host to guest: {sum}");
+    }
+
+    fn iperf_moves_bytes(guest: &mut Guest, netns: &Netns) {
+        for reverse in ["", "-R"] {
+            let mut server = netns.command("iperf3").args(["-s", "-1"]).spawn().expect("iperf3");
+            let line = format!(
+                "for i in 1 2 3 4 5 6 7 8 9 10; do \
+                 iperf3 -c 10.7.0.1 -t 2 -J {reverse} >/tmp/json && break; done; \
+                 grep -A12 sum_received /tmp/json | grep '\"bytes\"'"
+            );
+            let bytes = guest.ok(&line);
+            server.wait().expect("iperf3 ends");
+            let digits: String = bytes.chars().filter(char::is_ascii_digit).collect();
+            assert!(digits.parse::<u64>().expect("a number") > MIB as u64, "{reverse}: {bytes}");
+        }
+    }
+
+    fn network_works(queues: u16, packed: bool) {
+        let (netns, dir) = (Netns::new(), TempDir::new("net"));
+        let daemon = tap_daemon(&netns, &dir, queues, false);
+        let nics = vec![nic(&dir, queues, packed)];
+        let mut guest = Guest::boot(&GuestConfig { nics, ..GuestConfig::default() });
+        configure_nic(&mut guest);
+        let said = guest.qemu_said();
+        assert!(!said.contains("falling back"), "{said}");
+        let features = guest.features("/sys/class/net/eth0/device");
+        assert_eq!(features & PACKED != 0, packed, "{features:#x}");
+        // CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6, MRG_RXBUF, VERSION_1.
+        for bit in [0, 1, 7, 8, 11, 12, 15, 32] {
+            assert_ne!(features & (1 << bit), 0, "bit {bit} of {features:#x}");
+        }
+        assert_negotiated(&daemon, "net0", packed);
+        if queues > 1 {
+            let channels = guest.ok("ethtool -L eth0 combined 2; ethtool -l eth0");
+            assert!(channels.matches("Combined:\t2").count() == 2, "{channels}");
+        }
+        guest.ok("ping -c 3 -s 56 10.7.0.1");
+        guest.ok("ping -c 3 -s 8000 10.7.0.1");
+        netns.ok("ping -c 3 -s 8000 10.7.0.2");
+        tcp_is_exact(&mut guest, &netns, &dir);
+        iperf_moves_bytes(&mut guest, &netns);
+        for counter in ["ring_faults", "tx_drop_bad_vnet_header", "tx_drop_host_error"] {
+            assert_eq!(daemon.counter("net0", counter), 0, "{counter}");
+        }
+        assert!(daemon.counter("net0", "rx_frames") > 1000);
+    }
+
+    #[test]
+    fn a_network_card_works_on_split_rings() {
+        network_works(1, false);
+    }
+
+    #[test]
+    fn a_network_card_with_two_queue_pairs_works_on_packed_rings() {
+        network_works(2, true);
+    }
+
+    /// A quick look at both devices of a guest.
+    fn both_work(guest: &mut Guest) {
+        let sums = guest.ok(
+            "dd if=/dev/urandom of=/tmp/x bs=256k count=4 2>/dev/null; \
+             dd if=/tmp/x of=/dev/vda bs=64k oflag=direct 2>/dev/null; sha256sum </tmp/x; \
+             dd if=/dev/vda bs=64k count=16 iflag=direct 2>/dev/null | sha256sum",
+        );
+        let sums: Vec<_> = sums.lines().collect();
+        assert_eq!(sums[0], sums[1]);
+        configure_nic(guest);
+    }
+
+    #[test]
+    fn reboot_rebind_and_pause_leave_both_devices_working() {
+        let (netns, dir) = (Netns::new(), TempDir::new("reboot"));
+        let daemon = tap_daemon(&netns, &dir, 2, true);
+        let config = GuestConfig {
+            disks: vec![disk(&dir, "disk0", 2, true)],
+            nics: vec![nic(&dir, 2, true)],
+        };
+        let mut guest = Guest::boot(&config);
+        both_work(&mut guest);
+        guest.reboot();
+        both_work(&mut guest);
+        guest.reset();
+        both_work(&mut guest);
+        guest.stop_and_continue();
+        guest.ok("ping -c 2 10.7.0.1");
+        guest.ok("ip link set eth0 down");
+        let rebind = "for d in /sys/bus/virtio/drivers/virtio_blk /sys/bus/virtio/drivers/virtio_net; \
+             do for v in $d/virtio*; do n=${v##*/}; echo $n >$d/unbind && echo $n >$d/bind || exit 1; \
+             done; done; for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vda ] && exit 0; sleep 1; done; exit 1";
+        guest.ok(rebind);
+        both_work(&mut guest);
+        assert_eq!(daemon.counter("disk0", "ring_faults"), 0);
+        assert_eq!(daemon.counter("net0", "ring_faults"), 0);
+    }
+
+    #[test]
+    fn a_daemon_outlives_ten_guests_that_are_killed() {
+        let (netns, dir) = (Netns::new(), TempDir::new("kill"));
+        let daemon = tap_daemon(&netns, &dir, 1, true);
+        for round in 0..10 {
+            let packed = round % 2 == 1;
+            let config = GuestConfig {
+                disks: vec![disk(&dir, "disk0", 1, packed)],
+                nics: vec![nic(&dir, 1, packed)],
+            };
+            let mut guest = Guest::boot(&config);
+            both_work(&mut guest);
+            assert_negotiated(&daemon, "disk0", packed);
+            assert_negotiated(&daemon, "net0", packed);
+            guest.kill();
+        }
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+    }
+}

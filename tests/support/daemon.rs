@@ -1,0 +1,122 @@
+//! The daemon under test: the real binary, with its output at hand.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::deadline::wait_until;
+use super::netns::Netns;
+
+/// Longer than any start or stop takes on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running `vringd`.
+pub struct Daemon {
+    child: Child,
+    #[expect(clippy::disallowed_types, reason = "test output, read by another thread")]
+    log: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Daemon {
+    /// Starts the daemon and waits until it is ready.
+    pub fn start(args: &[&str]) -> Daemon {
+        Daemon::spawn(Command::new(env!("CARGO_BIN_EXE_vringd")), args)
+    }
+
+    /// As [`Daemon::start`], inside a namespace.
+    pub fn start_in(netns: &Netns, args: &[&str]) -> Daemon {
+        // `ip netns exec` becomes the daemon, so the pid is the daemon's.
+        Daemon::spawn(netns.command(env!("CARGO_BIN_EXE_vringd")), args)
+    }
+
+    fn spawn(mut command: Command, args: &[&str]) -> Daemon {
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the daemon starts");
+        #[expect(clippy::disallowed_types, reason = "test output, read by another thread")]
+        let log = Arc::new(Mutex::new(String::new()));
+        let out = child.stdout.take().map(|out| Box::new(out) as Box<dyn Read + Send>);
+        let err = child.stderr.take().map(|err| Box::new(err) as Box<dyn Read + Send>);
+        let readers = [out, err].into_iter().flatten().map(|from| {
+            let log = Arc::clone(&log);
+            std::thread::spawn(move || {
+                for line in BufReader::new(from).lines().map_while(Result::ok) {
+                    let mut log = log.lock().expect("no reader panics");
+                    log.push_str(&line);
+                    log.push('\n');
+                }
+            })
+        });
+        let mut daemon = Daemon { child, readers: readers.collect(), log };
+        wait_until("the daemon is ready", PATIENCE, || {
+            let exited = daemon.child.try_wait().expect("the daemon can be waited for");
+            assert!(exited.is_none(), "the daemon ended with {exited:?}:\n{}", daemon.log());
+            daemon.log().lines().any(|line| line == "ready").then_some(())
+        });
+        daemon
+    }
+
+    /// Everything that it printed so far.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no reader panics").clone()
+    }
+
+    /// Waits for a line with `needle`; returns the last such line.
+    pub fn wait_log(&self, needle: &str, timeout: Duration) -> String {
+        self.wait_log_after(0, needle, timeout)
+    }
+
+    /// As [`Daemon::wait_log`], in what was printed after the first `position` bytes.
+    pub fn wait_log_after(&self, position: usize, needle: &str, timeout: Duration) -> String {
+        let what = format!("a log line with {needle:?}");
+        wait_until(&what, timeout, || {
+            let log = self.log();
+            let line = log[position..].lines().rfind(|line| line.contains(needle));
+            line.map(ToOwned::to_owned)
+        })
+    }
+
+    /// The value of a device's counter now.
+    pub fn counter(&self, device: &str, name: &str) -> u64 {
+        let position = self.log().len();
+        self.signal(libc::SIGUSR1);
+        let line = self.wait_log_after(position, &format!("counters device={device} "), PATIENCE);
+        let value = line.split_whitespace().find_map(|word| word.strip_prefix(&format!("{name}=")));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {line}"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args([&format!("-{signal}"), &pid]).status();
+        assert!(sent.expect("kill runs").success(), "signal {signal} to {pid}");
+    }
+
+    /// Ends it by SIGTERM; returns its exit status and all that it printed.
+    pub fn stop(mut self) -> (ExitStatus, String) {
+        self.signal(libc::SIGTERM);
+        let status = wait_until("the daemon ends", PATIENCE, || {
+            self.child.try_wait().expect("the daemon can be waited for")
+        });
+        for reader in self.readers.drain(..) {
+            reader.join().expect("no reader panics");
+        }
+        (status, self.log())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the daemon said:\n{}---", self.log());
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What the integration tests share: the daemon under test, front-ends that drive it, and the
+//! places they run in.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
+pub mod daemon;
+pub mod deadline;
+pub mod guest;
+pub mod netns;
+#[path = "testpmd.rs"]
+pub mod testpmd;
+pub mod tmp;
