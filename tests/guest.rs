@@ -13,7 +13,7 @@ mod tests {
     use super::support::daemon::Daemon;
     use super::support::guest::{Disk, Guest, GuestConfig, Nic};
     use super::support::netns::Netns;
-    use super::support::tmp::{TempDir, sha256};
+    use super::support::tmp::{TempDir, random_bytes, sha256, sha256_of};
 
     const SOON: Duration = Duration::from_secs(20);
     const MIB: usize = 1 << 20;
@@ -22,11 +22,21 @@ mod tests {
     const MAC: &str = "52:54:00:12:34:56";
 
     fn disk(dir: &TempDir, name: &str, queues: u16, packed: bool) -> Disk {
-        Disk { socket: dir.path(&format!("{name}.sock")), queues, packed, extra: "" }
+        Disk {
+            socket: dir.path(&format!("{name}.sock")),
+            queues,
+            packed,
+            extra: "",
+        }
     }
 
     fn nic(dir: &TempDir, queues: u16, packed: bool) -> Nic {
-        Nic { socket: dir.path("net0.sock"), queues, packed, mac: MAC }
+        Nic {
+            socket: dir.path("net0.sock"),
+            queues,
+            packed,
+            mac: MAC,
+        }
     }
 
     /// The daemon's own word on what a session negotiated.
@@ -49,7 +59,10 @@ mod tests {
         );
         let daemon = Daemon::start(&["run", "--core", "1", "--blk", &blk]);
         let disks = vec![disk(&dir, "disk0", queues, packed)];
-        let mut guest = Guest::boot(&GuestConfig { disks, ..GuestConfig::default() });
+        let mut guest = Guest::boot(&GuestConfig {
+            disks,
+            ..GuestConfig::default()
+        });
         let features = guest.features("/sys/block/vda/device");
         assert_eq!(features & PACKED != 0, packed, "{features:#x}");
         assert_ne!(features & VERSION_1, 0, "{features:#x}");
@@ -65,7 +78,10 @@ mod tests {
              sha256sum </tmp/x",
         );
         assert!(wrote.starts_with(&sha256(&image, 32, 16)), "{wrote}");
-        assert!(daemon.counter("disk0", "flushes") > 0, "conv=fsync reached the disk");
+        assert!(
+            daemon.counter("disk0", "flushes") > 0,
+            "conv=fsync reached the disk"
+        );
         assert!(daemon.counter("disk0", "write_bytes") >= 16 * MIB as u64);
         assert_eq!(daemon.counter("disk0", "errors"), 0);
         file_system_survives(&mut guest);
@@ -99,27 +115,36 @@ mod tests {
         let dir = TempDir::new("kinds");
         let (image, _) = dir.random_file("ro.img", 8 * MIB, 9);
         let socket = |name: &str| dir.path(&format!("{name}.sock")).display().to_string();
-        let ram = format!("name=ram,socket={},backend=ram:32M,block_size=4096", socket("ram"));
+        let ram = format!(
+            "name=ram,socket={},backend=ram:32M,block_size=4096",
+            socket("ram")
+        );
         let null = format!("name=null,socket={},backend=null:1G", socket("null"));
         let ro = format!(
             "name=ro,socket={},path={},read_only=true",
             socket("ro"),
             image.display()
         );
-        let args = ["run", "--core", "0,1", "--blk", &ram, "--blk", &null, "--blk", &ro];
-        let daemon = Daemon::start(&args);
+        let args = [
+            "run", "--core", "0,1", "--blk", &ram, "--blk", &null, "--blk", &ro,
+        ];
+        let _daemon = Daemon::start(&args);
         let disks = vec![
             disk(&dir, "ram", 2, true),
             disk(&dir, "null", 1, false),
             disk(&dir, "ro", 1, true),
         ];
-        let mut guest = Guest::boot(&GuestConfig { disks, ..GuestConfig::default() });
-        assert_eq!(guest.ok("cat /sys/block/vda/queue/logical_block_size"), "4096");
-        let sums = guest.ok(
-            "dd if=/dev/urandom of=/tmp/x bs=1M count=32 2>/dev/null; \
-             dd if=/tmp/x of=/dev/vda bs=256k oflag=direct 2>/dev/null; sha256sum </tmp/x; \
-             dd if=/dev/vda bs=256k iflag=direct 2>/dev/null | sha256sum",
+        let mut guest = Guest::boot(&GuestConfig {
+            disks,
+            ..GuestConfig::default()
+        });
+        assert_eq!(
+            guest.ok("cat /sys/block/vda/queue/logical_block_size"),
+            "4096"
         );
+        let sums = guest.ok("dd if=/dev/urandom of=/tmp/x bs=1M count=32 2>/dev/null; \
+             dd if=/tmp/x of=/dev/vda bs=256k oflag=direct 2>/dev/null; sha256sum </tmp/x; \
+             dd if=/dev/vda bs=256k iflag=direct 2>/dev/null | sha256sum");
         let sums: Vec<_> = sums.lines().collect();
         assert_eq!(sums[0], sums[1], "ram: gives back what it was given");
         guest.ok("dd if=/dev/zero of=/dev/vdb bs=1M count=64 oflag=direct 2>/dev/null");
@@ -136,7 +161,10 @@ mod tests {
             "name=net0,socket={},link=tap:vt0,queues={queues}",
             dir.path("net0.sock").display()
         );
-        let blk = format!("name=disk0,socket={},backend=ram:64M", dir.path("disk0.sock").display());
+        let blk = format!(
+            "name=disk0,socket={},backend=ram:64M",
+            dir.path("disk0.sock").display()
+        );
         let mut args = vec!["run", "--core", "1", "--net", &net];
         if with_disk {
             args.extend(["--blk", &blk]);
@@ -151,39 +179,32 @@ mod tests {
         guest.ok("for i in 1 2 3 4 5 6 7 8 9 10; do ping -c1 -W1 10.7.0.1 >/dev/null && exit 0; done; exit 1");
     }
 
-    /// Random bytes over TCP, both ways, compared by checksum on the far side.
-    fn tcp_is_exact(guest: &mut Guest, netns: &Netns, dir: &TempDir) {
-        let (sent, _) = dir.random_file("sent", 8 * MIB, 11);
-        let received = dir.path("received");
-        let mut server = netns
-            .command("sh")
-            .args(["-c", &format!("busybox nc -l -p 7001 >{}", received.display())])
-            .spawn()
-            .expect("busybox (package busybox-static) runs");
-        let sum = guest.ok(
-            "dd if=/dev/urandom of=/tmp/y bs=1M count=8 2>/dev/null; \
-             for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 5 10.7.0.1 7001 </tmp/y && break; done; \
-             sha256sum </tmp/y",
+    /// Random bytes over TCP, both ways, compared byte for byte.
+    fn tcp_is_exact(guest: &mut Guest, netns: &Netns) {
+        let server = netns.serve_once("10.7.0.1:8001", Vec::new());
+        let sum = guest.ok("dd if=/dev/urandom of=/tmp/y bs=1M count=16 2>/dev/null; \
+             wget -q -O /dev/null --post-file=/tmp/y http://10.7.0.1:8001/ && sha256sum </tmp/y");
+        let received = server.join().expect("the server got a request");
+        assert_eq!(received.len(), 16 * MIB, "guest to host");
+        assert!(
+            sum.starts_with(&sha256_of(&received)),
+            "guest to host: {sum}"
         );
-        server.wait().expect("the receiver ends");
-        assert!(sum.starts_with(&sha256(&received, 0, 8)), "guest to host: {sum}");
-        let mut server = netns
-            .command("sh")
-            .args(["-c", &format!("busybox nc -l -p 7002 <{}", sent.display())])
-            .spawn()
-            .expect("busybox runs");
-        let sum = guest.ok(
-            "for i in 1 2 3 4 5 6 7 8 9 10; do \
-             nc -w 5 10.7.0.1 7002 </dev/null >/tmp/z; [ -s /tmp/z ] && break; done; \
-             sha256sum </tmp/z",
-        );
-        server.wait().expect("the sender ends");
-        assert!(sum.starts_with(&sha256(&sent, 0, 8)), "host to guest: {sum}");
+        let sent = random_bytes(11, 16 * MIB);
+        let wanted = sha256_of(&sent);
+        let server = netns.serve_once("10.7.0.1:8002", sent);
+        let sum = guest.ok("wget -q -O /tmp/z http://10.7.0.1:8002/ && sha256sum </tmp/z");
+        server.join().expect("the server got a request");
+        assert!(sum.starts_with(&wanted), "host to guest: {sum}");
     }
 
     fn iperf_moves_bytes(guest: &mut Guest, netns: &Netns) {
         for reverse in ["", "-R"] {
-            let mut server = netns.command("iperf3").args(["-s", "-1"]).spawn().expect("iperf3");
+            let mut server = netns
+                .command("iperf3")
+                .args(["-s", "-1"])
+                .spawn()
+                .expect("iperf3");
             let line = format!(
                 "for i in 1 2 3 4 5 6 7 8 9 10; do \
                  iperf3 -c 10.7.0.1 -t 2 -J {reverse} >/tmp/json && break; done; \
@@ -192,7 +213,10 @@ mod tests {
             let bytes = guest.ok(&line);
             server.wait().expect("iperf3 ends");
             let digits: String = bytes.chars().filter(char::is_ascii_digit).collect();
-            assert!(digits.parse::<u64>().expect("a number") > MIB as u64, "{reverse}: {bytes}");
+            assert!(
+                digits.parse::<u64>().expect("a number") > MIB as u64,
+                "{reverse}: {bytes}"
+            );
         }
     }
 
@@ -200,7 +224,10 @@ mod tests {
         let (netns, dir) = (Netns::new(), TempDir::new("net"));
         let daemon = tap_daemon(&netns, &dir, queues, false);
         let nics = vec![nic(&dir, queues, packed)];
-        let mut guest = Guest::boot(&GuestConfig { nics, ..GuestConfig::default() });
+        let mut guest = Guest::boot(&GuestConfig {
+            nics,
+            ..GuestConfig::default()
+        });
         configure_nic(&mut guest);
         let said = guest.qemu_said();
         assert!(!said.contains("falling back"), "{said}");
@@ -218,9 +245,13 @@ mod tests {
         guest.ok("ping -c 3 -s 56 10.7.0.1");
         guest.ok("ping -c 3 -s 8000 10.7.0.1");
         netns.ok("ping -c 3 -s 8000 10.7.0.2");
-        tcp_is_exact(&mut guest, &netns, &dir);
+        tcp_is_exact(&mut guest, &netns);
         iperf_moves_bytes(&mut guest, &netns);
-        for counter in ["ring_faults", "tx_drop_bad_vnet_header", "tx_drop_host_error"] {
+        for counter in [
+            "ring_faults",
+            "tx_drop_bad_vnet_header",
+            "tx_drop_host_error",
+        ] {
             assert_eq!(daemon.counter("net0", counter), 0, "{counter}");
         }
         assert!(daemon.counter("net0", "rx_frames") > 1000);
@@ -238,11 +269,9 @@ mod tests {
 
     /// A quick look at both devices of a guest.
     fn both_work(guest: &mut Guest) {
-        let sums = guest.ok(
-            "dd if=/dev/urandom of=/tmp/x bs=256k count=4 2>/dev/null; \
+        let sums = guest.ok("dd if=/dev/urandom of=/tmp/x bs=256k count=4 2>/dev/null; \
              dd if=/tmp/x of=/dev/vda bs=64k oflag=direct 2>/dev/null; sha256sum </tmp/x; \
-             dd if=/dev/vda bs=64k count=16 iflag=direct 2>/dev/null | sha256sum",
-        );
+             dd if=/dev/vda bs=64k count=16 iflag=direct 2>/dev/null | sha256sum");
         let sums: Vec<_> = sums.lines().collect();
         assert_eq!(sums[0], sums[1]);
         configure_nic(guest);

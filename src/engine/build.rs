@@ -84,14 +84,15 @@ impl Parts {
         counters: Arc<VringCounters>,
     ) -> Result<Endpoint, RingFault> {
         let (index, size, features) = (setup.index, setup.size, setup.features);
-        let vring = Vring::<F>::new(setup, areas, label, Arc::clone(&counters))?;
+        // VIRTIO 1.3 §5.1.2: receiveq1, transmitq1, receiveq2, …
+        let transmits = matches!(self, Parts::Net(..)) && index % 2 == 1;
+        let vring = Vring::<F>::new(setup, areas, label, Arc::clone(&counters), transmits)?;
         // Control checks indices against the model; a vring that it has not is a ring fault.
         let missing = RingFault::Areas;
         match self {
             Parts::Net(model, _) => {
                 let pair = Arc::clone(model.pair_counters(index / 2).ok_or(missing)?);
-                // VIRTIO 1.3 §5.1.2: receiveq1, transmitq1, receiveq2, …
-                if index % 2 == 1 {
+                if transmits {
                     let tx = NetTx::new(vring, TxHandler::new(features, pair));
                     return Ok(Endpoint::Source(Box::new(tx)));
                 }

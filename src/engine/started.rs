@@ -44,6 +44,7 @@ impl<F: RingFormat> Vring<F> {
         areas: Areas,
         label: String,
         counters: Arc<VringCounters>,
+        readable_only: bool,
     ) -> Result<Vring<F>, RingFault> {
         let bit = |bit: u32| setup.features & (1 << bit) != 0;
         let base = match setup.base {
@@ -54,6 +55,7 @@ impl<F: RingFormat> Vring<F> {
             size: setup.size,
             event_idx: bit(virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX),
             indirect: bit(virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC),
+            readable_only,
             base,
         };
         let mut vring = Vring {

@@ -60,7 +60,10 @@ impl VringBase {
     /// QEMU fills both. The high half is 0 in earnest only for a ring that stands, drained, at its
     /// first slot; the low half says the same then. So 0 means "as the low half".
     pub fn from_u32(packed: bool, num: u32) -> VringBase {
-        #[expect(clippy::cast_possible_truncation, reason = "two 16-bit halves by definition")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "two 16-bit halves by definition"
+        )]
         let (low, high) = (num as u16, (num >> 16) as u16);
         let used = if packed && high != 0 { high } else { low };
         VringBase { avail: low, used }
@@ -98,6 +101,10 @@ pub struct RingConfig {
     pub event_idx: bool,
     /// VIRTIO_F_INDIRECT_DESC was negotiated.
     pub indirect: bool,
+    /// Every buffer is device-readable (a network transmit queue). Then WRITE flags inside an
+    /// indirect table of a packed ring are ignored: DPDK's driver leaves one on its header
+    /// (docs/decisions/0006).
+    pub readable_only: bool,
     /// Where to begin.
     pub base: VringBase,
 }

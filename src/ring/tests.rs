@@ -510,6 +510,7 @@ fn not_negotiated<D: Driver>(size: u16) {
         size,
         event_idx: false,
         indirect: false,
+        readable_only: false,
         base,
     };
     let areas = memory.areas::<D::Format>();
@@ -559,6 +560,7 @@ fn resume<D: Driver>(size: u16) {
             size,
             event_idx: true,
             indirect: true,
+            readable_only: false,
             base,
         };
         let areas = rig.driver.memory().areas::<D::Format>();
@@ -586,7 +588,12 @@ fn dirty<D: Driver>(size: u16) {
         !log.is_marked(BUFFERS + 0x3000),
         "marked when it completes, not when it is popped"
     );
-    rig.use_chain(chain, 0x20);
+    let written: Vec<_> = chain
+        .writable(&rig.segments)
+        .iter()
+        .map(|s| s.take(0x20))
+        .collect();
+    rig.vq.put_used(chain.id, 0x20, &written);
     assert!(
         log.is_marked(BUFFERS + 0x2000),
         "the page of the first byte"
@@ -631,6 +638,7 @@ fn journal<D: Driver>(size: u16) {
         size,
         event_idx: true,
         indirect: true,
+        readable_only: false,
         base,
     };
     let areas = driver.memory().areas::<D::Format>();
@@ -658,6 +666,34 @@ fn journal<D: Driver>(size: u16) {
         "end".into(),
     ];
     assert_eq!(steps.try_iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_write_flag_on_a_packed_transmit_header_is_ignored() {
+    // What DPDK's virtio-user sends for a frame of several buffers (docs/decisions/0006).
+    let table = [Buf::writable(BUFFERS, 12), Buf::readable(BUFFERS + 64, 100)];
+    for readable_only in [true, false] {
+        let mut rig = Rig::<PackedDriver>::new(4);
+        let base = VringBase::fresh(true);
+        let config = RingConfig {
+            size: 4,
+            event_idx: true,
+            indirect: true,
+            readable_only,
+            base,
+        };
+        let areas = rig.driver.memory().areas::<Packed>();
+        rig.vq = Virtqueue::new(Arc::clone(&rig.ram), areas, &config).unwrap();
+        rig.driver.add_indirect(&table, BUFFERS + 0x1000).unwrap();
+        rig.driver.publish();
+        if readable_only {
+            let chain = rig.pop().unwrap();
+            assert_eq!((chain.readable_bytes, chain.writable_bytes), (112, 0));
+            rig.use_chain(chain, 0);
+        } else {
+            assert_eq!(rig.fault(), RingFault::ReadableAfterWritable);
+        }
+    }
 }
 
 #[test]
@@ -756,6 +792,7 @@ fn impossible_sizes_and_bases_are_refused() {
         size,
         event_idx: true,
         indirect: true,
+        readable_only: false,
         base,
     };
     let split = RingMemory::new::<Split>(&ram, 0, 8);

@@ -96,6 +96,7 @@ pub struct Virtqueue<F: RingFormat, J: Journal = NoJournal> {
     ram: Arc<GuestRam>,
     size: u16,
     indirect: bool,
+    readable_only: bool,
     /// Slots of popped chains that are not used yet: heads when split, descriptors when packed.
     in_flight: u32,
     /// Used elements staged since the last publish.
@@ -133,6 +134,7 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
             ram,
             size: config.size,
             indirect: config.indirect,
+            readable_only: config.readable_only,
             in_flight: 0,
             staged: 0,
             fault: None,
@@ -271,7 +273,10 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
                 .addr
                 .checked_add(16 * u64::from(index))
                 .ok_or(RingFault::Unmapped)?;
-            let desc = F::decode(self.ram.read_entry(at).ok_or(RingFault::Unmapped)?);
+            let mut desc = F::decode(self.ram.read_entry(at).ok_or(RingFault::Unmapped)?);
+            if F::PACKED && self.readable_only {
+                desc.flags &= !Desc::WRITE;
+            }
             if desc.has(Desc::INDIRECT) {
                 return Err(RingFault::IndirectNested.into());
             }

@@ -112,6 +112,7 @@ impl RingMemory {
             size: self.size,
             event_idx,
             indirect: true,
+            readable_only: false,
             base,
         };
         Virtqueue::new(Arc::clone(&self.ram), self.areas::<F>(), &config).expect("a legal ring")

@@ -15,7 +15,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A running `vringd`.
 pub struct Daemon {
     child: Child,
-    #[expect(clippy::disallowed_types, reason = "test output, read by another thread")]
+    #[expect(
+        clippy::disallowed_types,
+        reason = "test output, read by another thread"
+    )]
     log: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
 }
@@ -33,12 +36,25 @@ impl Daemon {
     }
 
     fn spawn(mut command: Command, args: &[&str]) -> Daemon {
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().expect("the daemon starts");
-        #[expect(clippy::disallowed_types, reason = "test output, read by another thread")]
+        #[expect(
+            clippy::disallowed_types,
+            reason = "test output, read by another thread"
+        )]
         let log = Arc::new(Mutex::new(String::new()));
-        let out = child.stdout.take().map(|out| Box::new(out) as Box<dyn Read + Send>);
-        let err = child.stderr.take().map(|err| Box::new(err) as Box<dyn Read + Send>);
+        let out = child
+            .stdout
+            .take()
+            .map(|out| Box::new(out) as Box<dyn Read + Send>);
+        let err = child
+            .stderr
+            .take()
+            .map(|err| Box::new(err) as Box<dyn Read + Send>);
         let readers = [out, err].into_iter().flatten().map(|from| {
             let log = Arc::clone(&log);
             std::thread::spawn(move || {
@@ -49,11 +65,26 @@ impl Daemon {
                 }
             })
         });
-        let mut daemon = Daemon { child, readers: readers.collect(), log };
+        let mut daemon = Daemon {
+            child,
+            readers: readers.collect(),
+            log,
+        };
         wait_until("the daemon is ready", PATIENCE, || {
-            let exited = daemon.child.try_wait().expect("the daemon can be waited for");
-            assert!(exited.is_none(), "the daemon ended with {exited:?}:\n{}", daemon.log());
-            daemon.log().lines().any(|line| line == "ready").then_some(())
+            let exited = daemon
+                .child
+                .try_wait()
+                .expect("the daemon can be waited for");
+            assert!(
+                exited.is_none(),
+                "the daemon ended with {exited:?}:\n{}",
+                daemon.log()
+            );
+            daemon
+                .log()
+                .lines()
+                .any(|line| line == "ready")
+                .then_some(())
         });
         daemon
     }
@@ -83,8 +114,12 @@ impl Daemon {
         let position = self.log().len();
         self.signal(libc::SIGUSR1);
         let line = self.wait_log_after(position, &format!("counters device={device} "), PATIENCE);
-        let value = line.split_whitespace().find_map(|word| word.strip_prefix(&format!("{name}=")));
-        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {line}"))
+        let value = line
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(&format!("{name}=")));
+        value
+            .and_then(|value| value.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in {line}"))
     }
 
     pub fn pid(&self) -> u32 {
@@ -94,8 +129,13 @@ impl Daemon {
     /// Sends a signal.
     pub fn signal(&self, signal: i32) {
         let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args([&format!("-{signal}"), &pid]).status();
-        assert!(sent.expect("kill runs").success(), "signal {signal} to {pid}");
+        let sent = Command::new("kill")
+            .args([&format!("-{signal}"), &pid])
+            .status();
+        assert!(
+            sent.expect("kill runs").success(),
+            "signal {signal} to {pid}"
+        );
     }
 
     /// Ends it by SIGTERM; returns its exit status and all that it printed.

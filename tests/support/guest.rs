@@ -58,7 +58,10 @@ fn image() -> &'static Path {
     IMAGE.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let built = Command::new(root.join("scripts/guest-image")).status();
-        assert!(built.expect("scripts/guest-image runs").success(), "no guest image");
+        assert!(
+            built.expect("scripts/guest-image runs").success(),
+            "no guest image"
+        );
         root.join("build/guest")
     })
 }
@@ -71,9 +74,15 @@ fn reconnect() -> &'static str {
         let output = output.expect("qemu-system-x86_64 (package qemu-system-x86) runs");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let version = text.split("version ").nth(1).expect("a version");
-        let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+        let mut numbers = version
+            .split(|c: char| !c.is_ascii_digit())
+            .map(|n| n.parse().unwrap_or(0));
         let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        if version >= (9, 2) { "reconnect-ms=100" } else { "reconnect=1" }
+        if version >= (9, 2) {
+            "reconnect-ms=100"
+        } else {
+            "reconnect=1"
+        }
     })
 }
 
@@ -83,7 +92,10 @@ fn device_arguments(config: &GuestConfig) -> Vec<String> {
     for (number, disk) in config.disks.iter().enumerate() {
         let socket = disk.socket.display();
         args.push("-chardev".into());
-        args.push(format!("socket,id=disk{number},path={socket},{}", reconnect()));
+        args.push(format!(
+            "socket,id=disk{number},path={socket},{}",
+            reconnect()
+        ));
         args.push("-device".into());
         args.push(format!(
             "vhost-user-blk-pci,chardev=disk{number},num-queues={},packed={}{}",
@@ -94,9 +106,15 @@ fn device_arguments(config: &GuestConfig) -> Vec<String> {
     }
     for (number, nic) in config.nics.iter().enumerate() {
         args.push("-chardev".into());
-        args.push(format!("socket,id=nic{number},path={}", nic.socket.display()));
+        args.push(format!(
+            "socket,id=nic{number},path={}",
+            nic.socket.display()
+        ));
         args.push("-netdev".into());
-        args.push(format!("vhost-user,id=net{number},chardev=nic{number},queues={}", nic.queues));
+        args.push(format!(
+            "vhost-user,id=net{number},chardev=nic{number},queues={}",
+            nic.queues
+        ));
         args.push("-device".into());
         args.push(format!(
             "virtio-net-pci,netdev=net{number},mq=on,vectors={},packed={},mac={}",
@@ -115,9 +133,24 @@ impl Guest {
         let (shell, qmp) = (dir.path("shell.sock"), dir.path("qmp.sock"));
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "512"])
+            .args([
+                "-accel",
+                "tcg,thread=multi",
+                "-cpu",
+                "max",
+                "-smp",
+                "2",
+                "-m",
+                "512",
+            ])
             .args(["-object", "memory-backend-memfd,id=mem,size=512M,share=on"])
-            .args(["-machine", "q35,memory-backend=mem", "-display", "none", "-nodefaults"])
+            .args([
+                "-machine",
+                "q35,memory-backend=mem",
+                "-display",
+                "none",
+                "-nodefaults",
+            ])
             .arg("-kernel")
             .arg(image.join("vmlinuz"))
             .arg("-initrd")
@@ -133,7 +166,9 @@ impl Guest {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(dir.path("qemu")).expect("a log file"));
-        let mut qemu = command.spawn().expect("qemu-system-x86_64 (package qemu-system-x86) runs");
+        let mut qemu = command
+            .spawn()
+            .expect("qemu-system-x86_64 (package qemu-system-x86) runs");
         let connect = |path: &Path, qemu: &mut Child| {
             wait_until("QEMU's sockets", BOOT, || {
                 let ended = qemu.try_wait().expect("QEMU can be waited for");
@@ -144,7 +179,12 @@ impl Guest {
         };
         let shell = connect(&shell, &mut qemu);
         let qmp = connect(&qmp, &mut qemu);
-        let mut guest = Guest { qemu, shell, qmp, dir };
+        let mut guest = Guest {
+            qemu,
+            shell,
+            qmp,
+            dir,
+        };
         guest.read_until("VRINGD-READY", BOOT);
         guest.qmp("qmp_capabilities");
         guest
@@ -167,7 +207,9 @@ impl Guest {
         let deadline = Instant::now() + patience;
         let mut text = Vec::new();
         let mut byte = [0; 4096];
-        self.shell.set_read_timeout(Some(Duration::from_millis(200))).expect("a time-out");
+        self.shell
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .expect("a time-out");
         loop {
             if let Some((before, rest)) = split_at_mark(&text, mark) {
                 return (before, rest);
@@ -178,7 +220,11 @@ impl Guest {
                 Err(_) => {
                     let text = String::from_utf8_lossy(&text);
                     let late = Instant::now() > deadline;
-                    assert!(!late, "no {mark} in {patience:?}, but {text:?}\n{}", self.said());
+                    assert!(
+                        !late,
+                        "no {mark} in {patience:?}, but {text:?}\n{}",
+                        self.said()
+                    );
                 }
             }
         }
@@ -190,7 +236,9 @@ impl Guest {
     }
 
     pub fn run_within(&mut self, line: &str, patience: Duration) -> (i32, String) {
-        self.shell.write_all(format!("{line}\n").as_bytes()).expect("the guest listens");
+        self.shell
+            .write_all(format!("{line}\n").as_bytes())
+            .expect("the guest listens");
         let (output, status) = self.read_until("VRINGD-DONE ", patience);
         (status.trim().parse().expect("an exit status"), output)
     }
@@ -205,7 +253,9 @@ impl Guest {
     /// The feature bits that the guest's driver negotiated for a device under /sys.
     pub fn features(&mut self, sysfs: &str) -> u64 {
         let bits = self.ok(&format!("cat {sysfs}/features"));
-        bits.chars().enumerate().fold(0, |all, (bit, c)| all | (u64::from(c == '1') << bit))
+        bits.chars()
+            .enumerate()
+            .fold(0, |all, (bit, c)| all | (u64::from(c == '1') << bit))
     }
 
     fn qmp(&mut self, command: &str) {
@@ -222,7 +272,9 @@ impl Guest {
 
     /// Reboots the machine from inside and waits until it is up again.
     pub fn reboot(&mut self) {
-        self.shell.write_all(b"reboot -f\n").expect("the guest listens");
+        self.shell
+            .write_all(b"reboot -f\n")
+            .expect("the guest listens");
         self.read_until("VRINGD-READY", BOOT);
     }
 

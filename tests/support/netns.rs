@@ -1,6 +1,16 @@
 //! A network namespace for one test: nothing that it does is seen outside.
+#![expect(
+    unsafe_code,
+    reason = "setns is a system call without a safe wrapper here"
+)]
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::process::{Command, Output};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::tmp::unique;
 
@@ -27,7 +37,10 @@ impl Netns {
 
     /// Runs a shell line in it.
     pub fn run(&self, line: &str) -> Output {
-        self.command("sh").args(["-c", line]).output().expect("ip netns exec runs")
+        self.command("sh")
+            .args(["-c", line])
+            .output()
+            .expect("ip netns exec runs")
     }
 
     /// Runs a shell line that must succeed; returns what it printed.
@@ -36,6 +49,60 @@ impl Netns {
         assert!(output.status.success(), "{line}: {output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
+}
+
+impl Netns {
+    /// Runs `body` on a thread of its own inside the namespace; sockets made there belong to it.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        body: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let file = File::open(format!("/run/netns/{}", self.0)).expect("the namespace is there");
+        std::thread::spawn(move || {
+            // SAFETY: the descriptor is open; only this thread changes its namespace.
+            let entered = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+            assert_eq!(entered, 0, "setns: {}", std::io::Error::last_os_error());
+            body()
+        })
+    }
+
+    /// A web server for one request at `address`: answers a GET with `answer`, and returns what
+    /// came with a POST. A thread of its own; it gives up after 30 s without a client.
+    pub fn serve_once(&self, address: &'static str, answer: Vec<u8>) -> JoinHandle<Vec<u8>> {
+        self.spawn(move || {
+            let listener = TcpListener::bind(address).expect("the namespace has the address");
+            listener.set_nonblocking(true).expect("non-blocking");
+            let (stream, _) =
+                super::deadline::wait_until("a client", PATIENCE, || listener.accept().ok());
+            stream.set_nonblocking(false).expect("blocking");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+            serve(stream, &answer).expect("the client goes on")
+        })
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn serve(stream: TcpStream, answer: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let (mut length, mut line) = (0, String::new());
+    while reader.read_line(&mut line)? > 2 {
+        let lower = line.to_ascii_lowercase();
+        if let Some(value) = lower.strip_prefix("content-length:") {
+            length = value.trim().parse().map_err(std::io::Error::other)?;
+        }
+        line.clear();
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    let head = format!(
+        "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n",
+        answer.len()
+    );
+    (&stream).write_all(head.as_bytes())?;
+    (&stream).write_all(answer)?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    Ok(body)
 }
 
 impl Drop for Netns {

@@ -8,7 +8,11 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A number that no other test of this process has, beside the process's own.
 pub fn unique() -> String {
-    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// A directory that is removed at the end.
@@ -59,6 +63,23 @@ pub fn sha256(path: &Path, skip_mib: u64, count_mib: u64) -> String {
         "dd if={} bs=1M skip={skip_mib} count={count_mib} status=none | sha256sum | cut -d' ' -f1",
         path.display()
     );
-    let output = std::process::Command::new("sh").args(["-c", &command]).output().expect("sh runs");
+    let output = std::process::Command::new("sh")
+        .args(["-c", &command])
+        .output()
+        .expect("sh runs");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// SHA-256 of bytes, by the same program.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    let dir = TempDir::new("sum");
+    let path = dir.path("bytes");
+    fs::write(&path, bytes).expect("a file in the temporary directory");
+    let output = std::process::Command::new("sha256sum").arg(&path).output();
+    let output = output.expect("sha256sum runs");
+    String::from_utf8_lossy(&output.stdout)
+        .split(' ')
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
