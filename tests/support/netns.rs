@@ -66,9 +66,32 @@ impl Netns {
         })
     }
 
-    /// A web server for one request at `address`: answers a GET with `answer`, and returns what
-    /// came with a POST. A thread of its own; it gives up after 30 s without a client.
-    pub fn serve_once(&self, address: &'static str, answer: Vec<u8>) -> JoinHandle<Vec<u8>> {
+    /// What a web server at `address` answers for `path`.
+    pub fn fetch(&self, address: &'static str, path: &'static str) -> Vec<u8> {
+        let client = self.spawn(move || -> std::io::Result<Vec<u8>> {
+            let mut stream = super::deadline::wait_until("a server", PATIENCE, || {
+                TcpStream::connect(address).ok()
+            });
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+            let mut reader = BufReader::new(stream);
+            let mut line = String::new();
+            while reader.read_line(&mut line)? > 2 {
+                line.clear();
+            }
+            let mut body = Vec::new();
+            reader.read_to_end(&mut body)?;
+            Ok(body)
+        });
+        client
+            .join()
+            .expect("the client does not panic")
+            .expect("the server answers")
+    }
+
+    /// A web server at `address` that answers one GET with `answer`. A thread of its own; it gives
+    /// up after 30 s without a client.
+    pub fn serve_once(&self, address: &'static str, answer: Vec<u8>) -> JoinHandle<()> {
         self.spawn(move || {
             let listener = TcpListener::bind(address).expect("the namespace has the address");
             listener.set_nonblocking(true).expect("non-blocking");
@@ -83,26 +106,19 @@ impl Netns {
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn serve(stream: TcpStream, answer: &[u8]) -> std::io::Result<Vec<u8>> {
+fn serve(stream: TcpStream, answer: &[u8]) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
-    let (mut length, mut line) = (0, String::new());
+    let mut line = String::new();
     while reader.read_line(&mut line)? > 2 {
-        let lower = line.to_ascii_lowercase();
-        if let Some(value) = lower.strip_prefix("content-length:") {
-            length = value.trim().parse().map_err(std::io::Error::other)?;
-        }
         line.clear();
     }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body)?;
     let head = format!(
         "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n",
         answer.len()
     );
     (&stream).write_all(head.as_bytes())?;
     (&stream).write_all(answer)?;
-    stream.shutdown(std::net::Shutdown::Write)?;
-    Ok(body)
+    stream.shutdown(std::net::Shutdown::Write)
 }
 
 impl Drop for Netns {
