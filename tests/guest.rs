@@ -8,6 +8,7 @@ mod support;
 
 #[cfg(test)]
 mod tests {
+    use std::process::Stdio;
     use std::time::Duration;
 
     use super::support::daemon::Daemon;
@@ -176,7 +177,8 @@ mod tests {
 
     fn configure_nic(guest: &mut Guest) {
         guest.ok("ip addr add 10.7.0.2/24 dev eth0 && ip link set eth0 up");
-        guest.ok("for i in 1 2 3 4 5 6 7 8 9 10; do ping -c1 -W1 10.7.0.1 >/dev/null && exit 0; done; exit 1");
+        guest.ok("for i in 1 2 3 4 5 6 7 8 9 10; do \
+             ping -c1 -W1 10.7.0.1 >/dev/null && exit 0; done; exit 1");
     }
 
     /// Random bytes over TCP, both ways, compared byte for byte.
@@ -201,11 +203,12 @@ mod tests {
 
     fn iperf_moves_bytes(guest: &mut Guest, netns: &Netns) {
         for reverse in ["", "-R"] {
-            let mut server = netns
-                .command("iperf3")
+            let mut server = netns.command("iperf3");
+            let server = server
                 .args(["-s", "-1"])
-                .spawn()
-                .expect("iperf3");
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            let mut server = server.spawn().expect("iperf3 (package iperf3) runs");
             let line = format!(
                 "for i in 1 2 3 4 5 6 7 8 9 10; do \
                  iperf3 -c 10.7.0.1 -t 2 -J {reverse} >/tmp/json && break; done; \
@@ -295,9 +298,10 @@ mod tests {
         guest.stop_and_continue();
         guest.ok("ping -c 2 10.7.0.1");
         guest.ok("ip link set eth0 down");
-        let rebind = "for d in /sys/bus/virtio/drivers/virtio_blk /sys/bus/virtio/drivers/virtio_net; \
-             do for v in $d/virtio*; do n=${v##*/}; echo $n >$d/unbind && echo $n >$d/bind || exit 1; \
-             done; done; for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vda ] && exit 0; sleep 1; done; exit 1";
+        let rebind = "cd /sys/bus/virtio/drivers; for d in virtio_blk virtio_net; do \
+             for v in $d/virtio*; do n=${v##*/}; \
+             echo $n >$d/unbind && echo $n >$d/bind || exit 1; done; done; \
+             for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vda ] && exit 0; sleep 1; done; exit 1";
         guest.ok(rebind);
         both_work(&mut guest);
         assert_eq!(daemon.counter("disk0", "ring_faults"), 0);

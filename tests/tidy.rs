@@ -48,7 +48,7 @@ mod tests {
         sources(&["src", "tests", "benches", "fuzz"])
     }
 
-    /// The source without test modules at its foot, comments and strings' content.
+    /// The source without comments and the test module at its foot.
     fn code(text: &str) -> String {
         let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
         let strip = |line: &str| line.split("//").next().unwrap_or("").to_owned();
@@ -83,8 +83,13 @@ mod tests {
     #[test]
     fn functions_are_short() {
         let mut problems = Vec::new();
-        for source in all_rust() {
-            let lines: Vec<&str> = source.text.lines().collect();
+        // Tables of cases in tests may be longer.
+        for source in sources(&["src"])
+            .iter()
+            .filter(|s| !s.path.contains("tests"))
+        {
+            let code = code(&source.text);
+            let lines: Vec<&str> = code.lines().collect();
             for (start, line) in lines.iter().enumerate() {
                 let body = line.trim_start();
                 let is_fn = [
@@ -139,7 +144,7 @@ mod tests {
             &["engine", "device", "memory", "ring", "sys", "sync"],
         ),
         ("config", &["sys"]),
-        ("cli", &["config"]),
+        ("cli", &["config", "logging"]),
         ("logging", &[]),
     ];
 

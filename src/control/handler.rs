@@ -98,7 +98,7 @@ impl DeviceSession {
             || fds.regions.len() != state.regions.len()
         {
             return Err(Refused(format!(
-                "saved session of {} vrings and {} regions, with fds for {} and {}, does not fit {}",
+                "saved session of {} vrings and {} regions, fds for {} and {}, does not fit {}",
                 state.vrings.len(),
                 state.regions.len(),
                 fds.vrings.len(),

@@ -65,7 +65,6 @@ pub fn spawn(served: Served, mut accept: Accept, exit: EventFd) -> io::Result<Jo
 /// could be stopped.
 pub fn serve(served: &Served, socket: UnixStream, exit: &EventFd) -> (SessionEnd, bool) {
     let session = DeviceSession::new(Arc::clone(&served.device), Arc::clone(&served.runner));
-    #[expect(clippy::arc_with_non_send_sync, reason = "the parser asks for an Arc")]
     let session = Arc::new(Shared::new(session));
     match FrontDoor::new(socket, Arc::clone(&session)) {
         Ok(mut door) => {

@@ -128,7 +128,7 @@ impl Parts {
     /// queues, so only those that somebody reads may be attached.
     pub(super) fn served(&self, index: u16, served: bool) -> io::Result<()> {
         match self {
-            Parts::Net(_, LinkSpec::Tap(tap)) if index % 2 == 0 => {
+            Parts::Net(_, LinkSpec::Tap(tap)) if index.is_multiple_of(2) => {
                 let pair = index / 2;
                 if served && let Some(queue) = TapQueue::new(tap, pair) {
                     queue.discard_waiting();

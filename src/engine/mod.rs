@@ -1,12 +1,12 @@
 //! Threads and queues: one worker per configured core, pinned, that owns its queues outright.
 //!
 //! Control builds a complete endpoint for a vring (areas found and checked, fds in place), sends it
-//! to the worker by message, and gets it back when the vring stops, to drop it off the polling core.
-//! Nothing below control takes a lock. docs/threading.md has the states, messages and fences.
+//! to the worker by message, and gets it back when the vring stops, to drop it off the polling
+//! core. Nothing below control takes a lock. docs/threading.md has the states, messages and fences.
 //!
 //! A worker has a table of slots, one for each vring that it may ever serve, and a list of links
-//! between slots, taps and sinks; both are fixed when the daemon starts. A link works while both its
-//! ends are there. `worker` is the loop, `idle` decides when it sleeps, `mailbox` wakes it.
+//! between slots, taps and sinks; both are fixed when the daemon starts. A link works while both
+//! its ends are there. `worker` is the loop, `idle` decides when it sleeps, `mailbox` wakes it.
 #![forbid(unsafe_code)]
 
 mod build;

@@ -64,7 +64,8 @@ mod body {
     }
 
     macro_rules! access {
-        ($cell:ident, $word:ty, $atomic:ty, $load:ident, $load_acquire:ident, $store:ident, $store_release:ident) => {
+        ($cell:ident, $word:ty, $atomic:ty, $load:ident, $load_acquire:ident, $store:ident,
+         $store_release:ident) => {
             impl Area {
                 #[inline]
                 fn $cell(&self, offset: usize) -> &$atomic {

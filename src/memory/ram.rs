@@ -1,8 +1,8 @@
 //! `GuestRam`: one immutable memory table, and the translation of guest addresses.
 //!
 //! Control builds a table from the regions of SET_MEM_TABLE or ADD_MEM_REG, checks every region
-//! before it is mapped (vhost-user: "Memory regions description"), and hands it to the workers in an
-//! `Arc`. The hot path is [`GuestRam::translate`]: a look-up in a flat table, no lock, no count.
+//! before it is mapped (vhost-user: "Memory regions description"), and hands it to the workers in
+//! an `Arc`. The hot path is [`GuestRam::translate`]: a look-up in a flat table, no lock, no count.
 
 use std::fs::File;
 use std::io;

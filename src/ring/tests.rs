@@ -3,6 +3,8 @@
 //! The driver side is `testing::driver`. Tests named for a fault write what an honest driver would
 //! not, and also show that the latch holds.
 
+mod faults;
+
 use std::sync::Arc;
 
 use super::*;
@@ -76,12 +78,12 @@ impl<D: Driver> Rig<D> {
 
 /// One test body for both formats (and for a packed ring whose size is no power of two).
 macro_rules! both {
-    ($($name:ident($size:expr, $packed_size:expr) = $body:ident;)*) => {
+    ($($name:ident($size:expr, $packed_size:expr) = $($body:ident)::+;)*) => {
         mod split {
-            $(#[test] fn $name() { super::$body::<super::SplitDriver>($size); })*
+            $(#[test] fn $name() { super::$($body)::+::<super::SplitDriver>($size); })*
         }
         mod packed {
-            $(#[test] fn $name() { super::$body::<super::PackedDriver>($packed_size); })*
+            $(#[test] fn $name() { super::$($body)::+::<super::PackedDriver>($packed_size); })*
         }
     };
 }
@@ -101,13 +103,13 @@ both! {
     calls_follow_the_event_index(16, 13) = event_index;
     calls_follow_the_flags(16, 13) = call_flags;
     kicks_are_off_while_polling_and_on_when_asked(16, 13) = kicks;
-    a_chain_longer_than_the_ring_is_a_fault(4, 3) = too_long;
-    an_unmapped_buffer_is_a_fault(4, 3) = unmapped;
-    a_readable_after_a_writable_is_a_fault(4, 3) = readable_after_writable;
-    nested_indirect_is_a_fault(4, 3) = nested;
-    an_indirect_table_of_odd_length_is_a_fault(4, 3) = odd_table;
-    a_chain_of_too_many_bytes_is_a_fault(4, 3) = too_many_bytes;
-    indirect_without_negotiation_is_a_fault(4, 3) = not_negotiated;
+    a_chain_longer_than_the_ring_is_a_fault(4, 3) = faults::too_long;
+    an_unmapped_buffer_is_a_fault(4, 3) = faults::unmapped;
+    a_readable_after_a_writable_is_a_fault(4, 3) = faults::readable_after_writable;
+    nested_indirect_is_a_fault(4, 3) = faults::nested;
+    an_indirect_table_of_odd_length_is_a_fault(4, 3) = faults::odd_table;
+    a_chain_of_too_many_bytes_is_a_fault(4, 3) = faults::too_many_bytes;
+    indirect_without_negotiation_is_a_fault(4, 3) = faults::not_negotiated;
     a_swap_keeps_the_ring_and_changes_the_buffers(8, 7) = swap;
     a_stopped_ring_resumes_at_its_base(8, 7) = resume;
     the_dirty_log_marks_what_was_written(8, 7) = dirty;
@@ -412,118 +414,6 @@ fn kicks<D: Driver>(size: u16) {
     }
 }
 
-fn too_long<D: Driver>(size: u16) {
-    let mut rig = Rig::<D>::new(size);
-    let count = usize::from(size);
-    let mut descs = vec![(Buf::readable(BUFFERS, 8), Desc::NEXT); count];
-    descs[count - 1].1 = Desc::NEXT;
-    rig.driver.add_raw(&descs).unwrap();
-    rig.driver.publish();
-    assert_eq!(rig.fault(), RingFault::ChainTooLong);
-}
-
-fn unmapped<D: Driver>(size: u16) {
-    for addr in [RAM, RAM - 1, u64::MAX, u64::MAX - 1] {
-        let mut rig = Rig::<D>::new(size);
-        rig.driver
-            .add(&[Buf::readable(BUFFERS, 8), Buf::writable(addr, 2)])
-            .unwrap();
-        rig.driver.publish();
-        assert_eq!(rig.fault(), RingFault::Unmapped);
-    }
-    let mut rig = Rig::<D>::new(size);
-    rig.driver
-        .add_raw(&[(Buf::readable(RAM - 8, 32), Desc::INDIRECT)])
-        .unwrap();
-    rig.driver.publish();
-    assert_eq!(rig.fault(), RingFault::Unmapped);
-}
-
-fn readable_after_writable<D: Driver>(size: u16) {
-    let mut rig = Rig::<D>::new(size);
-    rig.driver
-        .add(&[Buf::writable(BUFFERS, 8), Buf::readable(BUFFERS, 8)])
-        .unwrap();
-    rig.driver.publish();
-    assert_eq!(rig.fault(), RingFault::ReadableAfterWritable);
-}
-
-fn nested<D: Driver>(size: u16) {
-    let mut rig = Rig::<D>::new(size);
-    let table = Buf::readable(BUFFERS, 16);
-    let mut words = D::table(&[Buf::readable(BUFFERS + 64, 16)]);
-    let shift = if D::Format::PACKED { 48 } else { 32 };
-    words[0][1] |= u64::from(Desc::INDIRECT) << shift;
-    let bytes: Vec<u8> = words
-        .iter()
-        .flatten()
-        .flat_map(|w| w.to_le_bytes())
-        .collect();
-    write_guest(&rig.ram, BUFFERS, &bytes);
-    rig.driver.add_raw(&[(table, Desc::INDIRECT)]).unwrap();
-    rig.driver.publish();
-    assert_eq!(rig.fault(), RingFault::IndirectNested);
-
-    let mut rig = Rig::<D>::new(size);
-    rig.driver
-        .add_raw(&[(table, Desc::INDIRECT | Desc::NEXT)])
-        .unwrap();
-    rig.driver.publish();
-    assert_eq!(rig.fault(), RingFault::IndirectNested);
-}
-
-fn odd_table<D: Driver>(size: u16) {
-    for len in [0, 8, 17] {
-        let mut rig = Rig::<D>::new(size);
-        rig.driver
-            .add_raw(&[(Buf::readable(BUFFERS, len), Desc::INDIRECT)])
-            .unwrap();
-        rig.driver.publish();
-        assert_eq!(rig.fault(), RingFault::IndirectLength);
-    }
-    let mut rig = Rig::<D>::new(size);
-    let long = vec![Buf::readable(BUFFERS, 1); 1025];
-    rig.driver.add_indirect(&long, BUFFERS + 0x1000).unwrap();
-    rig.driver.publish();
-    assert_eq!(rig.fault(), RingFault::IndirectTooLong);
-}
-
-fn too_many_bytes<D: Driver>(size: u16) {
-    // Lengths that only together pass 2^32 - 1: three chunks of a guest with that much memory.
-    let gib = 1 << 30;
-    let ram = GuestRam::for_test(&[(0, 4 * gib)]);
-    let memory = RingMemory::new::<D::Format>(&ram, 0, size);
-    let mut vq = memory.device::<D::Format>(true);
-    let mut driver = D::new(&memory, true);
-    let half = Buf::readable(gib, 0x8000_0000);
-    driver.add(&[half, half]).unwrap();
-    driver.publish();
-    let mut segments = Segments::with_capacity(16);
-    assert_eq!(vq.pop(&mut segments), Err(RingFault::ChainBytes));
-}
-
-fn not_negotiated<D: Driver>(size: u16) {
-    let ram = GuestRam::for_test(&[(0, RAM)]);
-    let memory = RingMemory::new::<D::Format>(&ram, 0, size);
-    let base = VringBase::fresh(D::Format::PACKED);
-    let config = RingConfig {
-        size,
-        event_idx: false,
-        indirect: false,
-        readable_only: false,
-        base,
-    };
-    let areas = memory.areas::<D::Format>();
-    let mut vq = Virtqueue::<D::Format>::new(Arc::clone(&ram), areas, &config).unwrap();
-    let mut driver = D::new(&memory, false);
-    driver
-        .add_indirect(&[Buf::readable(BUFFERS, 8)], BUFFERS + 64)
-        .unwrap();
-    driver.publish();
-    let mut segments = Segments::with_capacity(16);
-    assert_eq!(vq.pop(&mut segments), Err(RingFault::IndirectNotNegotiated));
-}
-
 fn swap<D: Driver>(size: u16) {
     let mut rig = Rig::<D>::new(size);
     rig.driver.add(&[Buf::writable(BUFFERS, 8)]).unwrap();
@@ -666,170 +556,4 @@ fn journal<D: Driver>(size: u16) {
         "end".into(),
     ];
     assert_eq!(steps.try_iter().collect::<Vec<_>>(), expected);
-}
-
-#[test]
-fn a_write_flag_on_a_packed_transmit_header_is_ignored() {
-    // What DPDK's virtio-user sends for a frame of several buffers (docs/decisions/0006).
-    let table = [Buf::writable(BUFFERS, 12), Buf::readable(BUFFERS + 64, 100)];
-    for readable_only in [true, false] {
-        let mut rig = Rig::<PackedDriver>::new(4);
-        let base = VringBase::fresh(true);
-        let config = RingConfig {
-            size: 4,
-            event_idx: true,
-            indirect: true,
-            readable_only,
-            base,
-        };
-        let areas = rig.driver.memory().areas::<Packed>();
-        rig.vq = Virtqueue::new(Arc::clone(&rig.ram), areas, &config).unwrap();
-        rig.driver.add_indirect(&table, BUFFERS + 0x1000).unwrap();
-        rig.driver.publish();
-        if readable_only {
-            let chain = rig.pop().unwrap();
-            assert_eq!((chain.readable_bytes, chain.writable_bytes), (112, 0));
-            rig.use_chain(chain, 0);
-        } else {
-            assert_eq!(rig.fault(), RingFault::ReadableAfterWritable);
-        }
-    }
-}
-
-#[test]
-fn an_avail_index_that_jumps_is_a_fault() {
-    let mut rig = Rig::<SplitDriver>::new(4);
-    rig.driver.raw().driver.store16(2, 5);
-    assert_eq!(rig.fault(), RingFault::AvailIndexJump);
-}
-
-#[test]
-fn a_head_or_next_outside_the_table_is_a_fault() {
-    let mut rig = Rig::<SplitDriver>::new(4);
-    rig.driver.raw().driver.store16(4, 4);
-    rig.driver.raw().driver.store16(2, 1);
-    assert_eq!(rig.fault(), RingFault::DescIndex);
-
-    let mut rig = Rig::<SplitDriver>::new(4);
-    let head = rig.driver.add(&[Buf::readable(BUFFERS, 8)]).unwrap();
-    let next = 8 | (u64::from(Desc::NEXT) << 32) | (4 << 48);
-    rig.driver
-        .raw()
-        .desc
-        .store64(usize::from(head) * 16 + 8, next);
-    rig.driver.publish();
-    assert_eq!(rig.fault(), RingFault::DescIndex);
-}
-
-#[test]
-fn an_indirect_next_outside_its_table_is_a_fault() {
-    let mut rig = Rig::<SplitDriver>::new(4);
-    let entry = [BUFFERS, 8 | (u64::from(Desc::NEXT) << 32) | (1 << 48)];
-    let bytes: Vec<u8> = entry.iter().flat_map(|w| w.to_le_bytes()).collect();
-    write_guest(&rig.ram, BUFFERS + 64, &bytes);
-    rig.driver
-        .add_raw(&[(Buf::readable(BUFFERS + 64, 16), Desc::INDIRECT)])
-        .unwrap();
-    rig.driver.publish();
-    assert_eq!(rig.fault(), RingFault::DescIndex);
-}
-
-#[test]
-fn an_indirect_table_that_loops_is_a_fault() {
-    let mut rig = Rig::<SplitDriver>::new(4);
-    let entry = [BUFFERS, 8 | (u64::from(Desc::NEXT) << 32)];
-    let bytes: Vec<u8> = entry.iter().flat_map(|w| w.to_le_bytes()).collect();
-    write_guest(&rig.ram, BUFFERS + 64, &bytes);
-    rig.driver
-        .add_raw(&[(Buf::readable(BUFFERS + 64, 16), Desc::INDIRECT)])
-        .unwrap();
-    rig.driver.publish();
-    assert_eq!(rig.fault(), RingFault::IndirectTooLong);
-}
-
-#[test]
-fn the_same_head_made_available_for_ever_is_a_fault() {
-    // Split: nothing is ever used, the index only moves on.
-    let mut rig = Rig::<SplitDriver>::new(4);
-    rig.driver.add(&[Buf::readable(BUFFERS, 8)]).unwrap();
-    rig.driver.publish();
-    let mut faulted = false;
-    for idx in 1..=8u16 {
-        rig.driver.raw().driver.store16(2, idx);
-        rig.segments.clear();
-        match rig.vq.pop(&mut rig.segments) {
-            Ok(Popped::Chain(_)) => assert!(idx <= 4),
-            Err(fault) => {
-                assert_eq!(fault, RingFault::TooManyInFlight);
-                faulted = true;
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    assert!(faulted);
-}
-
-#[test]
-fn a_packed_driver_that_overruns_its_ring_is_a_fault() {
-    let mut rig = Rig::<PackedDriver>::new(2);
-    for _ in 0..2 {
-        rig.driver.add(&[Buf::readable(BUFFERS, 8)]).unwrap();
-    }
-    rig.driver.publish();
-    let held = [rig.pop().unwrap(), rig.pop().unwrap()];
-    // Second lap (wrap counter 0) over slots that are still ours.
-    let word = 8 | (u64::from(1u16 << 15) << 48);
-    rig.driver.raw().desc.store64(8, word);
-    assert_eq!(rig.fault(), RingFault::TooManyInFlight);
-    drop(held);
-}
-
-#[test]
-fn impossible_sizes_and_bases_are_refused() {
-    let ram = GuestRam::for_test(&[(0, RAM)]);
-    let base = VringBase::default();
-    let config = |size, base| RingConfig {
-        size,
-        event_idx: true,
-        indirect: true,
-        readable_only: false,
-        base,
-    };
-    let split = RingMemory::new::<Split>(&ram, 0, 8);
-    for size in [0, 3, 24] {
-        let error = Split::new(split.areas::<Split>(), &config(size, base)).unwrap_err();
-        assert_eq!(error, RingFault::Size);
-    }
-    let error = Split::new(split.areas::<Split>(), &config(16, base)).unwrap_err();
-    assert_eq!(error, RingFault::Areas);
-    let packed = RingMemory::new::<Packed>(&ram, 0, 8);
-    let error = Packed::new(packed.areas::<Packed>(), &config(0, base)).unwrap_err();
-    assert_eq!(error, RingFault::Size);
-    let error = Packed::new(packed.areas::<Packed>(), &config(9, base)).unwrap_err();
-    assert_eq!(error, RingFault::Areas);
-    for (avail, used) in [(8, 0), (0, 8), (0x8008, 0)] {
-        let base = VringBase { avail, used };
-        let error = Packed::new(packed.areas::<Packed>(), &config(8, base)).unwrap_err();
-        assert_eq!(error, RingFault::Base);
-    }
-}
-
-#[test]
-fn the_base_keeps_all_32_bits() {
-    for num in [0u32, 0x8000_8000, 0x8046_804d, 0x0046_004d] {
-        assert_eq!(VringBase::from_u32(true, num).to_u32(true), num);
-    }
-    // DPDK's virtio-user knows only the low half.
-    let half = VringBase::from_u32(true, 0x8000);
-    assert_eq!(half, VringBase::fresh(true));
-    assert_eq!(VringBase::from_u32(false, 0xffff).to_u32(false), 0xffff);
-}
-
-#[test]
-fn a_latched_fault_from_outside_stops_the_ring() {
-    let mut rig = Rig::<PackedDriver>::new(4);
-    rig.driver.add(&[Buf::readable(BUFFERS, 8)]).unwrap();
-    rig.driver.publish();
-    rig.vq.latch(RingFault::Memory);
-    assert_eq!(rig.fault(), RingFault::Memory);
 }

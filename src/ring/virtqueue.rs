@@ -63,7 +63,8 @@ impl Walk<'_> {
             .map_err(|error| match error {
                 Translate::Unmapped => RingFault::Unmapped.into(),
                 Translate::Miss { .. } => Stop::Wait,
-                // Room comes back when the caller's burst is done, unless the chain alone is too long.
+                // Room comes back when the caller's burst is done, unless the chain alone is too
+                // long.
                 Translate::Full if self.first > 0 => Stop::Wait,
                 Translate::Full => RingFault::TooManySegments.into(),
             })

@@ -25,20 +25,24 @@ pub fn adopt(file: File) -> io::Result<EventFd> {
         );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    // SAFETY: the descriptor is open; the call has no memory argument.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    // SAFETY: as above.
-    if flags < 0
-        || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0
-    {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: as above.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    fcntl(
+        &file,
+        libc::F_SETFL,
+        fcntl(&file, libc::F_GETFL, 0)? | libc::O_NONBLOCK,
+    )?;
+    fcntl(&file, libc::F_SETFD, libc::FD_CLOEXEC)?;
     // SAFETY: the descriptor is open and ownership moves from `file` to the eventfd.
     Ok(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) })
+}
+
+fn fcntl(file: &File, command: libc::c_int, value: libc::c_int) -> io::Result<libc::c_int> {
+    // SAFETY: the descriptor is open; none of the commands used here has a memory argument.
+    let answer = unsafe { libc::fcntl(file.as_raw_fd(), command, value) };
+    if answer < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(answer)
+    }
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ pub fn wake_at(socket: &UnixStream, bytes: usize) -> io::Result<()> {
             libc::SOL_SOCKET,
             libc::SO_RCVLOWAT,
             (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
+            4,
         )
     } < 0;
     if failed {

@@ -412,7 +412,7 @@ mod tests {
         assert!(ring.submit(client, 1, read));
         ring.enter();
         assert_eq!(ring.reap(client), None);
-        std::io::Write::write_all(&mut &theirs, b"wake").unwrap();
+        io::Write::write_all(&mut &theirs, b"wake").unwrap();
         let never = std::os::unix::net::UnixStream::pair().unwrap();
         assert_eq!(peer::wait(&never.0, &ring).unwrap(), peer::Ready::Exit);
         assert!(ring.has_work());

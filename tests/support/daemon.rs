@@ -1,4 +1,8 @@
 //! The daemon under test: the real binary, with its output at hand.
+#![expect(
+    clippy::disallowed_types,
+    reason = "test output, read by another thread"
+)]
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,10 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A running `vringd`.
 pub struct Daemon {
     child: Child,
-    #[expect(
-        clippy::disallowed_types,
-        reason = "test output, read by another thread"
-    )]
     log: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
 }
@@ -42,10 +42,6 @@ impl Daemon {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command.spawn().expect("the daemon starts");
-        #[expect(
-            clippy::disallowed_types,
-            reason = "test output, read by another thread"
-        )]
         let log = Arc::new(Mutex::new(String::new()));
         let out = child
             .stdout

@@ -99,7 +99,7 @@ impl Netns {
                 super::deadline::wait_until("a client", PATIENCE, || listener.accept().ok());
             stream.set_nonblocking(false).expect("blocking");
             stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-            serve(stream, &answer).expect("the client goes on")
+            serve(stream, &answer).expect("the client goes on");
         })
     }
 }
