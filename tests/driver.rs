@@ -39,6 +39,7 @@ mod disk {
     on_both_rings!(
         random_io_is_byte_exact_when_polling,
         random_io_is_byte_exact_with_calls,
+        neighbours_of_unaligned_writes_keep_their_bytes,
         two_queues_work_from_two_threads,
         config_space_has_what_was_configured,
         get_id_answers_the_serial_and_unknown_types_are_unsupported,
@@ -84,10 +85,10 @@ mod disk {
             (1 + self.below(1 << magnitude)) * SECTOR
         }
 
-        /// Cuts `len` bytes at `base` into one to five pieces of whole sectors, which may lie in
-        /// memory in descending order.
+        /// Cuts `len` bytes at `base` into one to five pieces, which may lie in memory in
+        /// descending order; half of the time at any byte, else at sectors.
         fn pieces(&mut self, base: usize, len: usize) -> Vec<Range<usize>> {
-            let unit = SECTOR;
+            let unit = if self.below(2) == 0 { 1 } else { SECTOR };
             let cuts = self.below(5);
             let mut at: Vec<usize> = (0..cuts).map(|_| self.below(len / unit) * unit).collect();
             at.extend([0, len]);
@@ -291,6 +292,40 @@ mod disk {
 
     fn random_io_is_byte_exact_with_calls(ring: Ring) {
         random_io("calls", ring, Wait::Call);
+    }
+
+    /// Writes of one sector each, side by side and at once: every other one from buffers that
+    /// direct I/O does not take as they are.
+    fn neighbours_of_unaligned_writes_keep_their_bytes(ring: Ring) {
+        let dir = TempDir::new("neighbours");
+        let (image, mut model) = dir.random_file("disk0.img", DISK_BYTES, 16);
+        let served = Served::start(dir, &[on_file(&image)]);
+        let mut session = served.open(0, ring, Wait::Call, 1);
+        let queue = session.queue();
+        for round in 0..200 {
+            let bytes = random_bytes(17 + round, DEPTH * SECTOR);
+            for (tag, sector) in bytes.chunks(SECTOR).enumerate() {
+                let start = tag * SECTOR;
+                let (cut, end) = (start + [0, 100][tag % 2], start + SECTOR);
+                let mut pieces = vec![start..cut, cut..end];
+                pieces.retain(|piece| !piece.is_empty());
+                queue.fill(&pieces, sector);
+                let (op, offset) = (Op::Write, start as u64);
+                queue.submit(&Request { op, offset, pieces }, tag);
+            }
+            queue.kick();
+            let mut done = 0;
+            while done < DEPTH {
+                for (tag, result) in queue.reap() {
+                    assert_eq!(result, 0, "write of sector {tag}");
+                    done += 1;
+                }
+            }
+            queue.flush();
+            model[..bytes.len()].copy_from_slice(&bytes);
+            assert_same("disk", &queue.read(0, bytes.len()), &bytes);
+        }
+        assert_same("file", &fs::read(&image).expect("the image"), &model);
     }
 
     fn two_queues_work_from_two_threads(ring: Ring) {
