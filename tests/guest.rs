@@ -127,7 +127,17 @@ mod tests {
             image.display()
         );
         let args = [
-            "run", "--core", "0,1", "--blk", &ram, "--blk", &null, "--blk", &ro,
+            "run",
+            "--core",
+            "0,1",
+            "--idle",
+            "interrupt",
+            "--blk",
+            &ram,
+            "--blk",
+            &null,
+            "--blk",
+            &ro,
         ];
         let _daemon = Daemon::start(&args);
         let disks = vec![
@@ -158,6 +168,8 @@ mod tests {
 
     /// A daemon in a namespace with a tap of this name, which has an address.
     fn tap_daemon(netns: &Netns, dir: &TempDir, queues: u16, with_disk: bool) -> Daemon {
+        // One queue sleeps whenever it can, several poll for a while first.
+        let idle = if queues == 1 { "interrupt" } else { "adaptive" };
         let net = format!(
             "name=net0,socket={},link=tap:vt0,queues={queues}",
             dir.path("net0.sock").display()
@@ -166,7 +178,7 @@ mod tests {
             "name=disk0,socket={},backend=ram:64M",
             dir.path("disk0.sock").display()
         );
-        let mut args = vec!["run", "--core", "1", "--net", &net];
+        let mut args = vec!["run", "--core", "1", "--idle", idle, "--net", &net];
         if with_disk {
             args.extend(["--blk", &blk]);
         }
