@@ -323,6 +323,12 @@ mod tests {
         both_work(&mut guest);
         assert_eq!(daemon.counter("disk0", "ring_faults"), 0);
         assert_eq!(daemon.counter("net0", "ring_faults"), 0);
+        let used = daemon.cpu_share(Duration::from_secs(2));
+        assert!(
+            used < 0.05,
+            "{:.1} % of a core for an idle guest",
+            used * 100.0
+        );
     }
 
     #[test]

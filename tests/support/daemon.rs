@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::deadline::wait_until;
 use super::netns::Netns;
@@ -116,6 +116,28 @@ impl Daemon {
         value
             .and_then(|value| value.parse().ok())
             .unwrap_or_else(|| panic!("no {name} in {line}"))
+    }
+
+    /// The share of one core that the daemon uses over `span`.
+    pub fn cpu_share(&self, span: Duration) -> f64 {
+        let (start, before) = (Instant::now(), self.cpu_seconds());
+        std::thread::sleep(span);
+        (self.cpu_seconds() - before) / start.elapsed().as_secs_f64()
+    }
+
+    /// Seconds of CPU time that it used so far.
+    fn cpu_seconds(&self) -> f64 {
+        /// Clock ticks per second of /proc/PID/stat; the same on every Linux that we run on.
+        const TICKS_PER_SECOND: f64 = 100.0;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        let stat = stat.expect("the daemon runs");
+        let after_name = stat.rsplit(')').next().expect("a name in parentheses");
+        // utime and stime, fields 14 and 15 of the line.
+        let times = after_name.split_whitespace().skip(11).take(2);
+        times
+            .map(|ticks| ticks.parse::<f64>().expect("a number"))
+            .sum::<f64>()
+            / TICKS_PER_SECOND
     }
 
     pub fn pid(&self) -> u32 {
