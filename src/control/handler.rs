@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{DeviceKind, DeviceModel};
 use crate::engine::{VringAddr, VringRunner, VringSetup};
-use crate::memory::{GuestRam, RegionSpec};
+use crate::memory::{GuestRam, RegionInfo, RegionSpec};
 use crate::sys::eventfd;
 
 use super::names;
@@ -208,6 +208,7 @@ impl DeviceSession {
     /// Exchanges the whole memory table.
     pub(super) fn set_mem_table(&mut self, specs: Vec<RegionSpec>) -> Answer<()> {
         let ram = GuestRam::map(specs, Some(&self.ram)).map_err(refuse)?;
+        self.state.repeated_regions.clear();
         self.use_memory(ram)
     }
 
@@ -217,11 +218,22 @@ impl DeviceSession {
                 "ADD_MEM_REG: all {MEM_SLOTS} memory slots are in use"
             )));
         }
+        // QEMU 7.2 sends each region once for every queue pair, and removes it as often.
+        let info = spec.info();
+        if self.ram.holds(&spec) {
+            self.state.repeated_regions.push(info);
+            return Ok(());
+        }
         let ram = self.ram.with_region(spec).map_err(refuse)?;
         self.use_memory(ram)
     }
 
     pub(super) fn remove_region(&mut self, gpa: u64, size: u64, uva: u64) -> Answer<()> {
+        let same = |info: &RegionInfo| (info.gpa, info.size, info.uva) == (gpa, size, uva);
+        if let Some(at) = self.state.repeated_regions.iter().position(same) {
+            self.state.repeated_regions.swap_remove(at);
+            return Ok(());
+        }
         let ram = self.ram.without_region(gpa, size, uva).map_err(refuse)?;
         self.use_memory(ram)
     }

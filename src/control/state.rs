@@ -68,6 +68,8 @@ pub struct SessionState {
     pub vrings: Vec<VringState>,
     /// The memory table, in the order of guest physical addresses.
     pub regions: Vec<RegionInfo>,
+    /// Regions that were added again while they were there, once for each time.
+    pub repeated_regions: Vec<RegionInfo>,
 }
 
 impl SessionState {

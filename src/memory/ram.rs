@@ -244,6 +244,13 @@ impl GuestRam {
         self.keep.iter().map(|(_, spec)| spec.clone()).collect()
     }
 
+    /// Whether the very same region is in the table: addresses, size, and bytes of the same file.
+    pub fn holds(&self, spec: &RegionSpec) -> bool {
+        self.keep
+            .iter()
+            .any(|(mapping, kept)| kept.info() == spec.info() && mapping.serves(spec))
+    }
+
     /// Number of regions.
     pub fn len(&self) -> usize {
         self.regions.len()

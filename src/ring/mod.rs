@@ -5,7 +5,7 @@
 //! formats is written once, in [`Virtqueue`]: the walk through a chain (in the main ring, then
 //! perhaps in one indirect table), every limit that keeps a hostile driver harmless, translation of
 //! each buffer, the count of chains in flight, and the latch that stops a broken ring for good.
-//! What differs, layout and index arithmetic, is a dozen small methods in [`split`] and [`packed`].
+//! What differs, layout and index arithmetic, is a dozen small methods in `split` and `packed`.
 //!
 //! Three habits keep a burst cheap. The driver's index (or flags) is read once for many chains.
 //! Used elements are staged and become visible by one release store in `publish`. The question

@@ -92,8 +92,21 @@ impl RingFormat for Packed {
         if lens.iter().zip(bytes).any(|(&len, need)| len < need) {
             return Err(RingFault::Areas);
         }
-        let next_avail = PackedCursor::from_off_wrap(config.base.avail);
-        let next_used = PackedCursor::from_off_wrap(config.base.used);
+        let mut next_avail = PackedCursor::from_off_wrap(config.base.avail);
+        let mut next_used = PackedCursor::from_off_wrap(config.base.used);
+        // libblkio's driver says 0 for a fresh ring, which in earnest is the second lap. There
+        // every first descriptor has its USED bit set: by us in the first lap, or by the driver
+        // that made it available again.
+        let second_lap = PackedCursor {
+            slot: 0,
+            wrap: false,
+        };
+        let first_flags = areas.desc.load64(Packed::word_at(0)) >> 48;
+        if next_avail == second_lap && next_used == second_lap && first_flags & u64::from(USED) == 0
+        {
+            next_avail.wrap = true;
+            next_used.wrap = true;
+        }
         if next_avail.slot >= size || next_used.slot >= size {
             return Err(RingFault::Base);
         }

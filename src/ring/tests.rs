@@ -414,6 +414,40 @@ fn kicks<D: Driver>(size: u16) {
     }
 }
 
+#[test]
+fn a_fresh_packed_ring_with_base_zero_starts_in_its_first_lap() {
+    let mut rig = Rig::<PackedDriver>::new(3);
+    let config = |num| RingConfig {
+        size: 3,
+        event_idx: true,
+        indirect: true,
+        readable_only: false,
+        base: VringBase::from_u32(true, num),
+    };
+    let areas = |rig: &Rig<PackedDriver>| rig.driver.memory().areas::<Packed>();
+    rig.vq = Virtqueue::new(Arc::clone(&rig.ram), areas(&rig), &config(0)).unwrap();
+    for _ in 0..3 {
+        rig.driver.add(&[Buf::writable(BUFFERS, 8)]).unwrap();
+        rig.driver.publish();
+        let chain = rig
+            .pop()
+            .expect("what libblkio's driver makes available first");
+        rig.use_chain(chain, 0);
+        rig.vq.publish();
+        rig.driver.used().unwrap();
+    }
+    // Now base 0 is the truth, before and after the driver made the first descriptor available.
+    assert_eq!(rig.vq.base().to_u32(true), 0);
+    for available in [false, true] {
+        if available {
+            rig.driver.add(&[Buf::writable(BUFFERS, 8)]).unwrap();
+            rig.driver.publish();
+        }
+        rig.vq = Virtqueue::new(Arc::clone(&rig.ram), areas(&rig), &config(0)).unwrap();
+        assert_eq!(rig.pop().is_some(), available);
+    }
+}
+
 fn swap<D: Driver>(size: u16) {
     let mut rig = Rig::<D>::new(size);
     rig.driver.add(&[Buf::writable(BUFFERS, 8)]).unwrap();

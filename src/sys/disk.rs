@@ -63,11 +63,9 @@ pub struct DiskOptions {
 /// An open disk.
 #[derive(Debug)]
 pub struct DiskFile {
-    /// For buffers and offsets that suit direct I/O; without direct I/O for all.
     file: File,
-    /// Through the page cache, for buffers that don't suit direct I/O. The kernel keeps the two
-    /// coherent: direct writes drop cached pages, direct reads write dirty ones back first.
-    buffered: Option<File>,
+    /// The page cache is bypassed.
+    direct: bool,
     bytes: u64,
     mem_align: u32,
     offset_align: u32,
@@ -100,37 +98,27 @@ impl DiskFile {
         if !bytes.is_multiple_of(u64::from(block_size)) {
             return Err(named(DiskReason::Size { bytes, block_size }));
         }
-        let direct = match options.direct {
-            Some(false) => None,
-            wanted => match open(path, options.read_only, libc::O_DIRECT) {
-                Ok(direct) => Some(direct),
+        let (file, alignment) = match options.direct {
+            Some(false) => (plain, None),
+            wanted => match open_direct(path, options) {
+                Ok((direct, alignment)) => (direct, Some(alignment)),
                 Err(error) if wanted == Some(true) => {
                     return Err(named(DiskReason::NoDirect(error)));
                 }
                 Err(error) => {
                     tracing::info!("{path:?}: no direct I/O here ({error}): using the page cache");
-                    None
+                    (plain, None)
                 }
             },
         };
-        Ok(match direct {
-            Some(file) => {
-                let (mem_align, offset_align) = direct_io_align(&file);
-                DiskFile {
-                    file,
-                    buffered: Some(plain),
-                    bytes,
-                    mem_align,
-                    offset_align,
-                }
-            }
-            None => DiskFile {
-                file: plain,
-                buffered: None,
-                bytes,
-                mem_align: 1,
-                offset_align: 1,
-            },
+        let direct = alignment.is_some();
+        let (mem_align, offset_align) = alignment.unwrap_or((1, 1));
+        Ok(DiskFile {
+            file,
+            direct,
+            bytes,
+            mem_align,
+            offset_align,
         })
     }
 
@@ -141,17 +129,12 @@ impl DiskFile {
 
     /// Whether the page cache is bypassed.
     pub fn is_direct(&self) -> bool {
-        self.buffered.is_some()
+        self.direct
     }
 
-    /// The file for most operations.
+    /// The file itself.
     pub fn file(&self) -> &File {
         &self.file
-    }
-
-    /// The file for what does not suit direct I/O, if that is another.
-    pub fn buffered(&self) -> Option<&File> {
-        self.buffered.as_ref()
     }
 
     /// What addresses and lengths in memory must be a multiple of, in bytes.
@@ -172,6 +155,19 @@ fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {
         .write(!read_only)
         .custom_flags(flags)
         .open(path)
+}
+
+/// The file without the page cache, and what that asks of memory and offsets.
+fn open_direct(path: &Path, options: DiskOptions) -> io::Result<(File, (u32, u32))> {
+    let file = open(path, options.read_only, libc::O_DIRECT)?;
+    let (memory, offset) = direct_io_align(&file);
+    if offset > options.block_size {
+        let block_size = options.block_size;
+        return Err(io::Error::other(format!(
+            "it wants offsets aligned to {offset}, block_size is {block_size}"
+        )));
+    }
+    Ok((file, (memory, offset)))
 }
 
 /// Where the file ends: right for block devices too, whose `stat` says 0.

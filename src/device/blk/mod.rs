@@ -271,9 +271,11 @@ impl BlkHandler {
                 counters
                     .read_bytes
                     .add(if ok { u64::from(slot.done) } else { 0 });
-                // The bytes written without a gap from the start of the chain's writable part: a
-                // failed read has its status byte behind data that never came.
-                if ok { slot.done + 1 } else { 0 }
+                if ok {
+                    slot.done + 1
+                } else {
+                    blank(&slot.segments[..last])
+                }
             }
             Request::Out { .. } => {
                 counters.writes.add(u64::from(ok));
@@ -309,15 +311,28 @@ fn answer_at_once<Q: ChainQueue>(
     told: usize,
 ) {
     let data = chain.writable_bytes as usize - 1;
+    let written = match told {
+        // Nothing is missing before the status byte, or it is made up for.
+        told if told == data => chain.writable_bytes,
+        0 => blank(writable).min(chain.writable_bytes),
+        told => u32::try_from(told).unwrap_or(u32::MAX),
+    };
     copy::write(&[last_byte(writable)], 0, &[status]);
-    // The bytes written without a gap from the start: the status byte counts only when nothing is
-    // missing before it.
-    let written = if told == data { told + 1 } else { told };
-    vq.put_used(
-        chain.id,
-        u32::try_from(written).unwrap_or(u32::MAX),
-        writable,
-    );
+    vq.put_used(chain.id, written, writable);
+}
+
+/// Writes zeros to data that will never come, and returns the used length with the status byte
+/// behind it. `used.len` counts bytes written without a gap (VIRTIO 1.3 §2.7.8.2), and drivers
+/// expect the status byte among them. A request of a size that no driver makes is not worth the
+/// time: its length is 0.
+fn blank(data: &[Segment]) -> u32 {
+    const WORTH_BYTES: usize = 4 << 20;
+    let bytes: usize = data.iter().map(Segment::len).sum();
+    if bytes > WORTH_BYTES {
+        return 0;
+    }
+    copy::zero(data, 0, bytes);
+    u32::try_from(bytes + 1).unwrap_or(0)
 }
 
 /// Puts `bytes` bytes of `from`, from `skip` on, into the slot's list.

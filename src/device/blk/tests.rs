@@ -178,7 +178,7 @@ fn a_failing_disk_gives_io_errors_and_never_a_hang() {
     {
         rig.disk.endings.push_back(ending);
         let id = rig.add(number as u64, 0, 0, 512);
-        assert_eq!(rig.finish(), (id, 0));
+        assert_eq!(rig.finish(), (id, 513));
         assert_eq!(rig.status(number as u64), STATUS_IOERR);
     }
     assert_eq!(rig.counter("errors"), 3);
@@ -254,7 +254,12 @@ fn get_id_tells_the_serial_number() {
 fn bad_requests_are_answered_or_counted_and_the_queue_goes_on() {
     let mut rig = Rig::new(FLUSH);
     let beyond = rig.add(0, 0, 1 << 40, 512);
-    assert_eq!(rig.finish(), (beyond, 0));
+    assert_eq!(rig.finish(), (beyond, 513));
+    assert_eq!(
+        read_guest(&rig.ram, DATA, 512),
+        [0; 512],
+        "nothing left as it was"
+    );
     assert_eq!(rig.status(0), STATUS_IOERR);
     let unknown = rig.add(1, 99, 0, 0);
     assert_eq!(rig.finish(), (unknown, 1));
