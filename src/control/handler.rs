@@ -213,16 +213,24 @@ impl DeviceSession {
     }
 
     pub(super) fn add_region(&mut self, spec: RegionSpec) -> Answer<()> {
+        // QEMU 7.2 sends each region once for every queue pair, and removes it as often. That takes
+        // no slot, but it is remembered, so it has its bound.
+        let repeats = &mut self.state.repeated_regions;
+        if self.ram.holds(&spec) {
+            let max = MEM_SLOTS * self.state.vrings.len() as u64;
+            if repeats.len() as u64 >= max {
+                let gpa = spec.gpa;
+                return Err(Refused(format!(
+                    "ADD_MEM_REG: region at gpa {gpa:#x} again, after {max} repeated regions"
+                )));
+            }
+            repeats.push(spec.info());
+            return Ok(());
+        }
         if self.ram.len() as u64 >= MEM_SLOTS {
             return Err(Refused(format!(
                 "ADD_MEM_REG: all {MEM_SLOTS} memory slots are in use"
             )));
-        }
-        // QEMU 7.2 sends each region once for every queue pair, and removes it as often.
-        let info = spec.info();
-        if self.ram.holds(&spec) {
-            self.state.repeated_regions.push(info);
-            return Ok(());
         }
         let ram = self.ram.with_region(spec).map_err(refuse)?;
         self.use_memory(ram)

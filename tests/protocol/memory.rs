@@ -125,9 +125,31 @@ fn there_are_509_memory_slots_and_no_more() {
         session.peer.ok(&slot(number).add());
     }
     session.peer.refused(&slot(509).add());
+    // A region that is there already takes no slot.
+    session.peer.ok(&slot(7).add());
+    session.peer.ok(&slot(7).remove());
+    session.peer.refused(&slot(509).add());
     session.peer.ok(&slot(7).remove());
     session.peer.ok(&slot(509).add());
     session.run_vring(0, 0);
+    session.leave();
+}
+
+#[test]
+fn a_region_may_be_repeated_but_not_without_end() {
+    let session = Session::ready(false);
+    session.run_vring(0, 0);
+    let repeats = 4 * 509;
+    for _ in 0..repeats {
+        session.peer.ok(&session.region().add());
+    }
+    session.peer.refused(&session.region().add());
+    for _ in 0..repeats {
+        session.peer.ok(&session.region().remove());
+    }
+    session.quiet();
+    session.peer.ok(&session.region().remove());
+    assert_eq!(session.next(), Event::Stop(0));
     session.leave();
 }
 
