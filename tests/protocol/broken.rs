@@ -2,8 +2,12 @@
 
 use std::io::Write;
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 
-use super::front_end::{Session, TIMEOUT, disk, eventfd, file, join};
+use vringd::control::session::{Resumable, Served};
+
+use super::fake::{Event, FakeRunner};
+use super::front_end::{Peer, Session, TIMEOUT, disk, eventfd, file};
 use super::message::{self as m, Message};
 use crate::support::deadline::wait_until;
 
@@ -199,7 +203,7 @@ fn a_connection_that_ends_after_any_message_stops_every_vring() {
             "after {last} messages"
         );
         assert_eq!(runner.started(), [0; 0], "after {last} messages");
-        let starts = |event: &super::fake::Event| matches!(event, super::fake::Event::Start(_));
+        let starts = |event: &Event| matches!(event, Event::Start(_));
         most = most.max(events.try_iter().filter(starts).count());
     }
     assert_eq!(most, 2, "both vrings ran in the longest of the sessions");
@@ -236,14 +240,19 @@ fn a_front_end_that_never_reads_can_not_keep_the_daemon_from_exiting() {
 
 #[test]
 fn a_front_end_that_never_pauses_can_not_keep_the_daemon_from_exiting() {
-    let session = Session::ready(false);
-    let socket = session.peer.0.try_clone().unwrap();
-    let flood = std::thread::spawn(move || {
-        let message = m::state(m::SET_VRING_BASE, 0, 0).bytes(m::VERSION);
-        let many = message.repeat(1000);
-        while (&socket).write_all(&many).is_ok() {}
-    });
-    session.exit.write(1).unwrap();
-    assert_eq!(session.end(), ("daemon is shutting down".into(), true));
-    join(flood);
+    let device = disk();
+    let (runner, events) = FakeRunner::new(device.vrings_max());
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (peer, exit) = (Peer::new(ours), eventfd());
+    let mut session = Resumable::begin(&Served { device, runner }, theirs).unwrap();
+    // There is always another message.
+    for _ in 0..3 {
+        peer.send(&m::u64_message(m::SET_FEATURES, m::F_VERSION_1), m::VERSION);
+    }
+    session.step(&exit).unwrap();
+    assert_eq!(events.try_iter().count(), 1);
+    exit.write(1).unwrap();
+    let end = session.step(&exit).unwrap_err();
+    assert_eq!(end.to_string(), "daemon is shutting down");
+    assert_eq!(events.try_iter().count(), 0);
 }
