@@ -124,6 +124,16 @@ impl Parts {
         }
     }
 
+    /// No vring is started yet: a tap keeps one queue, so that it has a carrier.
+    fn nobody_served(&self) -> io::Result<()> {
+        match self {
+            Parts::Net(model, LinkSpec::Tap(_)) => (0..model.vrings_max())
+                .step_by(2)
+                .try_for_each(|index| self.served(index, false)),
+            _ => Ok(()),
+        }
+    }
+
     /// A vring starts (`true`) or has stopped: the kernel spreads frames over a tap's attached
     /// queues, so only those that somebody reads may be attached.
     pub(super) fn served(&self, index: u16, served: bool) -> io::Result<()> {
@@ -218,6 +228,10 @@ impl Engine {
                 counters: Arc::clone(&counters),
             })?;
             engine.workers.push((mailbox, thread, counters));
+        }
+        // Only now: a worker can't wait for a queue that was detached when it began to.
+        for handle in &handles {
+            handle.parts.nobody_served()?;
         }
         Ok((engine, handles))
     }

@@ -157,6 +157,9 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
             Ok(work) => work,
             Err(fault) => {
                 self.vring.report(fault);
+                // What the host completed is still answered.
+                self.vring.publish();
+                self.counters.in_flight.set(self.handler.in_flight() as u64);
                 0
             }
         };

@@ -113,6 +113,12 @@ impl Link {
 
     /// The worker wants to sleep: turns on what will wake it, and looks once more.
     pub(crate) fn arm(&mut self, slots: &mut Slots) -> Armed {
+        // Nothing can move while the sink is not there: a frame that waits is no work then.
+        if let End::Vring(slot) = &self.sink
+            && slots.sink(*slot).is_none()
+        {
+            return Armed::Sleep;
+        }
         let from = match &self.source {
             End::Vring(slot) => slots
                 .source(*slot)

@@ -166,6 +166,9 @@ pub struct GuestRam {
     regions: Box<[Region]>,
     /// In the order of `regions`: what keeps `hva` valid, and what a new table may take over.
     keep: Vec<(Arc<Mapping>, RegionSpec)>,
+    /// Addresses whose translation was asked for and has not come: empty as long as no IOMMU
+    /// stands in front of the device.
+    asked_for: Box<[core::ops::Range<u64>]>,
 }
 
 // SAFETY: `hva` points into a mapping that `keep` holds; all access to it goes through `Area`,
@@ -180,6 +183,7 @@ impl GuestRam {
         GuestRam {
             regions: Box::default(),
             keep: Vec::new(),
+            asked_for: Box::default(),
         }
     }
 
@@ -212,6 +216,7 @@ impl GuestRam {
         GuestRam {
             regions: keep.iter().map(region).collect(),
             keep,
+            asked_for: Box::default(),
         }
     }
 
@@ -289,11 +294,15 @@ impl GuestRam {
         &self,
         mut addr: u64,
         mut len: u64,
-        _access: Access,
+        access: Access,
         out: &mut Segments,
     ) -> Result<(), Translate> {
         while len > 0 {
-            let region = self.region_of(addr).ok_or(Translate::Unmapped)?;
+            let Some(region) = self.region_of(addr) else {
+                let asked = self.asked_for.iter().any(|range| range.contains(&addr));
+                let miss = Translate::Miss { iova: addr, access };
+                return Err(if asked { miss } else { Translate::Unmapped });
+            };
             let offset = addr - region.gpa;
             let here = len.min(region.len - offset);
             push(out, region, offset, here)?;
@@ -399,6 +408,17 @@ impl GuestRam {
         };
         let ram = GuestRam::map(regions.iter().map(spec).collect(), None);
         Arc::new(ram.expect("test regions are valid"))
+    }
+
+    /// The same table, in which the translation of `addresses` has been asked for.
+    ///
+    /// # Panics
+    /// When somebody else holds the table already.
+    #[cfg(any(test, fuzzing, feature = "testing"))]
+    pub fn asking_for(mut self: Arc<Self>, addresses: core::ops::Range<u64>) -> Arc<GuestRam> {
+        let ram = Arc::get_mut(&mut self).expect("nobody else holds the table yet");
+        ram.asked_for = Box::new([addresses]);
+        self
     }
 }
 

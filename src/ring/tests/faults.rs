@@ -115,6 +115,43 @@ pub(super) fn not_negotiated<D: Driver>(size: u16) {
 }
 
 #[test]
+fn a_missing_translation_is_waited_for_and_the_chain_comes_later() {
+    let regions = [(0, RAM)];
+    let ram = GuestRam::for_test(&regions).asking_for(RAM..2 * RAM);
+    let memory = RingMemory::new::<Packed>(&ram, 0, 4);
+    let mut vq = memory.device::<Packed>(true);
+    let mut driver = PackedDriver::new(&memory, true);
+    driver
+        .add(&[Buf::readable(BUFFERS, 8), Buf::writable(RAM + 64, 8)])
+        .unwrap();
+    driver.publish();
+    let mut segments = Segments::with_capacity(16);
+    let base = vq.base();
+    assert_eq!(vq.pop(&mut segments), Ok(Popped::Wait));
+    assert!(segments.is_empty());
+    assert_eq!(
+        (vq.base(), vq.fault()),
+        (base, None),
+        "the cursor has not moved"
+    );
+    // The translation comes, as another table.
+    let first = ram.specs().remove(0);
+    let second = GuestRam::for_test(&[(RAM, RAM)]).specs().remove(0);
+    let whole = Arc::new(GuestRam::map(vec![first, second], Some(&ram)).unwrap());
+    let areas = RingMemory {
+        ram: Arc::clone(&whole),
+        ..memory
+    }
+    .areas::<Packed>();
+    drop(vq.swap(whole, areas));
+    assert!(matches!(vq.pop(&mut segments), Ok(Popped::Chain(_))));
+    // What nobody asked for is a fault as ever.
+    driver.add(&[Buf::readable(2 * RAM, 8)]).unwrap();
+    driver.publish();
+    assert_eq!(vq.pop(&mut segments), Err(RingFault::Unmapped));
+}
+
+#[test]
 fn a_write_flag_on_a_packed_transmit_header_is_ignored() {
     // What DPDK's virtio-user sends for a frame of several buffers (docs/decisions/0006).
     let table = [Buf::writable(BUFFERS, 12), Buf::readable(BUFFERS + 64, 100)];
