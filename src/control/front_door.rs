@@ -13,15 +13,17 @@ use std::sync::{Arc, MutexGuard};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::sys::peer::{self, Ready};
+use crate::sys::peer::{self, Arrivals, Ready};
 
 use super::handler::{Answer, DeviceSession, Refused, proto};
+use super::state::PROTOCOL_FEATURES_BIT;
 
 /// Size of the header: request, flags, size of the body.
 const HEADER: usize = 12;
 /// Largest body that the protocol knows of.
 const BODY_MAX: usize = 4096;
-/// Protocol version 1 and the reply bit.
+/// Protocol version 1, and with the reply bit.
+const VERSION: u32 = 0x1;
 const REPLY: u32 = 0x5;
 const NEED_REPLY: u32 = 0x8;
 
@@ -127,10 +129,9 @@ impl Header {
 /// One connection's messages.
 pub(super) struct FrontDoor {
     socket: UnixStream,
+    arrivals: Arrivals,
     parser: BackendReqHandler<Shared>,
     session: Arc<Shared>,
-    /// The features as the parser knows them; it refuses what they don't allow.
-    parser_knows_features: bool,
 }
 
 impl FrontDoor {
@@ -138,10 +139,10 @@ impl FrontDoor {
     pub(super) fn new(socket: UnixStream, session: Arc<Shared>) -> io::Result<FrontDoor> {
         let parser = BackendReqHandler::from_stream(socket.try_clone()?, Arc::clone(&session));
         Ok(FrontDoor {
+            arrivals: Arrivals::new(&socket)?,
             socket,
             parser,
             session,
-            parser_knows_features: false,
         })
     }
 
@@ -177,12 +178,11 @@ impl FrontDoor {
         feed(code::GET_PROTOCOL_FEATURES, None)?;
         feed(16, Some(protocol))?;
         peer::replace(&parser, &socket)?;
-        let parser_knows_features = lock(&session).state.has_protocol_features();
         Ok(FrontDoor {
+            arrivals: Arrivals::new(&socket)?,
             socket,
             parser,
             session,
-            parser_knows_features,
         })
     }
 
@@ -199,10 +199,15 @@ impl FrontDoor {
     /// Serves one message.
     pub(super) fn step(&mut self, exit: &EventFd) -> Result<(), SessionEnd> {
         let header = self.next_header(exit)?;
-        let early_enable = header.request == code::SET_VRING_ENABLE && !self.parser_knows_features;
+        // A front-end that never reads must not hold this thread in a write, nor one that never
+        // pauses keep it from its exit.
+        if peer::wait_writable(&self.socket, exit)? == Ready::Exit {
+            return Err(SessionEnd::Exit);
+        }
+        let parser_takes_enable = lock(&self.session).parsed.features & PROTOCOL_FEATURES_BIT != 0;
         match header.request {
-            code::SET_STATUS | code::GET_STATUS => self.serve_here(header),
-            code::SET_VRING_ENABLE if early_enable => self.serve_here(header),
+            code::SET_STATUS | code::GET_STATUS => self.serve_here(header)?,
+            code::SET_VRING_ENABLE if !parser_takes_enable => self.serve_here(header)?,
             code::SET_LOG_FD
             | code::SEND_RARP
             | code::NET_SET_MTU
@@ -210,8 +215,12 @@ impl FrontDoor {
             | code::SET_VRING_ENDIAN
             | code::CREATE_CRYPTO_SESSION
             | code::CLOSE_CRYPTO_SESSION
-            | code::VRING_KICK => self.serve_here(header),
-            _ => self.parse(header),
+            | code::VRING_KICK => self.serve_here(header)?,
+            _ => self.parse(header)?,
+        }
+        match lock(&self.session).stop_failed.take() {
+            Some(reason) => Err(protocol_error(header, &reason)),
+            None => Ok(()),
         }
     }
 
@@ -221,58 +230,47 @@ impl FrontDoor {
         self.wait_for(HEADER, exit)?;
         peer::peek(&self.socket, &mut bytes)?;
         let header = Header::parse(&bytes);
+        if header.flags & !NEED_REPLY != VERSION {
+            let reason = format!("flags {:#x} are no request of version 1", header.flags);
+            return Err(protocol_error(header, &reason));
+        }
         if header.size > BODY_MAX {
-            return Err(protocol_error(
-                header,
-                &format!("a body of {} bytes", header.size),
-            ));
+            let reason = format!("a body of {} bytes", header.size);
+            return Err(protocol_error(header, &reason));
         }
         self.wait_for(HEADER + header.size, exit)?;
         Ok(header)
     }
 
     /// Waits until `bytes` bytes are there.
-    fn wait_for(&mut self, bytes: usize, exit: &EventFd) -> Result<(), SessionEnd> {
-        peer::wake_at(&self.socket, bytes)?;
-        let outcome = loop {
-            if peer::waiting(&self.socket)? >= bytes {
-                break Ok(());
-            }
-            if peer::wait(&self.socket, exit)? == Ready::Exit {
-                break Err(SessionEnd::Exit);
-            }
+    fn wait_for(&self, bytes: usize, exit: &EventFd) -> Result<(), SessionEnd> {
+        loop {
+            // In this order: what came before the end is counted.
+            let closed = peer::hung_up(&self.socket)?;
             let there = peer::waiting(&self.socket)?;
-            // Readable, and still not enough: the peer is gone, perhaps in the middle of a message.
-            if there < bytes && self.is_closed()? {
-                break Err(if there == 0 {
-                    SessionEnd::Closed
-                } else {
-                    let reason = format!("connection closed after {there} bytes of a message");
-                    SessionEnd::Protocol {
-                        request: "message".into(),
-                        reason,
-                    }
+            if there >= bytes {
+                return Ok(());
+            }
+            if closed && there == 0 {
+                return Err(SessionEnd::Closed);
+            }
+            if closed {
+                return Err(SessionEnd::Protocol {
+                    request: "message".into(),
+                    reason: format!("connection closed after {there} bytes of a message"),
                 });
             }
-        };
-        peer::wake_at(&self.socket, 1)?;
-        outcome
-    }
-
-    /// Whether the peer has closed: a peek then returns at once with less than was waited for.
-    fn is_closed(&self) -> io::Result<bool> {
-        peer::hung_up(&self.socket)
+            if self.arrivals.wait(exit)? == Ready::Exit {
+                return Err(SessionEnd::Exit);
+            }
+        }
     }
 
     /// Lets the parser read and serve the message.
     fn parse(&mut self, header: Header) -> Result<(), SessionEnd> {
         lock(&self.session).called = false;
         let result = self.parser.handle_request();
-        let called = {
-            let session = lock(&self.session);
-            self.parser_knows_features = session.state.has_protocol_features();
-            session.called
-        };
+        let called = lock(&self.session).called;
         let Err(error) = result else { return Ok(()) };
         match error {
             VhostError::Disconnected => Err(SessionEnd::Closed),
@@ -289,6 +287,10 @@ impl FrontDoor {
                     self.reply(header.request, 1)?;
                 }
                 Ok(())
+            }
+            VhostError::InvalidMessage => {
+                let reason = format!("its {} bytes or its descriptors are invalid", header.size);
+                Err(protocol_error(header, &reason))
             }
             error => Err(protocol_error(header, &text(&error))),
         }
@@ -342,7 +344,7 @@ impl FrontDoor {
     }
 
     fn acks(&self) -> bool {
-        lock(&self.session).state.protocol_features & proto::REPLY_ACK != 0
+        lock(&self.session).parsed.protocol_features & proto::REPLY_ACK != 0
     }
 
     fn reply(&self, request: u32, value: u64) -> io::Result<()> {

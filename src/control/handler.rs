@@ -12,7 +12,7 @@ use vhost::vhost_user::Error as VhostError;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{DeviceKind, DeviceModel};
-use crate::engine::{VringRunner, VringSetup};
+use crate::engine::{VringAddr, VringRunner, VringSetup};
 use crate::memory::{GuestRam, RegionInfo, RegionSpec};
 use crate::sys::eventfd;
 
@@ -54,6 +54,13 @@ pub(super) fn refuse(error: impl core::fmt::Display) -> Refused {
 
 pub(super) type Answer<T> = Result<T, Refused>;
 
+/// What the parser holds as acknowledged. It keeps what we refuse, too, and answers by it.
+#[derive(Debug, Default)]
+pub(super) struct Parsed {
+    pub(super) features: u64,
+    pub(super) protocol_features: u64,
+}
+
 /// One front-end's session with one device.
 pub(super) struct DeviceSession {
     pub(super) device: Arc<dyn DeviceModel>,
@@ -65,6 +72,11 @@ pub(super) struct DeviceSession {
     logged: Option<u64>,
     /// The parser called one of our methods for the message at hand.
     pub(super) called: bool,
+    /// As the parser knows them.
+    pub(super) parsed: Parsed,
+    /// Why a vring could not be stopped. The session ends then, whatever asked for the stop: the
+    /// vring still uses guest memory, and where it will stand is not known.
+    pub(super) stop_failed: Option<String>,
 }
 
 impl DeviceSession {
@@ -81,6 +93,8 @@ impl DeviceSession {
             ram: Arc::new(GuestRam::empty()),
             logged: None,
             called: false,
+            parsed: Parsed::default(),
+            stop_failed: None,
         }
     }
 
@@ -126,7 +140,7 @@ impl DeviceSession {
         if let Some(features) = session.state.features {
             session.runner.negotiated(features).map_err(refuse)?;
         }
-        session.update_all()?;
+        (0..session.state.vrings.len()).for_each(|at| session.try_start(at));
         Ok(session)
     }
 
@@ -172,7 +186,10 @@ impl DeviceSession {
             )));
         }
         self.runner.negotiated(features).map_err(refuse)?;
-        self.state.features = Some(features);
+        // QEMU sends its features twice; nothing new can start then.
+        if self.state.features.replace(features) == Some(features) {
+            return Ok(());
+        }
         self.update_all()
     }
 
@@ -196,16 +213,24 @@ impl DeviceSession {
     }
 
     pub(super) fn add_region(&mut self, spec: RegionSpec) -> Answer<()> {
+        // QEMU 7.2 sends each region once for every queue pair, and removes it as often. That takes
+        // no slot, but it is remembered, so it has its bound.
+        let repeats = &mut self.state.repeated_regions;
+        if self.ram.holds(&spec) {
+            let max = MEM_SLOTS * self.state.vrings.len() as u64;
+            if repeats.len() as u64 >= max {
+                let gpa = spec.gpa;
+                return Err(Refused(format!(
+                    "ADD_MEM_REG: region at gpa {gpa:#x} again, after {max} repeated regions"
+                )));
+            }
+            repeats.push(spec.info());
+            return Ok(());
+        }
         if self.ram.len() as u64 >= MEM_SLOTS {
             return Err(Refused(format!(
                 "ADD_MEM_REG: all {MEM_SLOTS} memory slots are in use"
             )));
-        }
-        // QEMU 7.2 sends each region once for every queue pair, and removes it as often.
-        let info = spec.info();
-        if self.ram.holds(&spec) {
-            self.state.repeated_regions.push(info);
-            return Ok(());
         }
         let ram = self.ram.with_region(spec).map_err(refuse)?;
         self.use_memory(ram)
@@ -222,7 +247,8 @@ impl DeviceSession {
     }
 
     /// Started vrings go over to `ram` at a burst boundary. One whose ring is not in it is stopped,
-    /// and starts again when a later table holds it.
+    /// and starts again when a later table holds it. The table is taken either way: what a vring
+    /// lacks is no reason to refuse memory.
     fn use_memory(&mut self, ram: GuestRam) -> Answer<()> {
         let ram = Arc::new(ram);
         self.ram = Arc::clone(&ram);
@@ -231,15 +257,23 @@ impl DeviceSession {
         self.fds.regions = specs.into_iter().map(|spec| spec.file).collect();
         for at in 0..self.state.vrings.len() {
             let vring = &self.state.vrings[at];
-            let (true, Some(addr)) = (vring.is_started(), vring.addr) else {
-                continue;
-            };
-            if let Err(error) = self.runner.swap(index_of(at), Arc::clone(&ram), addr) {
-                tracing::warn!("{}: {error}; stopped", self.device.name());
-                self.stop_at(at)?;
+            if let (true, Some(addr)) = (vring.is_started(), vring.addr) {
+                if let Err(error) = self.runner.swap(index_of(at), Arc::clone(&ram), addr) {
+                    tracing::warn!("{}: {error}; stopped", self.device.name());
+                    self.stop_at(at)?;
+                }
+            } else {
+                self.try_start(at);
             }
         }
-        self.update_all()
+        Ok(())
+    }
+
+    /// Starts what can be started. What can't waits for the message that makes it possible.
+    fn try_start(&mut self, at: usize) {
+        if let Err(error) = self.update(at) {
+            tracing::warn!("{}: {error}; not started", self.device.name());
+        }
     }
 
     pub(super) fn set_vring_num(&mut self, index: u32, num: u32) -> Answer<()> {
@@ -252,7 +286,7 @@ impl DeviceSession {
                 "SET_VRING_NUM for vring {index}: {num} is no ring size"
             ))
         })?);
-        self.update_all()
+        self.update(index as usize)
     }
 
     /// Whether the ring format is packed; `None` before SET_FEATURES.
@@ -262,17 +296,13 @@ impl DeviceSession {
             .map(|features| features & (1 << 34) != 0)
     }
 
-    pub(super) fn set_vring_addr(
-        &mut self,
-        index: u32,
-        addr: crate::engine::VringAddr,
-    ) -> Answer<()> {
+    pub(super) fn set_vring_addr(&mut self, index: u32, addr: VringAddr) -> Answer<()> {
         let (_, vring) = self.vring(index)?;
         if vring.addr == Some(addr) {
             return Ok(());
         }
         self.stopped_vring(index, "SET_VRING_ADDR")?.addr = Some(addr);
-        self.update_all()
+        self.update(index as usize)
     }
 
     pub(super) fn set_vring_base(&mut self, index: u32, base: u32) -> Answer<()> {
@@ -304,7 +334,7 @@ impl DeviceSession {
         }
         self.fds.vrings[at].kick = kick;
         self.state.vrings[at].kick_known = true;
-        self.update_all()
+        self.update(at)
     }
 
     pub(super) fn set_vring_call(&mut self, index: u32, file: Option<File>) -> Answer<()> {
@@ -343,7 +373,7 @@ impl DeviceSession {
                 VringStatus::Paused
             };
         }
-        self.update_all()
+        self.update(at)
     }
 
     /// RESET_DEVICE: as after SET_OWNER, but for the memory table and the call fds, which the
@@ -376,6 +406,9 @@ impl DeviceSession {
     }
 
     /// Stops every vring; afterwards nothing of this session touches guest memory.
+    ///
+    /// # Errors
+    /// When one can't be stopped, now or before. The others are stopped all the same.
     pub(super) fn stop_all(&mut self) -> Answer<()> {
         let mut worst = Ok(());
         for at in 0..self.state.vrings.len() {
@@ -388,28 +421,40 @@ impl DeviceSession {
     }
 
     fn stop_at(&mut self, at: usize) -> Answer<()> {
+        let index = index_of(at);
         let vring = &mut self.state.vrings[at];
+        if vring.status == VringStatus::Draining {
+            // Its time is up; waiting for it once more would only delay the end.
+            return Err(Refused(format!("vring {index} is still being stopped")));
+        }
         if vring.is_started() {
             vring.status = VringStatus::Draining;
-            let stopped = self.runner.stop(index_of(at));
+            let base = self.runner.stop(index).map_err(refuse);
+            let base = base.inspect_err(|error| self.stop_failed = Some(error.0.clone()))?;
             vring.status = VringStatus::Unset;
-            vring.base = Some(stopped.map_err(refuse)?);
+            vring.base = Some(base);
         }
         Ok(())
     }
 
-    /// Starts every vring that has all it needs and is not started.
+    /// Starts every vring that has all it needs and is not started. One that can't start keeps no
+    /// other from it.
     fn update_all(&mut self) -> Answer<()> {
-        (0..self.state.vrings.len()).try_for_each(|at| self.update(at))
+        let mut first = Ok(());
+        for at in 0..self.state.vrings.len() {
+            first = first.and(self.update(at));
+        }
+        first
     }
 
+    /// Starts the vring if it has all it needs and is not started.
     fn update(&mut self, at: usize) -> Answer<()> {
         let enabled = self.state.is_enabled(at);
         let Some(features) = self.state.features else {
             return Ok(());
         };
         let vring = &mut self.state.vrings[at];
-        if vring.is_started() {
+        if vring.is_started() || vring.status == VringStatus::Draining {
             return Ok(());
         }
         let (Some(size), Some(addr), true) = (vring.size, vring.addr, vring.kick_known) else {

@@ -33,9 +33,8 @@ impl VhostUserBackendReqHandlerMut for DeviceSession {
 
     fn reset_owner(&mut self) -> Result<()> {
         self.called = true;
-        // Deprecated: "back-ends should ignore this message" but for disabling all rings.
-        self.stop_all()?;
-        self.state.owned = false;
+        // Deprecated: to be ignored, or to disable all rings. Front-ends that negotiate no protocol
+        // features could not enable them again.
         Ok(())
     }
 
@@ -50,6 +49,7 @@ impl VhostUserBackendReqHandlerMut for DeviceSession {
 
     fn set_features(&mut self, features: u64) -> Result<()> {
         self.called = true;
+        self.parsed.features = features;
         Ok(DeviceSession::set_features(self, features)?)
     }
 
@@ -127,6 +127,7 @@ impl VhostUserBackendReqHandlerMut for DeviceSession {
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
         self.called = true;
+        self.parsed.protocol_features = features;
         Ok(DeviceSession::set_protocol_features(self, features)?)
     }
 

@@ -118,10 +118,14 @@ impl Resumable {
         let session = DeviceSession::resume(device, Arc::clone(&served.runner), state, fds)
             .map_err(io::Error::other)?;
         let session = Arc::new(Shared::new(session));
-        Ok(Resumable {
-            door: FrontDoor::resume(socket, Arc::clone(&session))?,
-            session,
-        })
+        match FrontDoor::resume(socket, Arc::clone(&session)) {
+            Ok(door) => Ok(Resumable { door, session }),
+            Err(error) => {
+                // The vrings that run again are nobody's now.
+                lock(&session).stop_all().map_err(io::Error::other)?;
+                Err(error)
+            }
+        }
     }
 
     /// Serves one message.

@@ -7,31 +7,87 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
 /// What ended a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ready {
-    /// There is something to read, or the peer is gone.
+    /// The socket is ready for what was waited for, or the peer is gone.
     Socket,
     /// The other descriptor became readable.
     Exit,
 }
 
-/// Waits until `socket` or `exit` is readable.
+/// Tells of every arrival at a socket once, so that waiting for the rest of a message sleeps.
+///
+/// poll(2) on a Unix socket reports any byte that is there, again and again, and pays no heed to
+/// SO_RCVLOWAT; an edge-triggered epoll reports only what is new.
+#[derive(Debug)]
+pub struct Arrivals(Epoll);
+
+impl Arrivals {
+    /// The arrivals at `socket`. What waits there already counts as one.
+    ///
+    /// # Errors
+    /// What epoll_create1(2) or epoll_ctl(2) says.
+    pub fn new(socket: &UnixStream) -> io::Result<Arrivals> {
+        let epoll = Epoll::new()?;
+        let events = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        let event = EpollEvent::new(events, 0);
+        epoll.ctl(ControlOperation::Add, socket.as_raw_fd(), event)?;
+        Ok(Arrivals(epoll))
+    }
+
+    /// Waits until something has arrived since the last call (or the peer has gone), or `exit` is
+    /// readable.
+    ///
+    /// # Errors
+    /// What poll(2) or epoll_wait(2) says.
+    pub fn wait(&self, exit: &impl AsRawFd) -> io::Result<Ready> {
+        let ready = poll_with_exit(self.0.as_raw_fd(), libc::POLLIN, exit, FOREVER)?;
+        if ready == Some(Ready::Socket) {
+            // Takes the report; the next one is of something new.
+            self.0.wait(0, &mut [EpollEvent::default()])?;
+        }
+        Ok(ready.unwrap_or(Ready::Socket))
+    }
+}
+
+/// Waits until an answer can be written without blocking, or `exit` is readable, which comes first.
+///
+/// The kernel calls a Unix socket writable while less than a quarter of its buffer is in use, and
+/// no buffer is smaller than a few of the largest answers.
 ///
 /// # Errors
 /// What poll(2) says.
-pub fn wait(socket: &UnixStream, exit: &impl AsRawFd) -> io::Result<Ready> {
-    let entry = |fd: RawFd| libc::pollfd {
+pub fn wait_writable(socket: &UnixStream, exit: &impl AsRawFd) -> io::Result<Ready> {
+    let ready = poll_with_exit(socket.as_raw_fd(), libc::POLLOUT, exit, FOREVER)?;
+    Ok(ready.unwrap_or(Ready::Socket))
+}
+
+const FOREVER: libc::c_int = -1;
+
+/// `None` when `timeout` milliseconds have passed.
+fn poll_with_exit(
+    fd: RawFd,
+    events: libc::c_short,
+    exit: &impl AsRawFd,
+    timeout: libc::c_int,
+) -> io::Result<Option<Ready>> {
+    let entry = |fd: RawFd, events| libc::pollfd {
         fd,
-        events: libc::POLLIN,
+        events,
         revents: 0,
     };
-    let mut fds = [entry(socket.as_raw_fd()), entry(exit.as_raw_fd())];
+    let mut fds = [entry(fd, events), entry(exit.as_raw_fd(), libc::POLLIN)];
     loop {
         // SAFETY: `fds` has two entries and outlives the call.
-        if unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) } >= 0 {
-            let exit = fds[1].revents != 0;
-            return Ok(if exit { Ready::Exit } else { Ready::Socket });
+        if unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout) } >= 0 {
+            return Ok(match fds.map(|entry| entry.revents != 0) {
+                [_, true] => Some(Ready::Exit),
+                [true, false] => Some(Ready::Socket),
+                [false, false] => None,
+            });
         }
         let error = io::Error::last_os_error();
         if error.kind() != io::ErrorKind::Interrupted {
@@ -70,30 +126,6 @@ pub fn waiting(socket: &UnixStream) -> io::Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// Asks the kernel to report `socket` as readable only once `bytes` bytes wait (or the peer is
-/// gone), so that waiting for the rest of a message is no busy loop.
-///
-/// # Errors
-/// What setsockopt(2) says.
-pub fn wake_at(socket: &UnixStream, bytes: usize) -> io::Result<()> {
-    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-    // SAFETY: SO_RCVLOWAT reads one int.
-    let failed = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVLOWAT,
-            (&raw const value).cast(),
-            4,
-        )
-    } < 0;
-    if failed {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
-
 /// Puts the connection of `with` in the place of the descriptor `place`: whoever owns that goes on
 /// with the other connection.
 ///
@@ -124,4 +156,51 @@ pub fn hung_up(socket: &UnixStream) -> io::Result<bool> {
         return Err(io::Error::last_os_error());
     }
     Ok(entry.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use vmm_sys_util::eventfd::EventFd;
+
+    fn pair() -> (UnixStream, UnixStream, EventFd) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (ours, theirs, EventFd::new(0).unwrap())
+    }
+
+    #[test]
+    fn an_arrival_is_told_once_although_nobody_reads() {
+        let (mut ours, theirs, exit) = pair();
+        let arrivals = Arrivals::new(&theirs).unwrap();
+        let is_told = || {
+            let fd = arrivals.0.as_raw_fd();
+            poll_with_exit(fd, libc::POLLIN, &exit, 0)
+                .unwrap()
+                .is_some()
+        };
+        assert!(!is_told());
+        for _ in 0..3 {
+            ours.write_all(b"abc").unwrap();
+            assert!(is_told());
+            assert_eq!(arrivals.wait(&exit).unwrap(), Ready::Socket);
+            assert!(!is_told());
+        }
+        assert_eq!(waiting(&theirs).unwrap(), 9);
+        assert!(!hung_up(&theirs).unwrap());
+        drop(ours);
+        assert_eq!(arrivals.wait(&exit).unwrap(), Ready::Socket);
+        assert!(hung_up(&theirs).unwrap());
+    }
+
+    #[test]
+    fn the_exit_comes_before_everything_else() {
+        let (mut ours, theirs, exit) = pair();
+        let arrivals = Arrivals::new(&theirs).unwrap();
+        assert_eq!(wait_writable(&theirs, &exit).unwrap(), Ready::Socket);
+        ours.write_all(b"abc").unwrap();
+        exit.write(1).unwrap();
+        assert_eq!(wait_writable(&theirs, &exit).unwrap(), Ready::Exit);
+        assert_eq!(arrivals.wait(&exit).unwrap(), Ready::Exit);
+    }
 }

@@ -414,7 +414,8 @@ mod tests {
         assert_eq!(ring.reap(client), None);
         io::Write::write_all(&mut &theirs, b"wake").unwrap();
         let never = std::os::unix::net::UnixStream::pair().unwrap();
-        assert_eq!(peer::wait(&never.0, &ring).unwrap(), peer::Ready::Exit);
+        let arrivals = peer::Arrivals::new(&never.0).unwrap();
+        assert_eq!(arrivals.wait(&ring).unwrap(), peer::Ready::Exit);
         assert!(ring.has_work());
         assert_eq!(finish(&mut ring, client), (1, 4));
     }
