@@ -182,3 +182,96 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::blk::{BlkModel, BlkSetup};
+    use crate::engine::runner::{VringAddr, VringSetup};
+    use crate::memory::{Segments, Store};
+    use crate::ring::{Packed, Split};
+    use crate::testing::driver::{
+        Buf, Driver, PackedDriver, RingMemory, SplitDriver, read_guest, write_guest,
+    };
+
+    const HEADER: u64 = 0x10_0000;
+    const DATA: u64 = 0x11_0000;
+
+    fn queue<F: RingFormat>(memory: &RingMemory, counters: &Arc<VringCounters>) -> DiskQueue<F> {
+        let model = BlkModel::new(BlkSetup {
+            name: "disk0".into(),
+            capacity_bytes: 1 << 20,
+            block_size: 512,
+            queues: 1,
+            read_only: false,
+            serial: "disk0".into(),
+        });
+        let setup = VringSetup {
+            index: 0,
+            size: memory.size,
+            features: 0,
+            base: None,
+            addr: VringAddr {
+                desc: memory.at[0],
+                driver: memory.at[1],
+                device: memory.at[2],
+            },
+            ram: Arc::clone(&memory.ram),
+            kick: None,
+            call: None,
+            err: None,
+        };
+        let areas = memory.areas::<F>();
+        let vring = Vring::new(setup, areas, "disk0".into(), Arc::clone(counters), false);
+        let store = Arc::new(Store::new(1 << 20).unwrap());
+        DiskQueue::new(
+            vring.unwrap(),
+            BlkHandler::new(&model, 0, memory.size, 0).unwrap(),
+            HostDisk::Ram(RamDisk::new(store, IN_FLIGHT_MAX)),
+            Arc::clone(counters),
+            Arc::clone(model.queue_counters(0).unwrap()),
+        )
+    }
+
+    fn answers_come_through<F: RingFormat>(
+        memory: &RingMemory,
+        mut driver: impl Driver,
+        ram: &GuestRam,
+    ) {
+        let counters = Arc::new(VringCounters::default());
+        let mut queue = queue::<F>(memory, &counters);
+        let (retired, _unmapped) = crossbeam::channel::bounded(1);
+        let mut cx = WorkerCx {
+            uring: None,
+            scratch: Segments::with_capacity(64),
+            retired,
+        };
+        write_guest(ram, DATA, &[0xee; 513]);
+        let good = [Buf::readable(HEADER, 16), Buf::writable(DATA, 513)];
+        let good = driver.add(&good).unwrap();
+        let nowhere = [Buf::readable(1 << 40, 16), Buf::writable(DATA, 513)];
+        driver.add(&nowhere).unwrap();
+        driver.publish();
+        for _ in 0..2 {
+            queue.poll(&mut cx, 64);
+        }
+        assert_eq!(counters.faults.get(), 1);
+        assert_eq!(driver.used(), Some((good, 513)));
+        assert_eq!(driver.used(), None);
+        assert_eq!(read_guest(ram, DATA, 513), [0; 513]);
+        assert_eq!(counters.in_flight.get(), 0);
+        assert!(queue.drain(&mut cx));
+    }
+
+    #[test]
+    fn a_ring_that_breaks_still_shows_what_was_answered() {
+        let ram = GuestRam::for_test(&[(0, 0x20_0000)]);
+        let memory = RingMemory::new::<Split>(&ram, 0, 16);
+        let driver = SplitDriver::new(&memory, false);
+        answers_come_through::<Split>(&memory, driver, &ram);
+        let ram = GuestRam::for_test(&[(0, 0x20_0000)]);
+        let memory = RingMemory::new::<Packed>(&ram, 0, 16);
+        let driver = PackedDriver::new(&memory, false);
+        answers_come_through::<Packed>(&memory, driver, &ram);
+    }
+}

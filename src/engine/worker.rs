@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam::channel::Sender;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -27,6 +28,8 @@ use super::mailbox::{Command, Mailbox, Stopped};
 const DISK_BUDGET: usize = 64;
 /// Sleep at most this long when something may come without a kick.
 const BOUNDED_SLEEP_MS: i32 = 1;
+/// How long the end of a worker waits for operations that nobody waited for before.
+const QUIESCE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What is counted per worker. One writer: its thread.
 #[derive(Debug, Default)]
@@ -225,6 +228,18 @@ impl Worker {
             if self.idle.after(work) {
                 self.park();
             }
+        }
+        self.quiesce();
+    }
+
+    /// Before the vrings go, and guest memory with them, the kernel must be done with it.
+    fn quiesce(&mut self) {
+        if let Some(mut ring) = self.cx.uring.take()
+            && !ring.quiesce(QUIESCE_WITHIN)
+        {
+            // A dead disk: memory stays mapped until the process ends, which it is about to.
+            core::mem::forget(core::mem::take(&mut self.slots.0));
+            core::mem::forget(ring);
         }
     }
 

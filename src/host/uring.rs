@@ -3,7 +3,8 @@
 //! The description lives in the queue; the ring is the worker's and is lent for each turn. Direct
 //! I/O asks for aligned buffers. A request whose buffers are not goes through a bounce buffer, and
 //! never through the page cache: direct and cached writes to neighbouring sectors of one page lose
-//! data (docs/decisions/0007).
+//! data (docs/decisions/0007). Bounce buffers are few and of fixed size, however much a guest asks
+//! for: a longer request is done in parts, as if the host had done short I/O.
 
 use std::io;
 use std::sync::Arc;
@@ -21,12 +22,89 @@ struct Attached {
     file: u32,
 }
 
-/// A request that goes through memory of ours.
+/// Bytes of one bounce buffer: a multiple of every alignment that direct I/O asks for.
+const BOUNCE_BYTES: usize = 128 << 10;
+/// Bounce buffers of a queue. Times [`BOUNCE_BYTES`], all the memory that its guest can make us
+/// take.
+const BOUNCES: u16 = 32;
+
+/// The bounce buffers of a queue.
 #[derive(Debug)]
-struct Bounced {
+struct Bounces {
+    /// A mapping of its own, so aligned to a page; pages that are never used are never taken.
     store: Store,
-    /// Where a read goes in the end; empty for a write.
-    target: Vec<Segment>,
+    free: Vec<u16>,
+    /// By buffer: where what is read into it goes in the end; empty for a write.
+    targets: Box<[Vec<Segment>]>,
+}
+
+impl Bounces {
+    fn new() -> io::Result<Bounces> {
+        let bytes = u64::from(BOUNCES) * BOUNCE_BYTES as u64;
+        Ok(Bounces {
+            store: Store::new(bytes)?,
+            free: (0..BOUNCES).rev().collect(),
+            targets: (0..BOUNCES).map(|_| Vec::new()).collect(),
+        })
+    }
+
+    fn segment(&self, buffer: u16, bytes: usize) -> Segment {
+        let offset = u64::from(buffer) * BOUNCE_BYTES as u64;
+        self.store.segment(offset, bytes.min(BOUNCE_BYTES))
+    }
+
+    /// A buffer in place of `segments`, or of as many of their first bytes as it holds; the bytes
+    /// are in it if they are to be written. `None` when all buffers are in use.
+    #[cold]
+    fn take(&mut self, segments: &[Segment], write: bool) -> Option<(u16, Segment)> {
+        let buffer = self.free.pop()?;
+        let segment = self.segment(buffer, segments.iter().map(Segment::len).sum());
+        let target = &mut self.targets[usize::from(buffer)];
+        target.clear();
+        if write {
+            copy::between(segments, 0, &[segment], 0, segment.len());
+        } else {
+            target.extend_from_slice(segments);
+        }
+        Some((buffer, segment))
+    }
+
+    /// The operation is done: what was read goes to where it was wanted.
+    #[cold]
+    fn give_back(&mut self, buffer: u16, moved: u32) {
+        let moved = moved as usize;
+        let target = &self.targets[usize::from(buffer)];
+        copy::between(&[self.segment(buffer, moved)], 0, target, 0, moved);
+        self.free.push(buffer);
+    }
+}
+
+/// What the ring gives back with a completion: the token, and which bounce buffer was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tag {
+    token: Token,
+    buffer: Option<u16>,
+}
+
+impl Tag {
+    fn to_u64(self) -> u64 {
+        let buffer = self.buffer.map_or(0, |buffer| u64::from(buffer) + 1);
+        u64::from(self.token.slot) | (u64::from(self.token.generation) << 16) | (buffer << 32)
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the tag holds three 16-bit numbers"
+    )]
+    fn from_u64(tag: u64) -> Tag {
+        Tag {
+            token: Token {
+                slot: tag as u16,
+                generation: (tag >> 16) as u16,
+            },
+            buffer: ((tag >> 32) as u16).checked_sub(1),
+        }
+    }
 }
 
 /// One queue's access to a disk.
@@ -34,8 +112,8 @@ struct Bounced {
 pub struct UringDisk {
     disk: Arc<DiskFile>,
     attached: Option<Attached>,
-    /// By slot of the request.
-    bounced: Vec<Option<Bounced>>,
+    /// There while attached, if the disk does direct I/O.
+    bounces: Option<Bounces>,
     unaligned: u64,
 }
 
@@ -45,12 +123,12 @@ impl UringDisk {
         UringDisk {
             disk,
             attached: None,
-            bounced: Vec::new(),
+            bounces: None,
             unaligned: 0,
         }
     }
 
-    /// Requests so far whose buffers did not suit direct I/O.
+    /// Operations so far whose buffers did not suit direct I/O.
     pub fn unaligned(&self) -> u64 {
         self.unaligned
     }
@@ -58,8 +136,11 @@ impl UringDisk {
     /// Registers with the worker's ring.
     ///
     /// # Errors
-    /// When the ring takes no more files.
+    /// When the ring takes no more files, or there is no memory for bounce buffers.
     pub fn attach(&mut self, ring: &mut Uring, in_flight: usize) -> io::Result<()> {
+        if self.disk.is_direct() {
+            self.bounces = Some(Bounces::new()?);
+        }
         let file = ring.add_file(self.disk.file())?;
         let client = ring.add_client(in_flight);
         self.attached = Some(Attached { client, file });
@@ -79,7 +160,7 @@ impl UringDisk {
         Lent { queue: self, ring }
     }
 
-    /// Whether direct I/O takes these buffers as they are.
+    /// Whether the disk takes these buffers as they are.
     fn suits(&self, segments: &[Segment]) -> bool {
         let (mem, len) = (
             self.disk.mem_align() as usize,
@@ -88,39 +169,6 @@ impl UringDisk {
         segments
             .iter()
             .all(|s| s.is_aligned(mem) && s.len().is_multiple_of(len))
-    }
-
-    /// Memory of ours in place of `segments`, with their bytes in it if they are to be written.
-    #[cold]
-    fn bounce(&mut self, slot: u16, segments: &[Segment], write: bool) -> io::Result<Segment> {
-        let slot = usize::from(slot);
-        if self.bounced.len() <= slot {
-            self.bounced.resize_with(slot + 1, || None);
-        }
-        let bytes: usize = segments.iter().map(Segment::len).sum();
-        // A mapping of its own is aligned to a page, which suits every device.
-        let store = Store::new(bytes as u64)?;
-        let segment = store.segment(0, bytes);
-        let mut target = Vec::new();
-        if write {
-            copy::between(segments, 0, &[segment], 0, bytes);
-        } else {
-            target.extend_from_slice(segments);
-        }
-        self.bounced[slot] = Some(Bounced { store, target });
-        Ok(segment)
-    }
-
-    /// The request in `slot` is done: what was read goes to where it was wanted.
-    fn finish(&mut self, slot: u16, result: Result<u32, i32>) {
-        let bounced = self
-            .bounced
-            .get_mut(usize::from(slot))
-            .and_then(Option::take);
-        if let (Some(Bounced { store, target }), Ok(moved)) = (bounced, result) {
-            let moved = moved as usize;
-            copy::between(&[store.segment(0, moved)], 0, &target, 0, moved);
-        }
     }
 }
 
@@ -132,60 +180,9 @@ pub struct Lent<'a> {
 }
 
 impl Lent<'_> {
-    fn push(&mut self, token: Token, op: UringOp<'_>) -> Result<(), Full> {
-        let attached = self.queue.attached.ok_or(Full)?;
-        let tag = u64::from(token.slot) | (u64::from(token.generation) << 16);
-        if self.ring.submit(attached.client, tag, op) {
-            Ok(())
-        } else {
-            Err(Full)
-        }
-    }
-
-    #[cold]
-    fn submit_bounced(&mut self, token: Token, file: u32, op: BlkOp<'_>) -> Result<(), Full> {
-        let (segments, write) = match op {
-            BlkOp::Read { segments, .. } => (segments, false),
-            BlkOp::Write { segments, .. } => (segments, true),
-            BlkOp::Flush => (&[][..], false),
-        };
-        // No memory is no room: the request waits for others to end.
-        let bounce = self
-            .queue
-            .bounce(token.slot, segments, write)
-            .map_err(|_| Full)?;
-        let segments = &[bounce][..];
+    fn push(&mut self, at: Attached, tag: Tag, op: BlkOp<'_>) -> Result<(), Full> {
+        let file = at.file;
         let op = match op {
-            BlkOp::Read { offset, .. } => UringOp::Read {
-                file,
-                offset,
-                segments,
-            },
-            BlkOp::Write {
-                offset, durable, ..
-            } => UringOp::Write {
-                file,
-                offset,
-                segments,
-                durable,
-            },
-            BlkOp::Flush => UringOp::Sync { file },
-        };
-        self.push(token, op)?;
-        self.queue.unaligned += 1;
-        Ok(())
-    }
-}
-
-impl BlkIo for Lent<'_> {
-    fn submit(&mut self, token: Token, op: BlkOp<'_>) -> Result<(), Full> {
-        let file = self.queue.attached.ok_or(Full)?.file;
-        let op = match op {
-            BlkOp::Read { segments, .. } | BlkOp::Write { segments, .. }
-                if !self.queue.suits(segments) =>
-            {
-                return self.submit_bounced(token, file, op);
-            }
             BlkOp::Read { offset, segments } => UringOp::Read {
                 file,
                 offset,
@@ -203,22 +200,70 @@ impl BlkIo for Lent<'_> {
             },
             BlkOp::Flush => UringOp::Sync { file },
         };
-        self.push(token, op)
+        if self.ring.submit(at.client, tag.to_u64(), op) {
+            Ok(())
+        } else {
+            Err(Full)
+        }
     }
 
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the tag holds two 16-bit numbers"
-    )]
+    #[cold]
+    fn push_bounced(&mut self, at: Attached, token: Token, op: BlkOp<'_>) -> Result<(), Full> {
+        let (segments, write) = match op {
+            BlkOp::Read { segments, .. } => (segments, false),
+            BlkOp::Write { segments, .. } => (segments, true),
+            BlkOp::Flush => (&[][..], false),
+        };
+        // A buffer in use belongs to an operation in flight, so a full pool empties.
+        let bounces = self.queue.bounces.as_mut().ok_or(Full)?;
+        let (buffer, segment) = bounces.take(segments, write).ok_or(Full)?;
+        let segments = &[segment][..];
+        let op = match op {
+            BlkOp::Read { offset, .. } => BlkOp::Read { offset, segments },
+            BlkOp::Write {
+                offset, durable, ..
+            } => BlkOp::Write {
+                offset,
+                segments,
+                durable,
+            },
+            BlkOp::Flush => BlkOp::Flush,
+        };
+        let tag = Tag {
+            token,
+            buffer: Some(buffer),
+        };
+        let pushed = self.push(at, tag, op);
+        match (&pushed, &mut self.queue.bounces) {
+            (Err(Full), Some(bounces)) => bounces.free.push(buffer),
+            _ => self.queue.unaligned += 1,
+        }
+        pushed
+    }
+}
+
+impl BlkIo for Lent<'_> {
+    fn submit(&mut self, token: Token, op: BlkOp<'_>) -> Result<(), Full> {
+        let at = self.queue.attached.ok_or(Full)?;
+        match op {
+            BlkOp::Read { segments, .. } | BlkOp::Write { segments, .. }
+                if !self.queue.suits(segments) =>
+            {
+                self.push_bounced(at, token, op)
+            }
+            op => {
+                let buffer = None;
+                self.push(at, Tag { token, buffer }, op)
+            }
+        }
+    }
+
     fn reap(&mut self) -> Option<Completion> {
         let (tag, result) = self.ring.reap(self.queue.attached?.client)?;
-        let token = Token {
-            slot: tag as u16,
-            generation: (tag >> 16) as u16,
-        };
+        let Tag { token, buffer } = Tag::from_u64(tag);
         let result = u32::try_from(result).map_err(|_| -result);
-        if !self.queue.bounced.is_empty() {
-            self.queue.finish(token.slot, result);
+        if let (Some(buffer), Some(bounces)) = (buffer, &mut self.queue.bounces) {
+            bounces.give_back(buffer, result.unwrap_or(0));
         }
         Some(Completion { token, result })
     }
@@ -229,3 +274,6 @@ impl BlkIo for Lent<'_> {
             .map_or(0, |attached| self.ring.in_flight(attached.client))
     }
 }
+
+#[cfg(test)]
+mod tests;

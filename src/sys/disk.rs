@@ -3,11 +3,11 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// What direct I/O asks of buffers and offsets where the kernel doesn't say.
-const ALIGN_DEFAULT: u32 = 512;
+/// What direct I/O may ask of buffers and offsets, to be tried where the kernel doesn't say.
+const ALIGNS: [u32; 2] = [512, 4096];
 
 /// Why a disk can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +160,7 @@ fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {
 /// The file without the page cache, and what that asks of memory and offsets.
 fn open_direct(path: &Path, options: DiskOptions) -> io::Result<(File, (u32, u32))> {
     let file = open(path, options.read_only, libc::O_DIRECT)?;
-    let (memory, offset) = direct_io_align(&file);
+    let (memory, offset) = direct_io_align(&file)?;
     if offset > options.block_size {
         let block_size = options.block_size;
         return Err(io::Error::other(format!(
@@ -176,8 +176,19 @@ fn end_of(file: &File) -> io::Result<u64> {
     (&*file).seek(SeekFrom::End(0))
 }
 
-/// Alignment of memory and offsets for direct I/O (statx(2), since Linux 6.1).
-fn direct_io_align(file: &File) -> (u32, u32) {
+/// Alignment of memory and offsets for direct I/O: what the kernel says, or else what it takes.
+fn direct_io_align(file: &File) -> io::Result<(u32, u32)> {
+    match told_align(file) {
+        // Opening with O_DIRECT succeeds, and the page cache is used all the same.
+        Some((_, 0)) => Err(io::Error::other("the kernel says that this file has none")),
+        Some(alignment) => Ok(alignment),
+        None => probe_align(file),
+    }
+}
+
+/// What statx(2) tells of direct I/O, since Linux 6.1 and on some file systems only; zeros where
+/// the file has none.
+fn told_align(file: &File) -> Option<(u32, u32)> {
     // SAFETY: all-zero bytes are a valid `statx`.
     let mut stat: libc::statx = unsafe { core::mem::zeroed() };
     // SAFETY: the path is an empty C string, `stat` is writable.
@@ -191,10 +202,24 @@ fn direct_io_align(file: &File) -> (u32, u32) {
         )
     };
     let known = answer == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0;
-    if !known || stat.stx_dio_offset_align == 0 {
-        return (ALIGN_DEFAULT, ALIGN_DEFAULT);
+    known.then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align))
+}
+
+/// The smallest alignment with which `file` can be read, as an address and as an offset.
+fn probe_align(file: &File) -> io::Result<(u32, u32)> {
+    let mut bytes = vec![0u8; 3 * ALIGNS[1] as usize];
+    let page = bytes.as_ptr().align_offset(ALIGNS[1] as usize);
+    let mut refused = None;
+    for align in ALIGNS {
+        // Aligned to this and to nothing more, unless it is the last.
+        let from = page + align as usize;
+        let buffer = &mut bytes[from..from + align as usize];
+        match file.read_at(buffer, u64::from(align)) {
+            Ok(_) => return Ok((align, align)),
+            Err(error) => refused = Some(error),
+        }
     }
-    (stat.stx_dio_mem_align, stat.stx_dio_offset_align)
+    Err(refused.unwrap_or_else(|| io::ErrorKind::InvalidInput.into()))
 }
 
 #[cfg(test)]
@@ -237,5 +262,32 @@ mod tests {
             ..OPTIONS
         };
         assert!(!DiskFile::open(file.as_path(), plain).unwrap().is_direct());
+    }
+
+    #[test]
+    fn a_probe_finds_what_the_kernel_tells() {
+        let file = TempFile::new_in(Path::new("/var/tmp")).unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let Ok(direct) = open(file.as_path(), false, libc::O_DIRECT) else {
+            // Nothing to probe for: then there is nothing told either.
+            assert!(!DiskFile::open(file.as_path(), OPTIONS).unwrap().is_direct());
+            return;
+        };
+        let (memory, offset) = probe_align(&direct).unwrap();
+        assert!(ALIGNS.contains(&memory) && memory == offset);
+        if let Some((told_memory, told_offset)) = told_align(&direct).filter(|told| told.1 > 0) {
+            assert_eq!(offset, told_offset.max(ALIGNS[0]));
+            assert!(memory >= told_memory, "told {told_memory}, probed {memory}");
+        }
+    }
+
+    #[test]
+    fn a_probe_reports_why_nothing_can_be_read() {
+        let file = TempFile::new().unwrap();
+        let write_only = OpenOptions::new().write(true).open(file.as_path()).unwrap();
+        assert_eq!(
+            probe_align(&write_only).unwrap_err().raw_os_error(),
+            Some(libc::EBADF)
+        );
     }
 }

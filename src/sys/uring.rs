@@ -4,11 +4,13 @@
 //! are queued by `submit`, and `enter` makes one system call for all of them. See io_uring(7).
 //!
 //! The segments of an operation must stay mapped until its completion was reaped; the client's
-//! owner keeps the memory table that long. The lists of segments are copied.
+//! owner keeps the memory table that long. The lists of segments are copied into storage that
+//! lives until the kernel has read them, at `enter`; nothing is allocated after set-up.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, types};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -21,8 +23,13 @@ const SUBMISSIONS: u32 = 256;
 const IN_FLIGHT_MAX: usize = 4096;
 /// Files registered at most.
 const FILES_MAX: u32 = 1024;
-/// Segments that an operation's list holds without growing.
-const SEGMENTS_USUAL: usize = 16;
+/// Segments of all operations queued between two system calls at most: many, and at least one
+/// operation's.
+const SEGMENTS_QUEUED: usize = 16 * SEGMENTS_PER_OPERATION;
+/// Segments that readv(2) takes (IOV_MAX). With more, an operation does only the first.
+const SEGMENTS_PER_OPERATION: usize = 1024;
+/// How long a ring that is dropped waits for its operations.
+const DROP_WITHIN: Duration = Duration::from_secs(5);
 
 /// Read, write or flush; `file` is what [`Uring::add_file`] gave.
 #[derive(Debug, Clone, Copy)]
@@ -66,12 +73,11 @@ struct Client {
 }
 
 /// An operation in flight.
-#[derive(Debug)]
+#[derive(Debug, Default, Clone, Copy)]
 struct Operation {
     client: usize,
     /// What the client calls it.
     tag: u64,
-    segments: Vec<Segment>,
 }
 
 /// A kernel ring and who waits for what in it.
@@ -81,6 +87,9 @@ pub struct Uring {
     completed: EventFd,
     clients: Vec<Client>,
     operations: Box<[Operation]>,
+    /// The lists of queued operations, one behind the other. Never grows, so that addresses in it
+    /// stay; emptied when the kernel has taken all of them.
+    lists: Vec<Segment>,
     free: Vec<u32>,
     files: Vec<bool>,
     in_flight: usize,
@@ -118,20 +127,21 @@ impl Uring {
             })
         })
         .or_else(|_| Uring::build(|_| {}))?;
+        if !ring.params().is_feature_submit_stable() {
+            return Err(io::Error::other(
+                "the kernel's io_uring reads lists of buffers late: Linux 5.5 is needed",
+            ));
+        }
         let completed = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         ring.submitter().register_eventfd(completed.as_raw_fd())?;
         ring.submitter().register_files_sparse(FILES_MAX)?;
-        let operation = |_| Operation {
-            client: 0,
-            tag: 0,
-            segments: Vec::with_capacity(SEGMENTS_USUAL),
-        };
         let count = u32::try_from(IN_FLIGHT_MAX).unwrap_or(u32::MAX);
         Ok(Uring {
             ring,
             completed,
             clients: Vec::new(),
-            operations: (0..IN_FLIGHT_MAX).map(operation).collect(),
+            operations: vec![Operation::default(); IN_FLIGHT_MAX].into(),
+            lists: Vec::with_capacity(SEGMENTS_QUEUED),
             free: (0..count).rev().collect(),
             files: vec![false; FILES_MAX as usize],
             in_flight: 0,
@@ -208,16 +218,19 @@ impl Uring {
         let Some(&index) = self.free.last() else {
             return false;
         };
-        let operation = &mut self.operations[index as usize];
-        operation.client = client.0;
-        operation.tag = tag;
-        operation.segments.clear();
-        if let UringOp::Read { segments, .. } | UringOp::Write { segments, .. } = op {
-            operation.segments.extend_from_slice(segments);
+        let segments = match op {
+            UringOp::Read { segments, .. } | UringOp::Write { segments, .. } => segments,
+            UringOp::Sync { .. } => &[],
+        };
+        let segments = &segments[..segments.len().min(SEGMENTS_PER_OPERATION)];
+        let start = self.lists.len();
+        if start + segments.len() > SEGMENTS_QUEUED {
+            return false;
         }
+        self.lists.extend_from_slice(segments);
         // A segment is laid out as an iovec.
-        let list = operation.segments.as_ptr().cast::<libc::iovec>();
-        let count = u32::try_from(operation.segments.len()).unwrap_or(u32::MAX);
+        let list = self.lists[start..].as_ptr().cast::<libc::iovec>();
+        let count = u32::try_from(segments.len()).unwrap_or(u32::MAX);
         let entry = match op {
             UringOp::Read { file, offset, .. } => {
                 opcode::Readv::new(types::Fixed(file), list, count)
@@ -241,14 +254,18 @@ impl Uring {
                 .build(),
         };
         let entry = entry.user_data(u64::from(index));
-        // SAFETY: the list of segments stays in `operations[index]` until the completion; the
-        // buffers are mapped that long by the caller's promise.
+        // SAFETY: the list of segments stays in `lists` until the kernel took the entry, which
+        // copies it (IORING_FEAT_SUBMIT_STABLE); the buffers are mapped until the completion by the
+        // caller's promise.
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.lists.truncate(start);
             return false;
         }
+        let client = client.0;
+        self.operations[index as usize] = Operation { client, tag };
         self.free.pop();
         self.in_flight += 1;
-        self.clients[client.0].in_flight += 1;
+        self.clients[client].in_flight += 1;
         true
     }
 
@@ -287,6 +304,9 @@ impl Uring {
         drop(submission);
         if wanted {
             self.system_call(queued);
+            if queued > 0 && self.ring.submission().is_empty() {
+                self.lists.clear();
+            }
         }
         let mut count = 0;
         for entry in self.ring.completion() {
@@ -314,18 +334,36 @@ impl Uring {
                 .enter::<libc::sigset_t>(queued, 0, GETEVENTS, None)
         };
     }
-}
 
-impl Drop for Uring {
-    fn drop(&mut self) {
-        // The kernel must not write to guest memory after this: wait, but not for a dead disk.
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
-        while self.in_flight > 0 && std::time::Instant::now() < deadline {
+    /// Cancels what is in flight and waits for it. `false` when something was left at the end of
+    /// `within`: then the kernel may still reach memory that was submitted.
+    #[must_use]
+    pub fn quiesce(&mut self, within: Duration) -> bool {
+        if self.in_flight == 0 {
+            return true;
+        }
+        let deadline = Instant::now() + within;
+        // What is only queued can't be cancelled.
+        self.enter();
+        // A kernel before 6.0 can't cancel everything at once; then we wait. What a device is
+        // doing already ends by itself.
+        let at_once = Some(types::Timespec::new());
+        let all = types::CancelBuilder::any();
+        let _ = self.ring.submitter().register_sync_cancel(at_once, all);
+        while self.in_flight > 0 && Instant::now() < deadline {
             if self.enter() == 0 {
                 self.system_call(0);
                 std::thread::yield_now();
             }
         }
+        self.in_flight == 0
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        // The kernel must not write to guest memory after this: wait, but not for a dead disk.
+        let _ = self.quiesce(DROP_WITHIN);
     }
 }
 
@@ -343,13 +381,13 @@ mod tests {
     }
 
     fn finish(ring: &mut Uring, client: ClientId) -> (u64, i32) {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             ring.enter();
             if let Some(done) = ring.reap(client) {
                 return done;
             }
-            assert!(std::time::Instant::now() < deadline, "nothing completes");
+            assert!(Instant::now() < deadline, "nothing completes");
         }
     }
 
@@ -418,5 +456,69 @@ mod tests {
         assert_eq!(arrivals.wait(&ring).unwrap(), peer::Ready::Exit);
         assert!(ring.has_work());
         assert_eq!(finish(&mut ring, client), (1, 4));
+    }
+
+    #[test]
+    fn a_dropped_ring_cancels_what_would_never_end() {
+        let ram = GuestRam::for_test(&[(0, 65536)]);
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut ring = Uring::new().unwrap();
+        let client = ring.add_client(1);
+        let place = ring.add_file(&ours).unwrap();
+        let buffer = segments(&ram, 0, 4);
+        let read = UringOp::Read {
+            file: place,
+            offset: u64::MAX,
+            segments: buffer.as_slice(),
+        };
+        assert!(ring.submit(client, 1, read));
+        ring.enter();
+        assert_eq!(ring.reap(client), None);
+        assert!(ring.quiesce(Duration::from_secs(10)), "still in flight");
+        assert_eq!(ring.reap(client), Some((1, -libc::ECANCELED)));
+    }
+
+    #[test]
+    fn lists_of_segments_take_no_memory_and_a_full_ring_says_so() {
+        let ram = GuestRam::for_test(&[(0, 1 << 20)]);
+        let file = TempFile::new().unwrap();
+        let mut ring = Uring::new().unwrap();
+        let client = ring.add_client(IN_FLIGHT_MAX);
+        let place = ring.add_file(file.as_file()).unwrap();
+        let mut list = Segments::with_capacity(2 * SEGMENTS_PER_OPERATION);
+        for at in 0..2 * SEGMENTS_PER_OPERATION as u64 {
+            ram.translate(at * 8, 8, Access::Write, &mut list).unwrap();
+        }
+        let bytes: Vec<u8> = (0..16384).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        copy::write(list.as_slice(), 0, &bytes);
+        let storage = ring.lists.as_ptr();
+        let mut queued = 0;
+        while ring.submit(
+            client,
+            queued,
+            UringOp::Write {
+                file: place,
+                offset: queued * 8192,
+                segments: list.as_slice(),
+                durable: false,
+            },
+        ) {
+            queued += 1;
+            assert!(queued <= 16, "more than there is room for");
+        }
+        assert_eq!(queued, 16);
+        // Longer than one writev: the first 1024 segments are written, each time.
+        for _ in 0..queued {
+            assert_eq!(finish(&mut ring, client).1, 8192);
+        }
+        let written = std::fs::read(file.as_path()).unwrap();
+        assert!(
+            written == bytes[..8192].repeat(16),
+            "other bytes on the file"
+        );
+        assert_eq!(ring.lists.as_ptr(), storage);
+        let again = UringOp::Sync { file: place };
+        assert!(ring.submit(client, 99, again) && ring.lists.is_empty());
+        assert_eq!(finish(&mut ring, client), (99, 0));
     }
 }

@@ -62,7 +62,7 @@ pub struct BlkCounters {
     pub bad_chains: Counter,
     /// Reads and writes that the host did in several parts.
     pub short_ios: Counter,
-    /// Requests whose buffers don't suit direct I/O, served through the page cache.
+    /// Operations whose buffers don't suit direct I/O, copied through a bounce buffer.
     pub unaligned: Counter,
 }
 

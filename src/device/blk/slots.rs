@@ -9,10 +9,12 @@ use crate::host::blk::Token;
 use crate::memory::Segment;
 use crate::ring::ChainId;
 
+use super::SEG_MAX;
 use super::request::Request;
 
-/// Segments that a slot holds without growing.
-const SEGMENTS_USUAL: usize = 16;
+/// Segments that a slot holds without growing: the data's, the status byte's, and one more that
+/// short I/O makes by cutting one in two.
+const SEGMENTS_USUAL: usize = SEG_MAX as usize + 2;
 
 /// One request in flight.
 #[derive(Debug)]
