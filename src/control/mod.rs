@@ -16,9 +16,6 @@ mod names;
 mod requests;
 pub mod session;
 mod state;
-#[cfg(test)]
-#[cfg(not(loom))]
-mod tests;
 
 pub use front_door::SessionEnd;
 pub use state::{SessionFds, SessionState, VringFds, VringState, VringStatus};
