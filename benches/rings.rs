@@ -8,7 +8,8 @@
 //!
 //! `scripts/bench rings [PATH…] [--pairs N] [--size BYTES] [--seconds S] [--null]`, where a PATH
 //! is the number of a ring path. `--null` puts DPDK in vringd's place as well: the ratio must
-//! then be 1, and how far it is from that is how far the method errs.
+//! then be 1, and how far it is from that is how far the method errs. `--against BINARY` puts
+//! another build of vringd in DPDK's place. `--bursts N` sets the frames in flight, 32 each.
 
 #[path = "../tests/support/testpmd.rs"]
 mod testpmd;
@@ -23,9 +24,6 @@ use vringd::testing::probe::{self, Distance};
 
 const FRONT_END_CORE: usize = 0;
 const BACK_END_CORE: usize = 1;
-
-/// Bursts of 32 frames: as many as a ring of 1024 holds.
-const BURSTS: u32 = 32;
 
 /// Traffic before the measurement, in which caches and batches settle.
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -43,6 +41,9 @@ struct Options {
     size: u32,
     seconds: Duration,
     null: bool,
+    against: Option<PathBuf>,
+    /// Bursts of 32 frames in flight: 32 fill a ring of 1024.
+    bursts: u32,
 }
 
 impl Options {
@@ -53,9 +54,15 @@ impl Options {
             size: 64,
             seconds: Duration::from_secs(1),
             null: false,
+            against: None,
+            bursts: 32,
         };
         let mut args = args;
         while let Some(arg) = args.next() {
+            if arg == "--against" {
+                options.against = args.next().map(PathBuf::from);
+                continue;
+            }
             let mut value = || {
                 let value = args.next().unwrap_or_default();
                 let number = value.parse::<u32>().ok().filter(|&number| number > 0);
@@ -65,6 +72,7 @@ impl Options {
                 "--pairs" => options.pairs = value()? as usize,
                 "--size" => options.size = value()?,
                 "--seconds" => options.seconds = Duration::from_secs(value()?.into()),
+                "--bursts" => options.bursts = value()?,
                 "--null" => options.null = true,
                 // Added by cargo.
                 "--bench" => {}
@@ -94,6 +102,23 @@ impl Options {
     fn ours(&self) -> Peer {
         if self.null { Peer::Dpdk } else { Peer::Vringd }
     }
+
+    /// The back-end that it is compared with.
+    fn theirs(&self) -> Peer {
+        match self.against {
+            Some(_) => Peer::Other,
+            None => Peer::Dpdk,
+        }
+    }
+
+    /// How a back-end is called in the table.
+    fn name(&self, peer: Peer) -> String {
+        match (peer, &self.against) {
+            (Peer::Other, Some(binary)) => binary.display().to_string(),
+            (Peer::Vringd, _) => "vringd".into(),
+            _ => "net_vhost".into(),
+        }
+    }
 }
 
 /// Whose back-end is measured.
@@ -101,6 +126,8 @@ impl Options {
 enum Peer {
     Vringd,
     Dpdk,
+    /// Another build of vringd.
+    Other,
 }
 
 /// A back-end that sends every frame back; ended when dropped.
@@ -113,13 +140,17 @@ enum BackEnd {
 }
 
 impl BackEnd {
-    fn start(peer: Peer, socket: &Path) -> Self {
+    fn start(peer: Peer, options: &Options, socket: &Path) -> Self {
+        let this = PathBuf::from(env!("CARGO_BIN_EXE_vringd"));
         let back_end = match peer {
-            Peer::Vringd => {
+            Peer::Vringd | Peer::Other => {
+                let other = options.against.as_ref();
+                let binary = other.filter(|_| matches!(peer, Peer::Other)).unwrap_or(&this);
                 let net = format!("name=net0,socket={},link=echo", socket.display());
                 let core = BACK_END_CORE.to_string();
-                let child = Command::new(env!("CARGO_BIN_EXE_vringd"))
-                    .args(["run", "--core", &core, "--idle", "spin", "--net", &net])
+                let child = Command::new(binary)
+                    .args(["run", "--log-level", "warn", "--core", &core])
+                    .args(["--idle", "spin", "--net", &net])
                     .stdin(Stdio::null())
                     .stdout(Stdio::null())
                     .spawn()
@@ -216,9 +247,9 @@ fn run(
 ) -> Result<Run, probe::ProbeError> {
     let before = probe_ns()?;
     let socket = dir.fresh_socket();
-    let back_end = BackEnd::start(peer, &socket);
+    let back_end = BackEnd::start(peer, options, &socket);
     let mut front_end = Testpmd::start(&path.front_end(&socket));
-    front_end.start_traffic(&options.size.to_string(), BURSTS);
+    front_end.start_traffic(&options.size.to_string(), options.bursts);
     thread::sleep(WARM_UP);
     // The rate in an answer is that since the question before.
     let warm = front_end.stats(0);
@@ -254,16 +285,17 @@ fn pairs(
     });
     for _ in 0..options.pairs * ATTEMPTS_PER_PAIR {
         let ours = run(options.ours(), path, options, dir)?;
-        let dpdk = run(Peer::Dpdk, path, options, dir)?;
-        let counts = ours.distance().is_some() && ours.distance() == dpdk.distance();
+        let theirs = run(options.theirs(), path, options, dir)?;
+        let counts = ours.distance().is_some() && ours.distance() == theirs.distance();
         let verdict = if counts { "" } else { ": discarded" };
-        eprintln!("path {}: {ours}, net_vhost {dpdk}{verdict}", path.number);
+        let name = options.name(options.theirs());
+        eprintln!("path {}: {ours}, {name} {theirs}{verdict}", path.number);
         if let Some(distance) = ours.distance().filter(|_| counts) {
             let class = by_distance.iter_mut().find(|c| c.distance == distance);
             class
                 .expect("a distance that counts")
                 .runs
-                .push((ours, dpdk));
+                .push((ours, theirs));
         }
         if by_distance.iter().any(|c| c.runs.len() >= options.pairs) {
             break;
@@ -305,10 +337,6 @@ fn row(path: &RingPath, size: u32, pairs: &Pairs) -> String {
 
 fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let dir = SocketDir::new()?;
-    let ours = match options.ours() {
-        Peer::Vringd => "vringd",
-        Peer::Dpdk => "net_vhost, first",
-    };
     let mut rows = Vec::new();
     let mut complete = true;
     for path in &options.paths {
@@ -317,7 +345,8 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
         let seen = by_distance.iter().filter(|c| !c.runs.is_empty());
         rows.extend(seen.map(|class| row(path, options.size, class)));
     }
-    println!("| path | bytes | {ours}, Mpps | net_vhost, Mpps | ratio (range) | pairs | probe |");
+    let [ours, theirs] = [options.ours(), options.theirs()].map(|peer| options.name(peer));
+    println!("| path | bytes | {ours}, Mpps | {theirs}, Mpps | ratio (range) | pairs | probe |");
     println!("|---|---|---|---|---|---|---|");
     rows.iter().for_each(|row| println!("{row}"));
     Ok(complete)

@@ -9,6 +9,7 @@ use crate::host::sink::SinkPort;
 use crate::host::tap::TapQueue;
 use crate::ring::RingFault;
 
+use super::batch::Batch;
 use super::endpoint::{Endpoint, GuestSource};
 use super::worker::Slots;
 
@@ -43,6 +44,8 @@ pub(crate) struct Link {
     blocked: bool,
     /// Bursts in a row that moved nothing for want of room.
     stalled: u32,
+    /// How long to wait for a burst worth taking.
+    batch: Batch,
 }
 
 /// What one turn of a link did.
@@ -58,6 +61,7 @@ impl Link {
             sink,
             blocked: false,
             stalled: 0,
+            batch: Batch::new(),
         }
     }
 
@@ -72,6 +76,7 @@ impl Link {
         let turn = match (&mut self.source, &mut self.sink) {
             (End::Vring(from), End::Vring(to)) => match slots.pair(*from, *to) {
                 Some((Endpoint::Source(source), Endpoint::Sink(sink))) => {
+                    self.batch.collect(source.as_mut());
                     forward(source.as_mut(), sink.as_mut(), burst)
                 }
                 _ => return 0,
@@ -87,7 +92,10 @@ impl Link {
                 None => return 0,
             },
             (End::Vring(from), End::Sink(sink)) => match slots.source(*from) {
-                Some(source) => forward(source, sink, burst),
+                Some(source) => {
+                    self.batch.collect(source);
+                    forward(source, sink, burst)
+                }
                 None => return 0,
             },
             (End::Tap(tap), End::Vring(to)) => match slots.sink(*to) {
@@ -102,6 +110,7 @@ impl Link {
             },
             (End::Tap(_) | End::Sink(_), _) => return 0,
         };
+        self.batch.moved(turn.moved);
         self.blocked = turn.blocked;
         self.stalled = if turn.blocked && turn.moved == 0 {
             self.stalled + 1

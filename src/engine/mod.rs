@@ -9,6 +9,7 @@
 //! its ends are there. `worker` is the loop, `idle` decides when it sleeps, `mailbox` wakes it.
 #![forbid(unsafe_code)]
 
+mod batch;
 mod build;
 mod disk;
 mod endpoint;

@@ -80,6 +80,10 @@ impl<F: RingFormat> GuestSource for NetTx<F> {
         self.vring.set_kicks(true)
     }
 
+    fn backlog(&mut self, want: u16) -> u16 {
+        self.vring.vq.backlog(want)
+    }
+
     fn latch(&mut self, fault: RingFault) {
         self.vring.report(fault);
     }

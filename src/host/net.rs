@@ -52,15 +52,24 @@ impl VnetHeader {
     /// The bytes of the header.
     #[inline]
     pub fn encode(&self) -> [u8; VnetHeader::BYTES] {
+        let (low, high) = self.words();
         let mut bytes = [0; VnetHeader::BYTES];
-        bytes[0] = self.flags;
-        bytes[1] = self.gso_type;
-        bytes[2..4].copy_from_slice(&self.hdr_len.to_le_bytes());
-        bytes[4..6].copy_from_slice(&self.gso_size.to_le_bytes());
-        bytes[6..8].copy_from_slice(&self.csum_start.to_le_bytes());
-        bytes[8..10].copy_from_slice(&self.csum_offset.to_le_bytes());
-        bytes[10..12].copy_from_slice(&self.num_buffers.to_le_bytes());
+        bytes[..8].copy_from_slice(&low.to_le_bytes());
+        bytes[8..].copy_from_slice(&high.to_le_bytes());
         bytes
+    }
+
+    /// The bytes of the header as two words, to be stored little-endian. Made in registers: bytes
+    /// written one by one and read back as words would wait for every store before them.
+    #[inline]
+    pub fn words(&self) -> (u64, u32) {
+        let low = u64::from(self.flags)
+            | u64::from(self.gso_type) << 8
+            | u64::from(self.hdr_len) << 16
+            | u64::from(self.gso_size) << 32
+            | u64::from(self.csum_start) << 48;
+        let high = u32::from(self.csum_offset) | u32::from(self.num_buffers) << 16;
+        (low, high)
     }
 }
 

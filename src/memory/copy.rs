@@ -113,6 +113,37 @@ fn between_many(
     done
 }
 
+/// Writes two little-endian words, twelve bytes, at the start of `to` unless they stand there
+/// already: a line that is not written stays in the cache of whoever reads it.
+#[inline]
+pub fn write_if_different(to: &[Segment], low: u64, high: u32) {
+    if let [first, ..] = to
+        && first.len() >= 12
+    {
+        let low_at = first.base().cast::<u64>();
+        let high_at = first.base().wrapping_add(8).cast::<u32>();
+        // SAFETY: the segment has 12 bytes in a mapping that the caller's `GuestRam` holds. The
+        // guest may change them meanwhile, so they are read by value, once.
+        let there = unsafe { (low_at.read_unaligned(), high_at.read_unaligned()) };
+        if there != (low.to_le(), high.to_le()) {
+            // SAFETY: as above.
+            unsafe {
+                low_at.write_unaligned(low.to_le());
+                high_at.write_unaligned(high.to_le());
+            }
+        }
+        return;
+    }
+    let mut bytes = [0; 12];
+    bytes[..8].copy_from_slice(&low.to_le_bytes());
+    bytes[8..].copy_from_slice(&high.to_le_bytes());
+    let mut there = [0; 12];
+    read(to, 0, &mut there);
+    if there != bytes {
+        write(to, 0, &bytes);
+    }
+}
+
 /// Asks the CPU to fetch the first line of `segment` for reading.
 #[inline]
 pub fn prefetch_read(segment: &Segment) {

@@ -289,6 +289,24 @@ impl GuestRam {
         self.translate_spanning(addr, len, access, out)
     }
 
+    /// Translates a guest buffer that lies in one region and has a byte at least.
+    #[inline]
+    pub fn segment(&self, addr: u64, len: u32) -> Option<Segment> {
+        let region = self.region_of(addr)?;
+        let (offset, len) = (addr - region.gpa, u64::from(len));
+        if len == 0 || len > region.len - offset {
+            return None;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "offsets of a mapping fit usize"
+        )]
+        Some(Segment::new(
+            region.hva.wrapping_add(offset as usize),
+            len as usize,
+        ))
+    }
+
     #[cold]
     fn translate_spanning(
         &self,

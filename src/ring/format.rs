@@ -180,6 +180,10 @@ pub trait RingFormat: sealed::Sealed + core::fmt::Debug + Send + Sized + 'static
     /// answer 0 or 1.
     fn available(&mut self) -> Result<u16, RingFault>;
 
+    /// Chains that are available for sure, without looking for more than `want` of them: a guide
+    /// for whoever wants to wait until a burst is worth taking, not a promise that a chain is good.
+    fn backlog(&mut self, want: u16) -> u16;
+
     /// The descriptor after `desc` in the main ring, with its slot.
     ///
     /// # Errors

@@ -18,6 +18,9 @@ use super::{ChainId, RingFault};
 const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
 const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
 
+/// Descriptors that [`Packed::backlog`] goes on by: as many as drivers like to add at a time.
+const BACKLOG_STEP: u16 = 32;
+
 /// The first used element of a burst, held back until the burst is published.
 #[derive(Debug, Clone, Copy)]
 struct Held {
@@ -40,6 +43,8 @@ pub struct Packed {
     /// Used descriptors written or held since then (a full lap leaves the cursors equal).
     unsignalled: bool,
     held: Option<Held>,
+    /// Descriptors from `next_avail` on of which it is known that they are available.
+    known: u16,
 }
 
 impl Packed {
@@ -50,10 +55,18 @@ impl Packed {
     }
 
     #[inline]
-    fn is_available(&self, word: u64) -> bool {
+    fn is_available(word: u64, wrap: bool) -> bool {
         let flags = (word >> 48) as u16;
         let (avail, used) = (flags & AVAIL != 0, flags & USED != 0);
-        avail == self.next_avail.wrap && used != self.next_avail.wrap
+        avail == wrap && used != wrap
+    }
+
+    /// Whether the descriptor `slots` after the next one says that it is available.
+    #[inline]
+    fn is_available_ahead(&self, slots: u16) -> bool {
+        let mut at = self.next_avail;
+        at.advance(slots, self.size);
+        Packed::is_available(self.areas.desc.load64(Packed::word_at(at.slot)), at.wrap)
     }
 
     #[inline]
@@ -63,7 +76,7 @@ impl Packed {
         // (VIRTIO 1.3 §2.8.6). Without it the address, or the rest of the chain, could be read from
         // before it was written.
         let word = self.areas.desc.load64_acquire(Packed::word_at(slot));
-        if !self.is_available(word) {
+        if !Packed::is_available(word, self.next_avail.wrap) {
             return None;
         }
         let addr = self.areas.desc.load64(usize::from(slot) * 16);
@@ -119,6 +132,7 @@ impl RingFormat for Packed {
             signalled: next_used,
             unsignalled: false,
             held: None,
+            known: 0,
         })
     }
 
@@ -130,6 +144,24 @@ impl RingFormat for Packed {
     #[inline]
     fn available(&mut self) -> Result<u16, RingFault> {
         Ok(u16::from(self.load_head().is_some()))
+    }
+
+    #[inline]
+    fn backlog(&mut self, want: u16) -> u16 {
+        let want = want.min(self.size);
+        while self.known < want {
+            // The last descriptor of a step, not the first one that is missing: that one's line is
+            // being filled by the driver, and taking it away slows the driver down.
+            let step = (want - self.known).min(BACKLOG_STEP);
+            if !self.is_available_ahead(self.known + step - 1) {
+                break;
+            }
+            self.known += step;
+        }
+        if self.known == 0 && self.is_available_ahead(0) {
+            self.known = 1;
+        }
+        self.known
     }
 
     #[inline]
@@ -167,6 +199,7 @@ impl RingFormat for Packed {
     #[inline]
     fn take(&mut self, _head: u16, slots: u16, last: &Desc) -> ChainId {
         self.next_avail.advance(slots, self.size);
+        self.known = self.known.saturating_sub(slots);
         // The buffer id stands in the last descriptor of the chain (VIRTIO 1.3 §2.8.6).
         ChainId::new(last.id, slots)
     }
@@ -174,6 +207,7 @@ impl RingFormat for Packed {
     #[inline]
     fn untake(&mut self, chain: &ChainId) {
         self.next_avail.retreat(chain.slots(), self.size);
+        self.known = 0;
     }
 
     #[inline]

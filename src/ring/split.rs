@@ -13,6 +13,9 @@ const RING: usize = 4;
 const IDX: usize = 2;
 const FLAGS: usize = 0;
 
+/// How many chains ahead of the walk descriptors are fetched.
+const PREFETCH_CHAINS: u16 = 32;
+
 /// The bindings' constants have the width of C's int; the fields have 16 bits.
 #[expect(clippy::cast_possible_truncation, reason = "both flags are 1")]
 mod flag {
@@ -52,6 +55,16 @@ impl Split {
         Split::decode([self.areas.desc.load64(at), self.areas.desc.load64(at + 8)])
     }
 
+    /// Asks the CPU for the descriptor that will be popped [`PREFETCH_CHAINS`] from now.
+    #[inline]
+    fn prefetch_ahead(&self) {
+        if self.seen_avail.wrapping_sub(self.next_avail) > PREFETCH_CHAINS {
+            let ahead = self.next_avail.wrapping_add(PREFETCH_CHAINS);
+            let slot = self.areas.driver.load16(RING + 2 * self.mask(ahead));
+            self.areas.desc.prefetch(16 * usize::from(slot));
+        }
+    }
+
     /// Byte offset of `avail_event` (after the used ring) and of `used_event` (after the available
     /// ring), VIRTIO 1.3 §2.7.6, §2.7.8.
     fn avail_event_at(&self) -> usize {
@@ -62,17 +75,29 @@ impl Split {
         RING + 2 * usize::from(self.size)
     }
 
+    /// Writes a word of a used element unless it stands there already, from a lap before: drivers
+    /// use their descriptors in the same order again and again, and a line that is not written
+    /// stays in the driver's cache.
+    #[inline]
+    fn store_if_different(&self, at: usize, value: u32) {
+        if self.areas.device.load32(at) != value {
+            self.areas.device.store32(at, value);
+        }
+    }
+
     /// Reads the driver's index and what it covers.
     #[inline]
     fn refresh(&mut self) -> Result<u16, RingFault> {
         // Acquire: pairs with the driver's write barrier between filling ring entries and
         // descriptors and storing `avail.idx` (VIRTIO 1.3 §2.7.13.3). Without it we could read an
         // entry from before it was filled.
-        self.seen_avail = self.areas.driver.load16_acquire(IDX);
-        let ahead = self.seen_avail.wrapping_sub(self.next_avail);
+        let avail = self.areas.driver.load16_acquire(IDX);
+        let ahead = avail.wrapping_sub(self.next_avail);
         if ahead > self.size {
+            // Not remembered: whoever looks next finds it again, and the pop reports it.
             return Err(RingFault::AvailIndexJump);
         }
+        self.seen_avail = avail;
         Ok(ahead)
     }
 }
@@ -125,6 +150,7 @@ impl RingFormat for Split {
         if self.next_avail == self.seen_avail && self.refresh()? == 0 {
             return Ok(None);
         }
+        self.prefetch_ahead();
         let slot = self
             .areas
             .driver
@@ -141,6 +167,16 @@ impl RingFormat for Split {
     #[inline]
     fn available(&mut self) -> Result<u16, RingFault> {
         self.refresh()
+    }
+
+    #[inline]
+    fn backlog(&mut self, want: u16) -> u16 {
+        let known = self.seen_avail.wrapping_sub(self.next_avail);
+        if known >= want {
+            return known;
+        }
+        // An impossible index ends any wait: the next pop reports it.
+        self.refresh().unwrap_or(want)
     }
 
     #[inline]
@@ -196,8 +232,8 @@ impl RingFormat for Split {
     fn put_used(&mut self, chain: &ChainId, written: u32) {
         // Entries from `published` on are ours until `idx` moves.
         let at = RING + 8 * self.mask(self.next_used);
-        self.areas.device.store32(at, u32::from(chain.id()));
-        self.areas.device.store32(at + 4, written);
+        self.store_if_different(at, u32::from(chain.id()));
+        self.store_if_different(at + 4, written);
         self.next_used = self.next_used.wrapping_add(1);
     }
 

@@ -176,6 +176,16 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
             .inspect_err(|&fault| self.fault = Some(fault))
     }
 
+    /// Chains that are available for sure, without looking for more than `want` of them. A broken
+    /// ring has none.
+    #[inline]
+    pub fn backlog(&mut self, want: u16) -> u16 {
+        match self.fault {
+            None => self.format.backlog(want),
+            Some(_) => 0,
+        }
+    }
+
     /// The rule that the driver broke, once it did.
     pub fn fault(&self) -> Option<RingFault> {
         self.fault
@@ -289,6 +299,40 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
         }
     }
 
+    /// Takes a chain of one descriptor, the most frequent of all, whose segment is the one at
+    /// `first`: nothing of it goes through memory.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "bounded by SEGMENTS_MAX")]
+    fn take_single(&mut self, head: Head, first: usize) -> Chain {
+        let writable = head.desc.has(Desc::WRITE);
+        let (readable_bytes, writable_bytes) = if writable {
+            (0, head.desc.len)
+        } else {
+            (head.desc.len, 0)
+        };
+        let mut chain = Chain {
+            id: self.format.take(head.slot, 1, &head.desc),
+            first: first as u32,
+            readable: u32::from(!writable),
+            writable: u32::from(writable),
+            readable_bytes,
+            writable_bytes,
+        };
+        self.in_flight += 1;
+        let entry = self.journal.took(&chain);
+        chain.id = chain.id.with_entry(entry);
+        chain
+    }
+
+    #[inline(never)]
+    fn pop_any(&mut self, head: Head, segments: &mut Segments) -> Result<Popped, RingFault> {
+        let len = segments.len();
+        match self.walk(head, segments) {
+            Ok(chain) => Ok(Popped::Chain(chain)),
+            Err(stop) => self.stop(&stop, segments, len),
+        }
+    }
+
     #[cold]
     fn stop(
         &mut self,
@@ -308,7 +352,7 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
 }
 
 impl<F: RingFormat, J: Journal> ChainQueue for Virtqueue<F, J> {
-    #[inline]
+    #[inline(always)]
     fn pop(&mut self, segments: &mut Segments) -> Result<Popped, RingFault> {
         if let Some(fault) = self.fault {
             return Err(fault);
@@ -319,10 +363,14 @@ impl<F: RingFormat, J: Journal> ChainQueue for Virtqueue<F, J> {
             Ok(None) => return Ok(Popped::Empty),
             Err(fault) => return self.stop(&Stop::Fault(fault), segments, len),
         };
-        match self.walk(head, segments) {
-            Ok(chain) => Ok(Popped::Chain(chain)),
-            Err(stop) => self.stop(&stop, segments, len),
+        if !head.desc.has(Desc::NEXT | Desc::INDIRECT)
+            && self.in_flight < u32::from(self.size)
+            && let Some(segment) = self.ram.segment(head.desc.addr, head.desc.len)
+            && segments.push(segment)
+        {
+            return Ok(Popped::Chain(self.take_single(head, len)));
         }
+        self.pop_any(head, segments)
     }
 
     #[inline]

@@ -69,15 +69,12 @@ fn leave_readable_out(chain: &Chain, segments: &mut Segments) {
     segments.truncate(end - chain.readable as usize);
 }
 
-/// Writes `bytes`, a header, at the start of `to` unless it is there already: most headers are
+/// Writes `header` at the start of `to` unless it is there already: most headers are
 /// alike, and a line that is not written stays in the driver's cache.
 #[inline]
-pub(super) fn write_header(to: &[Segment], bytes: &[u8; VnetHeader::BYTES]) {
-    let mut there = [0; VnetHeader::BYTES];
-    copy::read(to, 0, &mut there);
-    if there != *bytes {
-        copy::write(to, 0, bytes);
-    }
+pub(super) fn write_header(to: &[Segment], header: &VnetHeader) {
+    let (low, high) = header.words();
+    copy::write_if_different(to, low, high);
 }
 
 /// The chains that one frame takes.
@@ -231,7 +228,10 @@ impl RxHandler {
                 if let Some(source) = burst.payload(&burst.frames[ahead.frame]).first() {
                     copy::prefetch_read(source);
                 }
-                copy::prefetch_write(&segments[ahead.first]);
+                // The header's line is only read as a rule: asking for it to be written would take
+                // it from the driver, who reads it.
+                copy::prefetch_read(&segments[ahead.first]);
+                copy::prefetch_write(&segments[ahead.first].skip(HEADER));
             }
             let frame = &burst.frames[take.frame];
             let to = &segments[take.first..take.first + take.segments];
@@ -242,8 +242,7 @@ impl RxHandler {
                 &VnetHeader {
                     num_buffers,
                     ..frame.header
-                }
-                .encode(),
+                },
             );
             copy::between(burst.payload(frame), 0, to, HEADER, frame.bytes as usize);
         }

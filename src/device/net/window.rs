@@ -280,7 +280,7 @@ impl RxWindow {
         if !header::deliverable(&header, self.features) {
             return false;
         }
-        write_header(self.segments.as_slice(), &header.encode());
+        write_header(self.segments.as_slice(), &header);
         true
     }
 }

@@ -1,0 +1,243 @@
+//! `Batch`: how long a link waits for more frames before it takes a burst.
+//!
+//! Every burst makes a handful of cache lines change hands (both indices, the lines that both sides
+//! have just written), whatever its size. While frames keep coming, a burst of 256 therefore costs
+//! both sides less per frame than eight of 32. How many frames can come at all depends on how many
+//! the driver keeps in flight, which nobody tells us, so the target is found by trying: a step up
+//! is kept when it moves more frames, a step down when it loses none. A link with few frames in
+//! flight never waits.
+
+use std::time::{Duration, Instant};
+
+use super::endpoint::GuestSource;
+
+/// What a burst may wait for, in frames.
+const LADDER: [u16; 5] = [1, 32, 64, 128, 256];
+
+/// Bursts smaller than this say that the driver waits for us: nothing is gained by waiting for it.
+const WORTH_WAITING: usize = 16;
+
+/// A wait ends when the ring has not grown for this long.
+const QUIET: Duration = Duration::from_nanos(1500);
+
+/// A wait ends after this long in any case.
+const WAIT_MAX: Duration = Duration::from_micros(15);
+
+/// How long a step is measured before it is compared.
+const WINDOW: Duration = Duration::from_millis(2);
+
+/// Windows without a trial after one that failed; doubled with each failure in a row.
+const REST_MIN: u32 = 3;
+/// The longest rest between two trials.
+const REST_MAX: u32 = 192;
+
+/// A step up must move this share more; a step down may lose that share.
+const GAIN: f64 = 1.03;
+const LOSS: f64 = 0.99;
+
+/// What the running window is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trial {
+    /// Measures the step that is kept.
+    Base,
+    /// Measures one step up.
+    Up,
+    /// Measures one step down.
+    Down,
+}
+
+/// The self-tuning target of one link.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    step: usize,
+    trial: Trial,
+    /// The next trial goes up (or down).
+    upwards: bool,
+    /// Frames per second of the step that is kept.
+    rate: f64,
+    /// Windows until the next trial.
+    rest: u32,
+    /// How long to rest after the next trial that fails.
+    next_rest: u32,
+    /// Frames of the last burst.
+    last: usize,
+    since: Option<Instant>,
+    frames: u64,
+}
+
+impl Batch {
+    pub(crate) fn new() -> Batch {
+        Batch {
+            step: 0,
+            trial: Trial::Base,
+            upwards: true,
+            rate: 0.0,
+            rest: 0,
+            next_rest: REST_MIN,
+            last: 0,
+            since: None,
+            frames: 0,
+        }
+    }
+
+    /// Waits while `source` fills, if that has proved worth it.
+    #[inline]
+    pub(crate) fn collect(&self, source: &mut (dyn GuestSource + 'static)) {
+        let want = LADDER[self.step];
+        if self.last >= WORTH_WAITING && want > 1 {
+            wait(source, want);
+        }
+    }
+
+    /// A burst of `frames` frames moved.
+    #[inline]
+    pub(crate) fn moved(&mut self, frames: usize) {
+        if frames == 0 {
+            return;
+        }
+        self.last = frames;
+        self.frames += frames as u64;
+        if frames >= WORTH_WAITING {
+            self.look();
+        } else {
+            // Too little for a rate: small bursts must not pay for a look at the clock.
+            self.since = None;
+            self.frames = 0;
+        }
+    }
+
+    fn look(&mut self) {
+        let now = Instant::now();
+        let Some(since) = self.since else {
+            self.since = Some(now);
+            self.frames = 0;
+            return;
+        };
+        let elapsed = now - since;
+        if elapsed < WINDOW {
+            return;
+        }
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "frames of 2 ms are far below 2^52"
+        )]
+        let rate = self.frames as f64 / elapsed.as_secs_f64();
+        self.since = Some(now);
+        self.frames = 0;
+        self.judge(rate);
+    }
+
+    /// The window of the running trial is over: `rate` frames per second.
+    fn judge(&mut self, rate: f64) {
+        match self.trial {
+            Trial::Base => self.rate = rate,
+            Trial::Up if rate > self.rate * GAIN => self.keep(rate),
+            Trial::Down if rate >= self.rate * LOSS => self.keep(rate),
+            Trial::Up => self.undo(self.step - 1),
+            Trial::Down => self.undo(self.step + 1),
+        }
+        self.trial = Trial::Base;
+        if self.rest > 0 {
+            self.rest -= 1;
+            return;
+        }
+        if self.upwards && self.step + 1 < LADDER.len() {
+            (self.trial, self.step) = (Trial::Up, self.step + 1);
+        } else if !self.upwards && self.step > 0 {
+            (self.trial, self.step) = (Trial::Down, self.step - 1);
+        } else {
+            self.upwards = !self.upwards;
+        }
+    }
+
+    fn keep(&mut self, rate: f64) {
+        self.rate = rate;
+        self.next_rest = REST_MIN;
+    }
+
+    fn undo(&mut self, step: usize) {
+        self.step = step;
+        self.upwards = !self.upwards;
+        self.rest = self.next_rest;
+        self.next_rest = (self.next_rest * 2).min(REST_MAX);
+    }
+}
+
+/// Until `want` frames are there, or no more come.
+fn wait(source: &mut (dyn GuestSource + 'static), want: u16) {
+    let mut have = source.backlog(want);
+    // None at all: the turn must go on to others.
+    if have >= want || have == 0 {
+        return;
+    }
+    let start = Instant::now();
+    let mut grew = start;
+    loop {
+        core::hint::spin_loop();
+        let now_have = source.backlog(want);
+        if now_have >= want {
+            return;
+        }
+        let now = Instant::now();
+        if now_have > have {
+            (have, grew) = (now_have, now);
+        } else if now - grew > QUIET {
+            return;
+        }
+        if now - start > WAIT_MAX {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs windows with rates as `rate_of` the step says; returns the step that is kept at the
+    /// end.
+    fn settle(batch: &mut Batch, windows: usize, rate_of: impl Fn(usize) -> f64) -> usize {
+        for _ in 0..windows {
+            batch.judge(rate_of(batch.step));
+        }
+        while batch.trial != Trial::Base {
+            batch.judge(rate_of(batch.step));
+        }
+        batch.step
+    }
+
+    #[test]
+    fn it_climbs_while_a_step_pays_and_comes_down_when_none_does() {
+        let mut batch = Batch::new();
+        #[expect(clippy::cast_precision_loss, reason = "steps are 0 to 4")]
+        let rising = |step: usize| 10.0 + step as f64;
+        assert_eq!(settle(&mut batch, 20, rising), 4);
+        // Fewer frames in flight than the higher steps wait for.
+        let falling = |step: usize| if step > 1 { 6.0 } else { 12.0 };
+        assert!(settle(&mut batch, 1000, falling) <= 1);
+        // A step that makes no difference is not worth the latency.
+        assert_eq!(settle(&mut batch, 1000, |_| 12.0), 0);
+    }
+
+    #[test]
+    fn failed_trials_become_rare() {
+        let mut batch = Batch::new();
+        let only_base = |step: usize| if step == 0 { 10.0 } else { 5.0 };
+        let mut lost = 0;
+        for _ in 0..4000 {
+            lost += u32::from(batch.step > 0);
+            batch.judge(only_base(batch.step));
+        }
+        assert!(lost < 60, "{lost} of 4000 windows went to failed trials");
+    }
+
+    #[test]
+    fn small_bursts_are_neither_timed_nor_waited_for() {
+        let mut batch = Batch::new();
+        for _ in 0..100_000 {
+            batch.moved(WORTH_WAITING - 1);
+        }
+        assert!(batch.since.is_none());
+        assert!(batch.last < WORTH_WAITING);
+    }
+}
