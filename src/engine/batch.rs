@@ -17,11 +17,16 @@ const LADDER: [u16; 5] = [1, 32, 64, 128, 256];
 /// Bursts smaller than this say that the driver waits for us: nothing is gained by waiting for it.
 const WORTH_WAITING: usize = 16;
 
-/// A wait ends when the ring has not grown for this long.
-const QUIET: Duration = Duration::from_nanos(1500);
+/// A wait ends when the ring has not grown for as long as the driver took, of late, for two of its
+/// own bursts: between these bounds.
+const QUIET_MIN: Duration = Duration::from_nanos(1500);
+const QUIET_MAX: Duration = Duration::from_micros(6);
+
+/// Frames that drivers like to add at a time.
+const DRIVER_BURST: f64 = 32.0;
 
 /// A wait ends after this long in any case.
-const WAIT_MAX: Duration = Duration::from_micros(15);
+const WAIT_MAX: Duration = Duration::from_micros(40);
 
 /// How long a step is measured before it is compared.
 const WINDOW: Duration = Duration::from_millis(2);
@@ -59,6 +64,8 @@ pub(crate) struct Batch {
     rest: u32,
     /// How long to rest after the next trial that fails.
     next_rest: u32,
+    /// How long a ring that does not grow is waited for.
+    quiet: Duration,
     /// Frames of the last burst.
     last: usize,
     since: Option<Instant>,
@@ -74,6 +81,7 @@ impl Batch {
             rate: 0.0,
             rest: 0,
             next_rest: REST_MIN,
+            quiet: QUIET_MIN,
             last: 0,
             since: None,
             frames: 0,
@@ -83,9 +91,9 @@ impl Batch {
     /// Waits while `source` fills, if that has proved worth it.
     #[inline]
     pub(crate) fn collect(&self, source: &mut (dyn GuestSource + 'static)) {
-        let want = LADDER[self.step];
+        let want = LADDER[4];
         if self.last >= WORTH_WAITING && want > 1 {
-            wait(source, want);
+            wait(source, want, self.quiet);
         }
     }
 
@@ -124,6 +132,7 @@ impl Batch {
         let rate = self.frames as f64 / elapsed.as_secs_f64();
         self.since = Some(now);
         self.frames = 0;
+        self.quiet = Duration::from_secs_f64(2.0 * DRIVER_BURST / rate).clamp(QUIET_MIN, QUIET_MAX);
         self.judge(rate);
     }
 
@@ -164,7 +173,7 @@ impl Batch {
 }
 
 /// Until `want` frames are there, or no more come.
-fn wait(source: &mut (dyn GuestSource + 'static), want: u16) {
+fn wait(source: &mut (dyn GuestSource + 'static), want: u16, quiet: Duration) {
     let mut have = source.backlog(want);
     // None at all: the turn must go on to others.
     if have >= want || have == 0 {
@@ -181,7 +190,7 @@ fn wait(source: &mut (dyn GuestSource + 'static), want: u16) {
         let now = Instant::now();
         if now_have > have {
             (have, grew) = (now_have, now);
-        } else if now - grew > QUIET {
+        } else if now - grew > quiet {
             return;
         }
         if now - start > WAIT_MAX {

@@ -63,6 +63,21 @@ mod body {
         }
     }
 
+    impl Area {
+        /// Asks the CPU to fetch the line at `offset` in order to write it.
+        #[inline]
+        pub fn prefetch_write(&self, offset: usize) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a prefetch of any address has no architectural effect.
+            unsafe {
+                use core::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_ET0>(self.base.wrapping_add(offset).cast());
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = offset;
+        }
+    }
+
     macro_rules! access {
         ($cell:ident, $word:ty, $atomic:ty, $load:ident, $load_acquire:ident, $store:ident,
          $store_release:ident) => {

@@ -96,8 +96,27 @@ pub enum Popped {
     Wait,
 }
 
+/// A chain of one descriptor in one region: its only segment was appended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Single {
+    /// To be given back by `put_used` or `unpop`.
+    pub id: ChainId,
+    /// Bytes in its segment, at least one.
+    pub bytes: u32,
+    /// Whether the segment is device-writable.
+    pub writable: bool,
+}
+
 /// What a device sees of a virtqueue.
 pub trait ChainQueue {
+    /// Takes the next available chain if it is the simplest there is, and appends its segment.
+    /// `None` says nothing: `pop` tells why, or takes it.
+    ///
+    /// This is most of all chains of a network queue. It is apart from `pop` so that what it
+    /// returns stays in registers: a result that is put together in memory and copied from there
+    /// waits for all stores before it, payload on its way to the other core among them.
+    fn pop_single(&mut self, segments: &mut Segments) -> Option<Single>;
+
     /// Takes the next available chain and appends its segments, readable ones first.
     ///
     /// # Errors

@@ -4,12 +4,12 @@
 //! `took` before the device acts on a chain, `staged` when its used element is written, then
 //! `commit_begin`, the ring's one publishing store, `commit_end`. [`NoJournal`] keeps nothing.
 
-use super::Chain;
+use super::ChainId;
 
 /// A record of chains in flight that survives the process.
 pub trait Journal: Send {
-    /// `chain` was popped. Returns its entry, which comes back in `staged`.
-    fn took(&mut self, chain: &Chain) -> u16;
+    /// The chain `id` was popped. Returns its entry, which comes back in `staged`.
+    fn took(&mut self, id: &ChainId) -> u16;
     /// The chain of `entry` was given back unused.
     fn gave_back(&mut self, entry: u16);
     /// The used element of the chain of `entry` is written, but not visible yet.
@@ -26,7 +26,7 @@ pub struct NoJournal;
 
 impl Journal for NoJournal {
     #[inline]
-    fn took(&mut self, _chain: &Chain) -> u16 {
+    fn took(&mut self, _id: &ChainId) -> u16 {
         0
     }
     #[inline]

@@ -32,7 +32,7 @@ mod loom_tests;
 #[cfg(not(loom))]
 mod tests;
 
-pub use chain::{Chain, ChainId, ChainQueue, Popped};
+pub use chain::{Chain, ChainId, ChainQueue, Popped, Single};
 pub use fault::RingFault;
 pub use format::{Areas, Desc, Head, RingConfig, RingFormat, VringBase};
 pub use journal::{Journal, NoJournal};

@@ -136,7 +136,7 @@ impl RingFormat for Packed {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn peek(&mut self) -> Result<Option<Head>, RingFault> {
         Ok(self.load_head())
     }

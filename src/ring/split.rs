@@ -97,7 +97,14 @@ impl Split {
             // Not remembered: whoever looks next finds it again, and the pop reports it.
             return Err(RingFault::AvailIndexJump);
         }
+        let fresh = avail.wrapping_sub(self.seen_avail).min(256);
         self.seen_avail = avail;
+        let mut back = 1;
+        while back <= fresh {
+            let slot = self.areas.driver.load16(RING + 2 * self.mask(avail.wrapping_sub(back)));
+            self.areas.desc.prefetch(16 * usize::from(slot));
+            back += 4;
+        }
         Ok(ahead)
     }
 }
@@ -145,12 +152,11 @@ impl RingFormat for Split {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn peek(&mut self) -> Result<Option<Head>, RingFault> {
         if self.next_avail == self.seen_avail && self.refresh()? == 0 {
             return Ok(None);
         }
-        self.prefetch_ahead();
         let slot = self
             .areas
             .driver

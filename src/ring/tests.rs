@@ -535,9 +535,9 @@ fn journal<D: Driver>(size: u16) {
 
     struct Recorder(Sender<String>, u16);
     impl Journal for Recorder {
-        fn took(&mut self, chain: &Chain) -> u16 {
+        fn took(&mut self, id: &ChainId) -> u16 {
             self.1 += 1;
-            self.0.send(format!("took {}", chain.id.id())).unwrap();
+            self.0.send(format!("took {}", id.id())).unwrap();
             self.1
         }
         fn gave_back(&mut self, entry: u16) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::memory::{Access, DirtyLog, GuestRam, Segment, Segments, Translate};
 
 use super::RingFault;
-use super::chain::{Chain, ChainId, ChainQueue, Popped};
+use super::chain::{Chain, ChainId, ChainQueue, Popped, Single};
 use super::format::{Areas, Desc, Head, RingConfig, RingFormat, VringBase};
 use super::journal::{Journal, NoJournal};
 
@@ -253,7 +253,7 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
         }
         let mut chain = walk.finish(self.format.take(head.slot, slots, &at.desc));
         self.in_flight += taken;
-        let entry = self.journal.took(&chain);
+        let entry = self.journal.took(&chain.id);
         chain.id = chain.id.with_entry(entry);
         Ok(chain)
     }
@@ -299,40 +299,6 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
         }
     }
 
-    /// Takes a chain of one descriptor, the most frequent of all, whose segment is the one at
-    /// `first`: nothing of it goes through memory.
-    #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "bounded by SEGMENTS_MAX")]
-    fn take_single(&mut self, head: Head, first: usize) -> Chain {
-        let writable = head.desc.has(Desc::WRITE);
-        let (readable_bytes, writable_bytes) = if writable {
-            (0, head.desc.len)
-        } else {
-            (head.desc.len, 0)
-        };
-        let mut chain = Chain {
-            id: self.format.take(head.slot, 1, &head.desc),
-            first: first as u32,
-            readable: u32::from(!writable),
-            writable: u32::from(writable),
-            readable_bytes,
-            writable_bytes,
-        };
-        self.in_flight += 1;
-        let entry = self.journal.took(&chain);
-        chain.id = chain.id.with_entry(entry);
-        chain
-    }
-
-    #[inline(never)]
-    fn pop_any(&mut self, head: Head, segments: &mut Segments) -> Result<Popped, RingFault> {
-        let len = segments.len();
-        match self.walk(head, segments) {
-            Ok(chain) => Ok(Popped::Chain(chain)),
-            Err(stop) => self.stop(&stop, segments, len),
-        }
-    }
-
     #[cold]
     fn stop(
         &mut self,
@@ -353,6 +319,28 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
 
 impl<F: RingFormat, J: Journal> ChainQueue for Virtqueue<F, J> {
     #[inline(always)]
+    fn pop_single(&mut self, segments: &mut Segments) -> Option<Single> {
+        if self.fault.is_some() || self.in_flight >= u32::from(self.size) {
+            return None;
+        }
+        let head = self.format.peek().ok()??;
+        if head.desc.has(Desc::NEXT | Desc::INDIRECT) {
+            return None;
+        }
+        let segment = self.ram.segment(head.desc.addr, head.desc.len)?;
+        if !segments.push(segment) {
+            return None;
+        }
+        let id = self.format.take(head.slot, 1, &head.desc);
+        self.in_flight += 1;
+        let entry = self.journal.took(&id);
+        Some(Single {
+            id: id.with_entry(entry),
+            bytes: head.desc.len,
+            writable: head.desc.has(Desc::WRITE),
+        })
+    }
+
     fn pop(&mut self, segments: &mut Segments) -> Result<Popped, RingFault> {
         if let Some(fault) = self.fault {
             return Err(fault);
@@ -363,14 +351,10 @@ impl<F: RingFormat, J: Journal> ChainQueue for Virtqueue<F, J> {
             Ok(None) => return Ok(Popped::Empty),
             Err(fault) => return self.stop(&Stop::Fault(fault), segments, len),
         };
-        if !head.desc.has(Desc::NEXT | Desc::INDIRECT)
-            && self.in_flight < u32::from(self.size)
-            && let Some(segment) = self.ram.segment(head.desc.addr, head.desc.len)
-            && segments.push(segment)
-        {
-            return Ok(Popped::Chain(self.take_single(head, len)));
+        match self.walk(head, segments) {
+            Ok(chain) => Ok(Popped::Chain(chain)),
+            Err(stop) => self.stop(&stop, segments, len),
         }
-        self.pop_any(head, segments)
     }
 
     #[inline]

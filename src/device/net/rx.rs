@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::host::net::{BURST_FRAMES_MAX, DropReason, FrameBurst, Verdict, VnetHeader};
 use crate::memory::{SEGMENTS_MAX, Segment, Segments, copy};
-use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault};
+use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault, Single};
 
 use super::counters::{QueueCounters, Tally};
 use super::{feature, header};
@@ -38,7 +38,6 @@ pub(super) enum PoppedRx {
 /// Pops a chain and appends its writable segments to `segments`, so that the segments of chains
 /// popped one after the other are contiguous. Readable ones, which have no meaning on this queue,
 /// are left out.
-#[inline]
 pub(super) fn pop<Q: ChainQueue>(
     vq: &mut Q,
     segments: &mut Segments,
@@ -209,6 +208,10 @@ impl RxHandler {
                 }
                 continue;
             }
+            if let Some(single) = vq.pop_single(&mut self.segments) {
+                self.push_single(single);
+                continue;
+            }
             match pop(vq, &mut self.segments)? {
                 PoppedRx::Chain(chain) => self.chains.push(chain),
                 // Frames before this one give descriptors back; alone, it has them all already.
@@ -218,6 +221,25 @@ impl RxHandler {
                 PoppedRx::Empty | PoppedRx::Wait => return Ok(Gather::NotNow),
             }
         }
+    }
+
+    #[inline(always)]
+    fn push_single(&mut self, single: Single) {
+        let chain = if single.writable {
+            RxChain {
+                id: single.id,
+                segments: 1,
+                bytes: single.bytes as usize,
+            }
+        } else {
+            self.segments.truncate(self.segments.len() - 1);
+            RxChain {
+                id: single.id,
+                segments: 0,
+                bytes: 0,
+            }
+        };
+        self.chains.push(chain);
     }
 
     /// Pass 2: headers and payloads.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::host::net::{BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, Verdict, VnetHeader};
 use crate::memory::{Segment, copy};
-use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault};
+use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault, Single};
 
 use super::counters::{QueueCounters, Tally};
 use super::{FRAME_BYTES_MAX, feature, header};
@@ -48,6 +48,15 @@ impl TxHandler {
         debug_assert!(self.held.is_empty(), "the last burst was not completed");
         burst.clear();
         while burst.frames.len() < BURST_FRAMES_MAX {
+            if let Some(single) = vq.pop_single(&mut burst.segments) {
+                let first = burst.segments.len() - 1;
+                if self.offloads {
+                    copy::prefetch_read(&burst.segments.as_slice()[first]);
+                }
+                burst.frames.push(single_frame(first, &single));
+                self.held.push(single.id);
+                continue;
+            }
             match vq.pop(&mut burst.segments) {
                 Ok(Popped::Chain(chain)) => {
                     burst.frames.push(frame(&chain));
@@ -115,26 +124,46 @@ impl TxHandler {
     }
 }
 
+/// Bytes of the header.
+#[expect(clippy::cast_possible_truncation, reason = "12")]
+const HEADER: u32 = VnetHeader::BYTES as u32;
+
 /// The frame that `chain` holds, its header still among its segments.
 #[inline]
 fn frame(chain: &Chain) -> Frame {
-    #[expect(clippy::cast_possible_truncation, reason = "12")]
-    const HEADER: u32 = VnetHeader::BYTES as u32;
     let bytes = chain.readable_bytes.saturating_sub(HEADER);
-    let verdict = if chain.writable > 0 || bytes == 0 {
+    Frame {
+        header: VnetHeader::default(),
+        first: chain.first,
+        count: chain.readable,
+        bytes,
+        verdict: verdict(chain.writable > 0, bytes),
+    }
+}
+
+/// As [`frame`], of a chain whose only segment is the one at `first`.
+#[inline]
+fn single_frame(first: usize, single: &Single) -> Frame {
+    let bytes = single.bytes.saturating_sub(HEADER);
+    #[expect(clippy::cast_possible_truncation, reason = "bounded by SEGMENTS_MAX")]
+    Frame {
+        header: VnetHeader::default(),
+        first: first as u32,
+        count: u32::from(!single.writable),
+        bytes,
+        verdict: verdict(single.writable, bytes),
+    }
+}
+
+/// What is to become of a frame of `bytes` bytes, before anybody saw it.
+#[inline]
+fn verdict(writable: bool, bytes: u32) -> Verdict {
+    if writable || bytes == 0 {
         Verdict::Dropped(DropReason::BadChain)
     } else if bytes > FRAME_BYTES_MAX {
         Verdict::Dropped(DropReason::TooBig)
     } else {
         Verdict::Retry
-    };
-    let header = VnetHeader::default();
-    Frame {
-        header,
-        first: chain.first,
-        count: chain.readable,
-        bytes,
-        verdict,
     }
 }
 

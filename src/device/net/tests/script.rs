@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::host::net::{Frame, FrameBurst, Verdict};
 use crate::memory::{Access, GuestRam, Segment, Segments, copy};
-use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault};
+use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault, Single};
 
 const RAM: u64 = 64 << 20;
 
@@ -130,6 +130,23 @@ impl Script {
 }
 
 impl ChainQueue for Script {
+    fn pop_single(&mut self, segments: &mut Segments) -> Option<Single> {
+        let chain = self.chains.get(self.cursor)?;
+        let [buf] = chain.as_slice() else { return None };
+        let (bytes, writable) = (buf.len, buf.write);
+        if bytes == 0 {
+            return None;
+        }
+        match self.pop(segments) {
+            Ok(Popped::Chain(chain)) => Some(Single {
+                id: chain.id,
+                bytes,
+                writable,
+            }),
+            other => panic!("a chain was there: {other:?}"),
+        }
+    }
+
     fn pop(&mut self, segments: &mut Segments) -> Result<Popped, RingFault> {
         let Some(chain) = self.chains.get(self.cursor) else {
             return match self.fault {
