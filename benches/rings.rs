@@ -145,7 +145,9 @@ impl BackEnd {
         let back_end = match peer {
             Peer::Vringd | Peer::Other => {
                 let other = options.against.as_ref();
-                let binary = other.filter(|_| matches!(peer, Peer::Other)).unwrap_or(&this);
+                let binary = other
+                    .filter(|_| matches!(peer, Peer::Other))
+                    .unwrap_or(&this);
                 let net = format!("name=net0,socket={},link=echo", socket.display());
                 let core = BACK_END_CORE.to_string();
                 let child = Command::new(binary)

@@ -29,35 +29,57 @@ const DRIVER_BURST: f64 = 32.0;
 const WAIT_MAX: Duration = Duration::from_micros(40);
 
 /// How long a step is measured before it is compared.
-const WINDOW: Duration = Duration::from_millis(2);
+const WINDOW: Duration = Duration::from_millis(3);
 
 /// Windows without a trial after one that failed; doubled with each failure in a row.
 const REST_MIN: u32 = 3;
 /// The longest rest between two trials.
 const REST_MAX: u32 = 192;
 
-/// A step up must move this share more; a step down may lose that share.
-const GAIN: f64 = 1.03;
+/// A higher step must move this share more; a lower one may lose that share.
+const GAIN: f64 = 1.02;
 const LOSS: f64 = 0.99;
 
-/// What the running window is for.
+/// What is tried next, in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trial {
-    /// Measures the step that is kept.
-    Base,
-    /// Measures one step up.
+    /// One step up.
     Up,
-    /// Measures one step down.
+    /// The highest step: where each step gains little, the sum of all is seen better.
+    Top,
+    /// One step down.
     Down,
+}
+
+impl Trial {
+    fn next(self) -> Trial {
+        match self {
+            Trial::Up => Trial::Top,
+            Trial::Top => Trial::Down,
+            Trial::Down => Trial::Up,
+        }
+    }
+
+    /// The step to try from `kept`, if there is one.
+    fn step(self, kept: usize) -> Option<usize> {
+        let top = LADDER.len() - 1;
+        match self {
+            Trial::Up => (kept < top).then_some(kept + 1),
+            Trial::Top => (kept + 1 < top).then_some(top),
+            Trial::Down => kept.checked_sub(1),
+        }
+    }
 }
 
 /// The self-tuning target of one link.
 #[derive(Debug)]
 pub(crate) struct Batch {
+    /// The step in use: `kept`, or the one that is being tried.
     step: usize,
+    /// The step that has proved best.
+    kept: usize,
+    /// The trial that runs or comes next.
     trial: Trial,
-    /// The next trial goes up (or down).
-    upwards: bool,
     /// Frames per second of the step that is kept.
     rate: f64,
     /// Windows until the next trial.
@@ -76,8 +98,8 @@ impl Batch {
     pub(crate) fn new() -> Batch {
         Batch {
             step: 0,
-            trial: Trial::Base,
-            upwards: true,
+            kept: 0,
+            trial: Trial::Up,
             rate: 0.0,
             rest: 0,
             next_rest: REST_MIN,
@@ -91,7 +113,7 @@ impl Batch {
     /// Waits while `source` fills, if that has proved worth it.
     #[inline]
     pub(crate) fn collect(&self, source: &mut (dyn GuestSource + 'static)) {
-        let want = LADDER[4];
+        let want = LADDER[self.step];
         if self.last >= WORTH_WAITING && want > 1 {
             wait(source, want, self.quiet);
         }
@@ -136,39 +158,29 @@ impl Batch {
         self.judge(rate);
     }
 
-    /// The window of the running trial is over: `rate` frames per second.
+    /// A window is over, in which `rate` frames per second moved.
     fn judge(&mut self, rate: f64) {
-        match self.trial {
-            Trial::Base => self.rate = rate,
-            Trial::Up if rate > self.rate * GAIN => self.keep(rate),
-            Trial::Down if rate >= self.rate * LOSS => self.keep(rate),
-            Trial::Up => self.undo(self.step - 1),
-            Trial::Down => self.undo(self.step + 1),
+        if self.step == self.kept {
+            self.rate = rate;
+        } else {
+            let enough = if self.step > self.kept { GAIN } else { LOSS };
+            if rate > self.rate * enough {
+                (self.kept, self.rate, self.next_rest) = (self.step, rate, REST_MIN);
+            } else {
+                self.trial = self.trial.next();
+                self.rest = self.next_rest;
+                self.next_rest = (self.next_rest * 2).min(REST_MAX);
+            }
+            self.step = self.kept;
         }
-        self.trial = Trial::Base;
         if self.rest > 0 {
             self.rest -= 1;
             return;
         }
-        if self.upwards && self.step + 1 < LADDER.len() {
-            (self.trial, self.step) = (Trial::Up, self.step + 1);
-        } else if !self.upwards && self.step > 0 {
-            (self.trial, self.step) = (Trial::Down, self.step - 1);
-        } else {
-            self.upwards = !self.upwards;
+        match self.trial.step(self.kept) {
+            Some(step) => self.step = step,
+            None => self.trial = self.trial.next(),
         }
-    }
-
-    fn keep(&mut self, rate: f64) {
-        self.rate = rate;
-        self.next_rest = REST_MIN;
-    }
-
-    fn undo(&mut self, step: usize) {
-        self.step = step;
-        self.upwards = !self.upwards;
-        self.rest = self.next_rest;
-        self.next_rest = (self.next_rest * 2).min(REST_MAX);
     }
 }
 
@@ -203,16 +215,12 @@ fn wait(source: &mut (dyn GuestSource + 'static), want: u16, quiet: Duration) {
 mod tests {
     use super::*;
 
-    /// Runs windows with rates as `rate_of` the step says; returns the step that is kept at the
-    /// end.
+    /// Runs windows with rates as `rate_of` says by step; returns the step that is kept then.
     fn settle(batch: &mut Batch, windows: usize, rate_of: impl Fn(usize) -> f64) -> usize {
         for _ in 0..windows {
             batch.judge(rate_of(batch.step));
         }
-        while batch.trial != Trial::Base {
-            batch.judge(rate_of(batch.step));
-        }
-        batch.step
+        batch.kept
     }
 
     #[test]

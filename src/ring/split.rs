@@ -13,8 +13,8 @@ const RING: usize = 4;
 const IDX: usize = 2;
 const FLAGS: usize = 0;
 
-/// How many chains ahead of the walk descriptors are fetched.
-const PREFETCH_CHAINS: u16 = 32;
+/// Descriptors that are fetched at a time: a burst.
+const PREFETCH_CHAINS: u16 = 256;
 
 /// The bindings' constants have the width of C's int; the fields have 16 bits.
 #[expect(clippy::cast_possible_truncation, reason = "both flags are 1")]
@@ -55,13 +55,19 @@ impl Split {
         Split::decode([self.areas.desc.load64(at), self.areas.desc.load64(at + 8)])
     }
 
-    /// Asks the CPU for the descriptor that will be popped [`PREFETCH_CHAINS`] from now.
+    /// Asks the CPU for the descriptors of the `count` chains that end at avail index `end`, the
+    /// last of each line of four first: backwards, so that what the CPU fetches on its own account
+    /// lies in lines that the driver is done with, not in those that it writes next.
     #[inline]
-    fn prefetch_ahead(&self) {
-        if self.seen_avail.wrapping_sub(self.next_avail) > PREFETCH_CHAINS {
-            let ahead = self.next_avail.wrapping_add(PREFETCH_CHAINS);
-            let slot = self.areas.driver.load16(RING + 2 * self.mask(ahead));
+    fn prefetch(&self, end: u16, count: u16) {
+        let mut back = 1;
+        while back <= count.min(PREFETCH_CHAINS) {
+            let slot = self
+                .areas
+                .driver
+                .load16(RING + 2 * self.mask(end.wrapping_sub(back)));
             self.areas.desc.prefetch(16 * usize::from(slot));
+            back += 4;
         }
     }
 
@@ -97,14 +103,9 @@ impl Split {
             // Not remembered: whoever looks next finds it again, and the pop reports it.
             return Err(RingFault::AvailIndexJump);
         }
-        let fresh = avail.wrapping_sub(self.seen_avail).min(256);
+        let fresh = avail.wrapping_sub(self.seen_avail);
         self.seen_avail = avail;
-        let mut back = 1;
-        while back <= fresh {
-            let slot = self.areas.driver.load16(RING + 2 * self.mask(avail.wrapping_sub(back)));
-            self.areas.desc.prefetch(16 * usize::from(slot));
-            back += 4;
-        }
+        self.prefetch(avail, fresh);
         Ok(ahead)
     }
 }
