@@ -1,18 +1,41 @@
-//! `Batch`: how long a link waits for more frames before it takes a burst.
+//! `Batch`: how many frames a link takes at a time, and how long it waits for them.
 //!
 //! Every burst makes a handful of cache lines change hands (both indices, the lines that both sides
 //! have just written), whatever its size. While frames keep coming, a burst of 256 therefore costs
-//! both sides less per frame than eight of 32. How many frames can come at all depends on how many
-//! the driver keeps in flight, which nobody tells us, so the target is found by trying: a step up
-//! is kept when it moves more frames, a step down when it loses none. A link with few frames in
-//! flight never waits.
+//! both sides less per frame than eight of 32. With few frames in flight it is the other way round:
+//! whoever takes them all leaves the other side without work, and small bursts keep both busy. How
+//! many frames are in flight nobody tells us, so the size is found by trying: a step up is kept
+//! when it moves more frames, a step down when it loses none.
 
 use std::time::{Duration, Instant};
 
 use super::endpoint::GuestSource;
 
-/// What a burst may wait for, in frames.
-const LADDER: [u16; 5] = [1, 32, 64, 128, 256];
+/// One size of bursts.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    /// Frames that a burst waits for.
+    wait_for: u16,
+    /// Frames that a burst takes.
+    take: usize,
+}
+
+const fn step(wait_for: u16, take: usize) -> Step {
+    Step { wait_for, take }
+}
+
+/// The sizes, from the one that suits few frames in flight to the one for many.
+const LADDER: [Step; 6] = [
+    step(1, 8),
+    step(1, 32),
+    step(1, 256),
+    step(64, 256),
+    step(128, 256),
+    step(256, 256),
+];
+
+/// Where a link begins.
+const FIRST: usize = 1;
 
 /// Bursts smaller than this say that the driver waits for us: nothing is gained by waiting for it.
 const WORTH_WAITING: usize = 16;
@@ -27,6 +50,9 @@ const DRIVER_BURST: f64 = 32.0;
 
 /// A wait ends after this long in any case.
 const WAIT_MAX: Duration = Duration::from_micros(40);
+
+/// Small bursts must not each pay for a look at the clock.
+const FRAMES_PER_LOOK: usize = 64;
 
 /// How long a step is measured before it is compared.
 const WINDOW: Duration = Duration::from_millis(3);
@@ -92,13 +118,15 @@ pub(crate) struct Batch {
     last: usize,
     since: Option<Instant>,
     frames: u64,
+    /// Frames since the last look at the clock.
+    unlooked: usize,
 }
 
 impl Batch {
     pub(crate) fn new() -> Batch {
         Batch {
-            step: 0,
-            kept: 0,
+            step: FIRST,
+            kept: FIRST,
             trial: Trial::Up,
             rate: 0.0,
             rest: 0,
@@ -107,16 +135,18 @@ impl Batch {
             last: 0,
             since: None,
             frames: 0,
+            unlooked: 0,
         }
     }
 
-    /// Waits while `source` fills, if that has proved worth it.
+    /// Waits while `source` fills, if that has proved worth it. Returns how many frames to take.
     #[inline]
-    pub(crate) fn collect(&self, source: &mut (dyn GuestSource + 'static)) {
-        let want = LADDER[self.step];
-        if self.last >= WORTH_WAITING && want > 1 {
-            wait(source, want, self.quiet);
+    pub(crate) fn collect(&self, source: &mut (dyn GuestSource + 'static)) -> usize {
+        let Step { wait_for, take } = LADDER[self.step];
+        if self.last >= WORTH_WAITING && wait_for > 1 {
+            wait(source, wait_for, self.quiet);
         }
+        take
     }
 
     /// A burst of `frames` frames moved.
@@ -127,12 +157,10 @@ impl Batch {
         }
         self.last = frames;
         self.frames += frames as u64;
-        if frames >= WORTH_WAITING {
+        self.unlooked += frames;
+        if self.unlooked >= FRAMES_PER_LOOK {
+            self.unlooked = 0;
             self.look();
-        } else {
-            // Too little for a rate: small bursts must not pay for a look at the clock.
-            self.since = None;
-            self.frames = 0;
         }
     }
 
@@ -145,6 +173,12 @@ impl Batch {
         };
         let elapsed = now - since;
         if elapsed < WINDOW {
+            return;
+        }
+        if elapsed > 2 * WINDOW {
+            // There was a pause, or there is next to no traffic: that says nothing about the step.
+            self.since = Some(now);
+            self.frames = 0;
             return;
         }
         #[expect(
@@ -226,12 +260,12 @@ mod tests {
     #[test]
     fn it_climbs_while_a_step_pays_and_comes_down_when_none_does() {
         let mut batch = Batch::new();
-        #[expect(clippy::cast_precision_loss, reason = "steps are 0 to 4")]
+        #[expect(clippy::cast_precision_loss, reason = "steps are 0 to 5")]
         let rising = |step: usize| 10.0 + step as f64;
-        assert_eq!(settle(&mut batch, 20, rising), 4);
+        assert_eq!(settle(&mut batch, 20, rising), LADDER.len() - 1);
         // Fewer frames in flight than the higher steps wait for.
-        let falling = |step: usize| if step > 1 { 6.0 } else { 12.0 };
-        assert!(settle(&mut batch, 1000, falling) <= 1);
+        let falling = |step: usize| if step > 2 { 6.0 } else { 12.0 };
+        assert!(settle(&mut batch, 1000, falling) <= 2);
         // A step that makes no difference is not worth the latency.
         assert_eq!(settle(&mut batch, 1000, |_| 12.0), 0);
     }
@@ -239,22 +273,24 @@ mod tests {
     #[test]
     fn failed_trials_become_rare() {
         let mut batch = Batch::new();
-        let only_base = |step: usize| if step == 0 { 10.0 } else { 5.0 };
+        let only_base = |step: usize| if step == FIRST { 10.0 } else { 5.0 };
         let mut lost = 0;
         for _ in 0..4000 {
-            lost += u32::from(batch.step > 0);
+            lost += u32::from(batch.step != FIRST);
             batch.judge(only_base(batch.step));
         }
         assert!(lost < 60, "{lost} of 4000 windows went to failed trials");
     }
 
     #[test]
-    fn small_bursts_are_neither_timed_nor_waited_for() {
+    fn pauses_and_trickles_judge_no_step() {
         let mut batch = Batch::new();
-        for _ in 0..100_000 {
-            batch.moved(WORTH_WAITING - 1);
-        }
-        assert!(batch.since.is_none());
-        assert!(batch.last < WORTH_WAITING);
+        batch.moved(FRAMES_PER_LOOK);
+        batch.since = batch.since.map(|since| since - 3 * WINDOW);
+        batch.moved(FRAMES_PER_LOOK);
+        assert_eq!((batch.step, batch.rate.to_bits()), (FIRST, 0));
+        batch.since = batch.since.map(|since| since - WINDOW);
+        batch.moved(FRAMES_PER_LOOK);
+        assert!(batch.rate > 0.0, "a window with traffic is judged");
     }
 }

@@ -4,7 +4,7 @@
 //! there does nothing. Frames that the sink has no room for stay the source's: the link is
 //! *blocked*, and while it is, the worker waits for the sink and not for the source.
 
-use crate::host::net::{FrameBurst, FrameSink, FrameSource, Verdict};
+use crate::host::net::{BURST_FRAMES_MAX, FrameBurst, FrameSink, FrameSource, Verdict};
 use crate::host::sink::SinkPort;
 use crate::host::tap::TapQueue;
 use crate::ring::RingFault;
@@ -76,13 +76,14 @@ impl Link {
         let turn = match (&mut self.source, &mut self.sink) {
             (End::Vring(from), End::Vring(to)) => match slots.pair(*from, *to) {
                 Some((Endpoint::Source(source), Endpoint::Sink(sink))) => {
-                    self.batch.collect(source.as_mut());
+                    burst.limit = self.batch.collect(source.as_mut());
                     forward(source.as_mut(), sink.as_mut(), burst)
                 }
                 _ => return 0,
             },
             (End::Vring(from), End::Tap(tap)) => match slots.source(*from) {
                 Some(source) => {
+                    burst.limit = BURST_FRAMES_MAX;
                     let turn = forward(source, &mut taps[*tap], burst);
                     if taps[*tap].take_guest_fault() {
                         source.latch(RingFault::Memory);
@@ -93,7 +94,7 @@ impl Link {
             },
             (End::Vring(from), End::Sink(sink)) => match slots.source(*from) {
                 Some(source) => {
-                    self.batch.collect(source);
+                    burst.limit = self.batch.collect(source);
                     forward(source, sink, burst)
                 }
                 None => return 0,

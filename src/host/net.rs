@@ -153,6 +153,8 @@ pub struct FrameBurst {
     pub frames: Vec<Frame>,
     /// Their segments (and the source's own: headers, for one).
     pub segments: Segments,
+    /// Frames that a source may put in, [`BURST_FRAMES_MAX`] at most.
+    pub limit: usize,
 }
 
 impl FrameBurst {
@@ -161,6 +163,7 @@ impl FrameBurst {
         FrameBurst {
             frames: Vec::with_capacity(BURST_FRAMES_MAX),
             segments: Segments::with_capacity(SEGMENTS_MAX),
+            limit: BURST_FRAMES_MAX,
         }
     }
 
@@ -186,7 +189,7 @@ impl Default for FrameBurst {
 
 /// Where frames come from.
 pub trait FrameSource: Send {
-    /// Fills the empty `burst` with up to [`BURST_FRAMES_MAX`] frames; returns their number. The
+    /// Fills the empty `burst` with up to `burst.limit` frames; returns their number. The
     /// frames stay the source's until `complete`.
     fn receive(&mut self, burst: &mut FrameBurst) -> usize;
 

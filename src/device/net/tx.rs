@@ -35,7 +35,7 @@ impl TxHandler {
         }
     }
 
-    /// Fills `burst` with up to [`BURST_FRAMES_MAX`] frames and returns their number.
+    /// Fills `burst` with up to `burst.limit` frames and returns their number.
     ///
     /// # Errors
     /// The ring's fault, once all frames before it were received: the ring latches it, so a call
@@ -47,7 +47,7 @@ impl TxHandler {
     ) -> Result<usize, RingFault> {
         debug_assert!(self.held.is_empty(), "the last burst was not completed");
         burst.clear();
-        while burst.frames.len() < BURST_FRAMES_MAX {
+        while burst.frames.len() < burst.limit {
             if let Some(single) = vq.pop_single(&mut burst.segments) {
                 let first = burst.segments.len() - 1;
                 if self.offloads {
