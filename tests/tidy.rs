@@ -101,7 +101,7 @@ mod tests {
                 ]
                 .iter()
                 .any(|head| body.starts_with(head));
-                if !is_fn || body.ends_with(';') {
+                if !is_fn || body.ends_with(';') || body.ends_with('}') {
                     continue;
                 }
                 let close = format!("{}}}", " ".repeat(line.len() - body.len()));

@@ -55,6 +55,7 @@ impl<F: RingFormat> Vring<F> {
             size: setup.size,
             event_idx: bit(virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX),
             indirect: bit(virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC),
+            in_order: bit(virtio_bindings::virtio_config::VIRTIO_F_IN_ORDER),
             readable_only,
             base,
         };

@@ -6,6 +6,9 @@
 //! what the sink's driver receives, because a driver that has both may need the first to answer the
 //! second.
 
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+
 use crate::memory::{SEGMENTS_MAX, Segment, Segments};
 
 /// Frames in a burst at most.
@@ -33,6 +36,9 @@ pub struct VnetHeader {
 impl VnetHeader {
     /// Bytes of the header with VIRTIO_F_VERSION_1 or VIRTIO_NET_F_MRG_RXBUF.
     pub const BYTES: usize = 12;
+    /// Bytes of the header of a legacy driver that did not negotiate mergeable buffers: there is no
+    /// `num_buffers`.
+    pub const LEGACY_BYTES: usize = 10;
 
     /// The header in its bytes.
     #[inline]
@@ -70,6 +76,16 @@ impl VnetHeader {
             | u64::from(self.csum_start) << 48;
         let high = u32::from(self.csum_offset) | u32::from(self.num_buffers) << 16;
         (low, high)
+    }
+}
+
+/// Bytes of the header before each frame of a driver that acknowledged `features`: `num_buffers` is
+/// there with VERSION_1 or MRG_RXBUF only (VIRTIO 1.3 §5.1.6.1).
+pub fn vnet_header_bytes(features: u64) -> usize {
+    if features & (1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_NET_F_MRG_RXBUF) != 0 {
+        VnetHeader::BYTES
+    } else {
+        VnetHeader::LEGACY_BYTES
     }
 }
 
@@ -210,7 +226,7 @@ pub trait FrameSink: Send {
 
 /// A host interface that a frame can be read from straight into a guest's buffers.
 pub trait FrameReader: Send {
-    /// Reads one frame, preceded by a virtio-net header of [`VnetHeader::BYTES`] bytes, into
+    /// Reads one frame, preceded by a virtio-net header of [`vnet_header_bytes`], into
     /// `window`. Returns the bytes read including the header; `None` when there is no frame.
     ///
     /// # Errors

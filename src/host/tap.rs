@@ -15,7 +15,7 @@ use virtio_bindings::virtio_net::{
 use crate::memory::Segment;
 use crate::sys::tap::{Tap, TapFd, TapOffloads, WriteError};
 
-use super::net::{DropReason, FrameBurst, FrameReader, FrameSink, Verdict};
+use super::net::{DropReason, FrameBurst, FrameReader, FrameSink, Verdict, vnet_header_bytes};
 
 /// What `tap` leaves undone for a reader that acknowledged the virtio-net feature bits `features`:
 /// once before its first vring starts, for all queues.
@@ -24,6 +24,7 @@ use super::net::{DropReason, FrameBurst, FrameReader, FrameSink, Verdict};
 /// The system's refusal.
 pub fn follow_features(tap: &Tap, features: u64) -> io::Result<()> {
     let has = |bit: u32| features & (1 << bit) != 0;
+    tap.set_header_bytes(vnet_header_bytes(features))?;
     tap.set_offload(TapOffloads {
         csum: has(VIRTIO_NET_F_GUEST_CSUM),
         tso4: has(VIRTIO_NET_F_GUEST_TSO4),

@@ -101,6 +101,8 @@ pub struct RingConfig {
     pub event_idx: bool,
     /// VIRTIO_F_INDIRECT_DESC was negotiated.
     pub indirect: bool,
+    /// VIRTIO_F_IN_ORDER was negotiated, and the device uses all chains in order.
+    pub in_order: bool,
     /// Every buffer is device-readable (a network transmit queue). Then WRITE flags inside an
     /// indirect table of a packed ring are ignored: DPDK's driver leaves one on its header
     /// (docs/decisions/0006).

@@ -34,6 +34,7 @@ fn shared<F: RingFormat>() -> (Arc<Shared>, F) {
         size: 2,
         event_idx: true,
         indirect: false,
+        in_order: false,
         readable_only: false,
         base,
     };

@@ -28,6 +28,20 @@ struct Held {
     word: u64,
 }
 
+/// Chains used in a row that nothing was written to: with VIRTIO_F_IN_ORDER one used descriptor, at
+/// the place of the first and with the buffer id of the last, stands for all (VIRTIO 1.3 §2.8.6).
+/// Every line of used descriptors that is not written stays with the driver.
+#[derive(Debug, Clone, Copy, Default)]
+struct Run {
+    id: u16,
+    slots: u16,
+    chains: u16,
+}
+
+/// Chains that one used descriptor stands for at most: drivers that clean up a ring in steps of
+/// their own bursts must find an end there.
+const RUN_MAX: u16 = 32;
+
 /// The device's side of one packed ring.
 #[derive(Debug)]
 pub struct Packed {
@@ -43,6 +57,8 @@ pub struct Packed {
     /// Used descriptors written or held since then (a full lap leaves the cursors equal).
     unsignalled: bool,
     held: Option<Held>,
+    in_order: bool,
+    run: Run,
     /// Descriptors from `next_avail` on of which it is known that they are available.
     known: u16,
 }
@@ -67,6 +83,32 @@ impl Packed {
         let mut at = self.next_avail;
         at.advance(slots, self.size);
         Packed::is_available(self.areas.desc.load64(Packed::word_at(at.slot)), at.wrap)
+    }
+
+    /// Writes one used descriptor for `slots` slots, the last chain of which has the buffer `id`.
+    #[inline]
+    fn write_used(&mut self, id: u16, slots: u16, written: u32) {
+        let flags = if self.next_used.wrap { AVAIL | USED } else { 0 };
+        // WRITE says that `len` counts (VIRTIO 1.3 §2.8.9).
+        let flags = flags | if written > 0 { Desc::WRITE } else { 0 };
+        let word = u64::from(written) | (u64::from(id) << 32) | (u64::from(flags) << 48);
+        let offset = Packed::word_at(self.next_used.slot);
+        if self.held.is_none() {
+            self.held = Some(Held { offset, word });
+        } else {
+            // The driver looks at the first slot of the burst before this one, and finds it unused.
+            self.areas.desc.store64(offset, word);
+        }
+        self.next_used.advance(slots, self.size);
+    }
+
+    /// Ends the run of chains that one used descriptor stands for.
+    #[inline]
+    fn end_run(&mut self) {
+        if self.run.chains > 0 {
+            let Run { id, slots, .. } = core::mem::take(&mut self.run);
+            self.write_used(id, slots, 0);
+        }
     }
 
     #[inline]
@@ -132,6 +174,8 @@ impl RingFormat for Packed {
             signalled: next_used,
             unsignalled: false,
             held: None,
+            in_order: config.in_order,
+            run: Run::default(),
             known: 0,
         })
     }
@@ -212,23 +256,23 @@ impl RingFormat for Packed {
 
     #[inline]
     fn put_used(&mut self, chain: &ChainId, written: u32) {
-        let flags = if self.next_used.wrap { AVAIL | USED } else { 0 };
-        // WRITE says that `len` counts (VIRTIO 1.3 §2.8.9).
-        let flags = flags | if written > 0 { Desc::WRITE } else { 0 };
-        let word = u64::from(written) | (u64::from(chain.id()) << 32) | (u64::from(flags) << 48);
-        let offset = Packed::word_at(self.next_used.slot);
-        if self.held.is_none() {
-            self.held = Some(Held { offset, word });
-        } else {
-            // The driver looks at the first slot of the burst before this one, and finds it unused.
-            self.areas.desc.store64(offset, word);
-        }
-        self.next_used.advance(chain.slots(), self.size);
         self.unsignalled = true;
+        if self.in_order && written == 0 {
+            self.run.id = chain.id();
+            self.run.slots += chain.slots();
+            self.run.chains += 1;
+            if self.run.chains == RUN_MAX {
+                self.end_run();
+            }
+            return;
+        }
+        self.end_run();
+        self.write_used(chain.id(), chain.slots(), written);
     }
 
     #[inline]
     fn publish(&mut self) {
+        self.end_run();
         if let Some(held) = self.held.take() {
             // Release: the other used elements and the buffers must be visible before the first
             // element, which lets the driver go on to them (VIRTIO 1.3 §2.8.6).
@@ -279,9 +323,11 @@ impl RingFormat for Packed {
     }
 
     fn base(&self) -> VringBase {
+        let mut used = self.next_used;
+        used.advance(self.run.slots, self.size);
         VringBase {
             avail: self.next_avail.off_wrap(),
-            used: self.next_used.off_wrap(),
+            used: used.off_wrap(),
         }
     }
 

@@ -421,6 +421,7 @@ fn a_fresh_packed_ring_with_base_zero_starts_in_its_first_lap() {
         size: 3,
         event_idx: true,
         indirect: true,
+        in_order: false,
         readable_only: false,
         base: VringBase::from_u32(true, num),
     };
@@ -484,6 +485,7 @@ fn resume<D: Driver>(size: u16) {
             size,
             event_idx: true,
             indirect: true,
+            in_order: false,
             readable_only: false,
             base,
         };
@@ -562,6 +564,7 @@ fn journal<D: Driver>(size: u16) {
         size,
         event_idx: true,
         indirect: true,
+        in_order: false,
         readable_only: false,
         base,
     };

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::memory::{Segment, Segments};
 
@@ -145,6 +146,8 @@ pub struct Tap {
     fds: Vec<Arc<File>>,
     multi_queue: bool,
     created: bool,
+    /// Bytes of the virtio-net header before each frame.
+    header: Arc<AtomicUsize>,
 }
 
 impl Tap {
@@ -242,6 +245,7 @@ impl Tap {
             fds,
             multi_queue,
             created,
+            header: Arc::new(AtomicUsize::new(VNET_HEADER)),
         })
     }
 
@@ -265,6 +269,7 @@ impl Tap {
         let file = Arc::clone(self.fds.get(usize::from(index))?);
         Some(TapFd {
             file,
+            header: Arc::clone(&self.header),
             iov: Segments::with_capacity(IOV_MAX),
         })
     }
@@ -284,6 +289,23 @@ impl Tap {
             )
         };
         check(answer)
+    }
+
+    /// How many bytes the virtio-net header has before each frame, both ways: 12, or 10 for legacy
+    /// drivers.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    pub fn set_header_bytes(&self, bytes: usize) -> io::Result<()> {
+        debug_assert!(bytes <= VNET_HEADER, "there is no longer header");
+        if self.header.load(Ordering::Relaxed) == bytes {
+            return Ok(());
+        }
+        let size = libc::c_int::try_from(bytes).map_err(io::Error::other)?;
+        // One queue stands for all: the kernel keeps the size with the device.
+        set_int(&self.fds[0], libc::TUNSETVNETHDRSZ, size)?;
+        self.header.store(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Whether the kernel cuts UDP frames (Linux 6.2). Leaves all offloads off.
@@ -332,6 +354,8 @@ impl Tap {
 #[derive(Debug)]
 pub struct TapFd {
     file: Arc<File>,
+    /// Bytes of the virtio-net header, as the device is set now.
+    header: Arc<AtomicUsize>,
     /// Header and payload of the frame being written.
     iov: Segments,
 }
@@ -368,7 +392,8 @@ impl TapFd {
     ) -> Result<(), WriteError> {
         self.iov.clear();
         // The kernel only reads through it.
-        let header = Segment::new(header.as_ptr().cast_mut(), VNET_HEADER);
+        let bytes = self.header.load(Ordering::Relaxed).min(VNET_HEADER);
+        let header = Segment::new(header.as_ptr().cast_mut(), bytes);
         if !self.iov.push(header) || !payload.iter().all(|&segment| self.iov.push(segment)) {
             return Err(WriteError::TooManySegments);
         }

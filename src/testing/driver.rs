@@ -112,6 +112,7 @@ impl RingMemory {
             size: self.size,
             event_idx,
             indirect: true,
+            in_order: false,
             readable_only: false,
             base,
         };

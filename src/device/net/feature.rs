@@ -2,7 +2,10 @@
 //!
 //! Only bits that the device offers under some configuration are here.
 
-use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::{
+    VIRTIO_F_ANY_LAYOUT, VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_ORDER_PLATFORM,
+    VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
+};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
@@ -42,9 +45,17 @@ pub const GUEST_USO6: u64 = 1 << VIRTIO_NET_F_GUEST_USO6;
 /// The device takes UDP frames to be cut.
 pub const HOST_USO: u64 = 1 << VIRTIO_NET_F_HOST_USO;
 
+/// The driver follows the specification from 1.0 on.
+pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+
 /// What both ring formats offer, and IN_ORDER: the net device uses buffers in the order in which
-/// they were made available, in both directions.
-pub const RING: u64 = 1 << VIRTIO_F_VERSION_1
+/// they were made available, in both directions. ANY_LAYOUT, ORDER_PLATFORM and NOTIFICATION_DATA
+/// ask nothing of us: we take any framing, our barriers are those of the platform, and what a kick
+/// says beyond "look" is not needed by who looks at the ring.
+pub const RING: u64 = VERSION_1
+    | 1 << VIRTIO_F_ANY_LAYOUT
+    | 1 << VIRTIO_F_ORDER_PLATFORM
+    | 1 << VIRTIO_F_NOTIFICATION_DATA
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_F_RING_PACKED

@@ -7,7 +7,9 @@
 
 use std::sync::Arc;
 
-use crate::host::net::{BURST_FRAMES_MAX, DropReason, FrameBurst, Verdict, VnetHeader};
+use crate::host::net::{
+    BURST_FRAMES_MAX, DropReason, FrameBurst, Verdict, VnetHeader, vnet_header_bytes,
+};
 use crate::memory::{SEGMENTS_MAX, Segment, Segments, copy};
 use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault, Single};
 
@@ -68,12 +70,16 @@ fn leave_readable_out(chain: &Chain, segments: &mut Segments) {
     segments.truncate(end - chain.readable as usize);
 }
 
-/// Writes `header` at the start of `to` unless it is there already: most headers are
+/// Writes `header`, of `bytes` bytes, at the start of `to` unless it is there already: most headers are
 /// alike, and a line that is not written stays in the driver's cache.
 #[inline]
-pub(super) fn write_header(to: &[Segment], header: &VnetHeader) {
+pub(super) fn write_header(to: &[Segment], header: &VnetHeader, bytes: usize) {
     let (low, high) = header.words();
-    copy::write_if_different(to, low, high);
+    if bytes == VnetHeader::BYTES {
+        copy::write_if_different(to, low, high);
+    } else {
+        copy::write(to, 0, &header.encode()[..bytes]);
+    }
 }
 
 /// The chains that one frame takes.
@@ -94,6 +100,8 @@ struct Take {
 pub struct RxHandler {
     features: u64,
     mergeable: bool,
+    /// Bytes of the virtio-net header.
+    header: usize,
     /// The segments of `chains`, contiguous and in order.
     segments: Segments,
     /// Chains popped in this burst, in order.
@@ -109,6 +117,7 @@ impl RxHandler {
         RxHandler {
             features,
             mergeable: features & feature::MRG_RXBUF != 0,
+            header: vnet_header_bytes(features),
             segments: Segments::with_capacity(SEGMENTS_MAX),
             chains: Vec::with_capacity(usize::from(size)),
             takes: Vec::with_capacity(BURST_FRAMES_MAX),
@@ -155,7 +164,7 @@ impl RxHandler {
                 tally.dropped(DropReason::NoOffload);
                 continue;
             }
-            let need = VnetHeader::BYTES + frame.bytes as usize;
+            let need = self.header + frame.bytes as usize;
             match self.gather(vq, chains, need) {
                 Ok(Gather::Chains(count)) => {
                     let taken = &self.chains[chains..chains + count];
@@ -199,7 +208,10 @@ impl RxHandler {
         loop {
             if let Some(chain) = self.chains.get(first + count) {
                 // The header must lie in the first buffer, whole (VIRTIO 1.3 §5.1.6.3.1).
-                if count == 0 && chain.bytes < need && (!self.mergeable || chain.bytes < HEADER) {
+                if count == 0
+                    && chain.bytes < need
+                    && (!self.mergeable || chain.bytes < self.header)
+                {
                     return Ok(Gather::Never(DropReason::RxTooSmall));
                 }
                 (count, bytes) = (count + 1, bytes + chain.bytes);
@@ -253,7 +265,7 @@ impl RxHandler {
                 // The header's line is only read as a rule: asking for it to be written would take
                 // it from the driver, who reads it.
                 copy::prefetch_read(&segments[ahead.first]);
-                copy::prefetch_write(&segments[ahead.first].skip(HEADER));
+                copy::prefetch_write(&segments[ahead.first].skip(self.header));
             }
             let frame = &burst.frames[take.frame];
             let to = &segments[take.first..take.first + take.segments];
@@ -265,8 +277,15 @@ impl RxHandler {
                     num_buffers,
                     ..frame.header
                 },
+                self.header,
             );
-            copy::between(burst.payload(frame), 0, to, HEADER, frame.bytes as usize);
+            copy::between(
+                burst.payload(frame),
+                0,
+                to,
+                self.header,
+                frame.bytes as usize,
+            );
         }
     }
 
@@ -276,7 +295,7 @@ impl RxHandler {
         for take in self.takes.drain(..) {
             let frame = &burst.frames[take.frame];
             tally.frame(frame);
-            let (mut left, mut first) = (HEADER + frame.bytes as usize, take.first);
+            let (mut left, mut first) = (self.header + frame.bytes as usize, take.first);
             for chain in chains.by_ref().take(take.chains) {
                 let next = first + chain.segments;
                 left -= put_used(vq, chain, &self.segments.as_slice()[first..next], left);
@@ -287,9 +306,6 @@ impl RxHandler {
         self.segments.clear();
     }
 }
-
-/// Bytes of the header.
-const HEADER: usize = VnetHeader::BYTES;
 
 /// What [`RxHandler::gather`] found.
 enum Gather {

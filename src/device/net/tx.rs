@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use crate::host::net::{BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, Verdict, VnetHeader};
+use crate::host::net::{
+    BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, Verdict, VnetHeader, vnet_header_bytes,
+};
 use crate::memory::{Segment, copy};
 use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault, Single};
 
@@ -19,6 +21,8 @@ pub struct TxHandler {
     features: u64,
     /// The driver may ask for offloads; if not, its headers are all zero by rule and not read.
     offloads: bool,
+    /// Bytes of the virtio-net header.
+    header: usize,
     /// The chains of the burst's frames, in order.
     held: Vec<ChainId>,
     counters: Arc<QueueCounters>,
@@ -30,6 +34,7 @@ impl TxHandler {
         TxHandler {
             features,
             offloads: features & feature::ANY_HOST_OFFLOAD != 0,
+            header: vnet_header_bytes(features),
             held: Vec::with_capacity(BURST_FRAMES_MAX),
             counters,
         }
@@ -53,13 +58,13 @@ impl TxHandler {
                 if self.offloads {
                     copy::prefetch_read(&burst.segments.as_slice()[first]);
                 }
-                burst.frames.push(single_frame(first, &single));
+                burst.frames.push(self.single_frame(first, &single));
                 self.held.push(single.id);
                 continue;
             }
             match vq.pop(&mut burst.segments) {
                 Ok(Popped::Chain(chain)) => {
-                    burst.frames.push(frame(&chain));
+                    burst.frames.push(self.frame(&chain));
                     if self.offloads && chain.readable > 0 {
                         copy::prefetch_read(&burst.segments.as_slice()[chain.first as usize]);
                     }
@@ -81,7 +86,7 @@ impl TxHandler {
             if self.offloads {
                 self.read_header(chain, frame);
             }
-            let gone = strip_header(chain);
+            let gone = strip(chain, self.header);
             frame.first += gone;
             frame.count -= gone;
         }
@@ -91,11 +96,44 @@ impl TxHandler {
     #[inline]
     fn read_header(&self, chain: &[Segment], frame: &mut Frame) {
         let mut bytes = [0; VnetHeader::BYTES];
-        copy::read(chain, 0, &mut bytes);
+        copy::read(chain, 0, &mut bytes[..self.header]);
         match header::check(&VnetHeader::decode(&bytes), frame.bytes, self.features) {
             Ok(header) => frame.header = header,
             Err(reason) => frame.verdict = Verdict::Dropped(reason),
         }
+    }
+
+    /// The frame that `chain` holds, its header still among its segments.
+    #[inline]
+    fn frame(&self, chain: &Chain) -> Frame {
+        let bytes = self.payload_bytes(chain.readable_bytes);
+        Frame {
+            header: VnetHeader::default(),
+            first: chain.first,
+            count: chain.readable,
+            bytes,
+            verdict: verdict(chain.writable > 0, bytes),
+        }
+    }
+
+    /// As `frame`, of a chain whose only segment is the one at `first`.
+    #[inline]
+    fn single_frame(&self, first: usize, single: &Single) -> Frame {
+        let bytes = self.payload_bytes(single.bytes);
+        #[expect(clippy::cast_possible_truncation, reason = "bounded by SEGMENTS_MAX")]
+        Frame {
+            header: VnetHeader::default(),
+            first: first as u32,
+            count: u32::from(!single.writable),
+            bytes,
+            verdict: verdict(single.writable, bytes),
+        }
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "10 or 12")]
+    fn payload_bytes(&self, bytes: u32) -> u32 {
+        bytes.saturating_sub(self.header as u32)
     }
 
     /// Ends the burst: chains of frames that were sent or dropped are used, in order; from the
@@ -124,37 +162,6 @@ impl TxHandler {
     }
 }
 
-/// Bytes of the header.
-#[expect(clippy::cast_possible_truncation, reason = "12")]
-const HEADER: u32 = VnetHeader::BYTES as u32;
-
-/// The frame that `chain` holds, its header still among its segments.
-#[inline]
-fn frame(chain: &Chain) -> Frame {
-    let bytes = chain.readable_bytes.saturating_sub(HEADER);
-    Frame {
-        header: VnetHeader::default(),
-        first: chain.first,
-        count: chain.readable,
-        bytes,
-        verdict: verdict(chain.writable > 0, bytes),
-    }
-}
-
-/// As [`frame`], of a chain whose only segment is the one at `first`.
-#[inline]
-fn single_frame(first: usize, single: &Single) -> Frame {
-    let bytes = single.bytes.saturating_sub(HEADER);
-    #[expect(clippy::cast_possible_truncation, reason = "bounded by SEGMENTS_MAX")]
-    Frame {
-        header: VnetHeader::default(),
-        first: first as u32,
-        count: u32::from(!single.writable),
-        bytes,
-        verdict: verdict(single.writable, bytes),
-    }
-}
-
 /// What is to become of a frame of `bytes` bytes, before anybody saw it.
 #[inline]
 fn verdict(writable: bool, bytes: u32) -> Verdict {
@@ -167,11 +174,11 @@ fn verdict(writable: bool, bytes: u32) -> Verdict {
     }
 }
 
-/// Takes the header off the front of `chain`, which is longer than that. Returns how many segments
-/// it took whole.
+/// Takes a header of `bytes` bytes off the front of `chain`, which is longer than that. Returns how
+/// many segments it took whole.
 #[inline]
-fn strip_header(chain: &mut [Segment]) -> u32 {
-    let mut left = VnetHeader::BYTES;
+fn strip(chain: &mut [Segment], bytes: usize) -> u32 {
+    let mut left = bytes;
     let mut gone = 0;
     for segment in chain {
         if segment.len() > left {

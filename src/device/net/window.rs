@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::host::net::{DropReason, VnetHeader};
+use crate::host::net::{DropReason, VnetHeader, vnet_header_bytes};
 use crate::memory::{Bounce, SEGMENTS_MAX, Segment, Segments, copy};
 use crate::ring::{ChainQueue, RingFault};
 
@@ -18,8 +18,6 @@ use super::header::{self, DATA_VALID};
 use super::rx::{PoppedRx, RxChain, pop, put_used, write_header};
 use super::{FRAME_BYTES_MAX, feature};
 
-/// Bytes of the header.
-const HEADER: usize = VnetHeader::BYTES;
 /// Segments that one system call takes (IOV_MAX).
 const LENT_MAX: usize = 1024;
 /// Bytes beyond the MTU: Ethernet header and one VLAN tag.
@@ -30,9 +28,9 @@ const MTU_DEFAULT: u16 = 1500;
 /// Bytes of the largest frame that a driver with `features` gets, with its virtio-net header.
 pub fn need_bytes(features: u64, mtu: Option<u16>) -> usize {
     if features & feature::ANY_GUEST_GSO != 0 {
-        return HEADER + FRAME_BYTES_MAX as usize;
+        return vnet_header_bytes(features) + FRAME_BYTES_MAX as usize;
     }
-    HEADER + usize::from(mtu.unwrap_or(MTU_DEFAULT)) + ETHERNET
+    vnet_header_bytes(features) + usize::from(mtu.unwrap_or(MTU_DEFAULT)) + ETHERNET
 }
 
 /// What [`RxWindow::refill`] found.
@@ -58,6 +56,8 @@ struct Pending {
 pub struct RxWindow {
     features: u64,
     mergeable: bool,
+    /// Bytes of the virtio-net header.
+    header: usize,
     /// How many bytes the window should hold.
     need: usize,
     /// The segments of `chains`; while lent, the bounce buffer is among them.
@@ -86,12 +86,13 @@ impl RxWindow {
         RxWindow {
             features,
             mergeable: features & feature::MRG_RXBUF != 0,
+            header: vnet_header_bytes(features),
             need: need_bytes(features, mtu),
             segments: Segments::with_capacity(SEGMENTS_MAX),
             chains: VecDeque::with_capacity(usize::from(size)),
             bytes: 0,
             lent: None,
-            bounce: Bounce::new(HEADER + FRAME_BYTES_MAX as usize),
+            bounce: Bounce::new(VnetHeader::BYTES + FRAME_BYTES_MAX as usize),
             pending: None,
             tally: Tally::default(),
             counters,
@@ -138,9 +139,9 @@ impl RxWindow {
         };
         self.take_back();
         let first = self.chains.front().map_or(0, |chain| chain.bytes);
-        if bytes <= HEADER {
+        if bytes <= self.header {
             self.tally.dropped(DropReason::HostError);
-        } else if first < HEADER || (!self.mergeable && first < bytes) {
+        } else if first < self.header || (!self.mergeable && first < bytes) {
             self.tally.dropped(DropReason::RxTooSmall);
         } else {
             let frame = Pending { bytes, direct };
@@ -261,15 +262,15 @@ impl RxWindow {
             gone = next;
         }
         self.segments.drop_front(gone);
-        self.tally.sent((bytes - HEADER) as u64);
+        self.tally.sent((bytes - self.header) as u64);
     }
 
     /// Makes the header that the host wrote one that this guest may see; whether it can be. The
     /// host does not write `num_buffers`, and a frame that was queued in it while another guest was
     /// here may ask for what this one did not acknowledge.
     fn complete_header(&self, num_buffers: u16) -> bool {
-        let mut raw = [0; HEADER];
-        copy::read(self.segments.as_slice(), 0, &mut raw);
+        let mut raw = [0; VnetHeader::BYTES];
+        copy::read(self.segments.as_slice(), 0, &mut raw[..self.header]);
         let mut header = VnetHeader {
             num_buffers,
             ..VnetHeader::decode(&raw)
@@ -280,7 +281,7 @@ impl RxWindow {
         if !header::deliverable(&header, self.features) {
             return false;
         }
-        write_header(self.segments.as_slice(), &header);
+        write_header(self.segments.as_slice(), &header, self.header);
         true
     }
 }

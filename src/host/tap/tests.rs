@@ -8,6 +8,7 @@ use super::*;
 use crate::memory::{Access, GuestRam, Segments, copy};
 use crate::sys::testnet::{DEADLINE, ETHERTYPE, PacketSocket, in_private_netns};
 
+const VERSION_1: u64 = 1 << 32;
 const CSUM: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM;
 const TSO4: u64 = 1 << VIRTIO_NET_F_GUEST_TSO4;
 const RAM: u64 = 1 << 20;
@@ -220,7 +221,7 @@ fn the_kernel_does_what_the_driver_did_not_acknowledge() {
         let (header, bytes) = tcp_frame(3500);
         let vnet: [u8; 10] = header.encode()[..10].try_into().unwrap();
 
-        follow_features(&tap, CSUM | TSO4).unwrap();
+        follow_features(&tap, VERSION_1 | CSUM | TSO4).unwrap();
         packets.send(&vnet, &bytes);
         let (seen, got) = read_if(&mut queue, &window, is_tcp);
         assert_eq!(got, bytes);
@@ -231,7 +232,7 @@ fn the_kernel_does_what_the_driver_did_not_acknowledge() {
         };
         assert_eq!(seen, header);
 
-        follow_features(&tap, 0).unwrap();
+        follow_features(&tap, VERSION_1).unwrap();
         packets.send(&vnet, &bytes);
         let mut payload = Vec::new();
         for _ in 0..4 {

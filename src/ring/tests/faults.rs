@@ -100,6 +100,7 @@ pub(super) fn not_negotiated<D: Driver>(size: u16) {
         size,
         event_idx: false,
         indirect: false,
+        in_order: false,
         readable_only: false,
         base,
     };
@@ -159,6 +160,7 @@ fn a_write_flag_on_a_packed_transmit_header_is_ignored() {
         let mut rig = Rig::<PackedDriver>::new(4);
         let base = VringBase::fresh(true);
         let config = RingConfig {
+            in_order: false,
             size: 4,
             event_idx: true,
             indirect: true,
@@ -275,6 +277,7 @@ fn impossible_sizes_and_bases_are_refused() {
         size,
         event_idx: true,
         indirect: true,
+        in_order: false,
         readable_only: false,
         base,
     };

@@ -28,9 +28,9 @@ impl Wire {
         let counters = Arc::new(QueueCounters::default());
         Wire {
             from: Script::new(1024),
-            tx: TxHandler::new(sender, Arc::default()),
+            tx: TxHandler::new(sender | feature::VERSION_1, Arc::default()),
             to: Script::new(size),
-            rx: RxHandler::new(receiver, size, Arc::clone(&counters)),
+            rx: RxHandler::new(receiver | feature::VERSION_1, size, Arc::clone(&counters)),
             counters,
             burst: FrameBurst::new(),
         }
@@ -240,4 +240,27 @@ fn frames_before_a_fault_of_the_receiver_are_delivered() {
     assert_eq!(verdicts(&wire.burst), [SENT, RETRY]);
     wire.tx.complete(&mut wire.from, &mut wire.burst);
     assert_eq!(wire.to.received(0), wanted(1, &pattern(60, 1)));
+}
+
+#[test]
+fn legacy_drivers_have_a_header_without_num_buffers() {
+    // Sender and receiver, each legacy (10 bytes) or modern (12), VIRTIO 1.3 §5.1.6.1.
+    for (sender, receiver) in [(0, 0), (0, 1), (1, 0)] {
+        let features = |modern: u64| modern * feature::VERSION_1;
+        let mut wire = Wire::new(8, 0, 0);
+        wire.tx = TxHandler::new(features(sender), Arc::default());
+        wire.rx = RxHandler::new(features(receiver), 8, Arc::clone(&wire.counters));
+        let frame = pattern(60, 3);
+        let header = |modern: u64| vec![0; if modern == 1 { 12 } else { 10 }];
+        wire.from
+            .offer_tx(&[header(sender), frame.clone()].concat(), &[7]);
+        wire.to.offer_rx(&[100]);
+        assert_eq!(wire.turn(), [SENT]);
+        let mut wanted = header(receiver);
+        if receiver == 1 {
+            wanted[10] = 1;
+        }
+        wanted.extend(&frame);
+        assert_eq!(wire.to.received(0), wanted, "{sender} to {receiver}");
+    }
 }

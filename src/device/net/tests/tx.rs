@@ -13,7 +13,10 @@ const CSUM_TSO: u64 = feature::CSUM | feature::HOST_TSO4;
 
 fn handler(features: u64) -> (TxHandler, Arc<QueueCounters>) {
     let counters = Arc::new(QueueCounters::default());
-    (TxHandler::new(features, Arc::clone(&counters)), counters)
+    (
+        TxHandler::new(features | feature::VERSION_1, Arc::clone(&counters)),
+        counters,
+    )
 }
 
 fn tso() -> VnetHeader {

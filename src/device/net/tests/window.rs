@@ -23,7 +23,12 @@ struct Port {
 impl Port {
     fn new(size: u16, features: u64) -> Port {
         let counters = Arc::new(QueueCounters::default());
-        let window = RxWindow::new(features, size, None, Arc::clone(&counters));
+        let window = RxWindow::new(
+            features | feature::VERSION_1,
+            size,
+            None,
+            Arc::clone(&counters),
+        );
         Port {
             vq: Script::new(size),
             window,
@@ -63,14 +68,16 @@ fn wanted(num_buffers: u16, frame: &[u8]) -> Vec<u8> {
 
 #[test]
 fn the_window_is_sized_by_what_the_driver_takes() {
-    assert_eq!(need_bytes(0, None), 12 + 1518);
-    assert_eq!(need_bytes(0, Some(9000)), 12 + 9018);
+    assert_eq!(need_bytes(feature::VERSION_1, None), 12 + 1518);
+    assert_eq!(need_bytes(feature::MRG_RXBUF, None), 12 + 1518);
+    assert_eq!(need_bytes(0, None), 10 + 1518, "a legacy header");
+    assert_eq!(need_bytes(feature::VERSION_1, Some(9000)), 12 + 9018);
     for bit in [
         feature::GUEST_TSO4,
         feature::GUEST_TSO6,
         feature::GUEST_USO4,
     ] {
-        assert_eq!(need_bytes(bit, Some(9000)), 12 + 65550);
+        assert_eq!(need_bytes(bit | feature::VERSION_1, Some(9000)), 12 + 65550);
     }
 }
 
@@ -84,7 +91,7 @@ fn frames_land_in_the_next_chains_and_unused_ones_are_kept() {
     // As many as the largest frame takes, and no more.
     assert_eq!(port.vq.in_flight(), 43);
     let total: usize = port.window.segments().iter().map(Segment::len).sum();
-    assert!(total >= need_bytes(TSO, None));
+    assert!(total >= need_bytes(TSO | feature::VERSION_1, None));
     port.read_plain(&pattern(60, 1));
     port.refill();
     port.read_plain(&pattern(3000, 2));
