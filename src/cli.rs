@@ -133,12 +133,13 @@ struct RunArgs {
     stop_timeout: Option<String>,
 
     /// Add a network port; needs socket and link (tap:NAME, echo or sink). Also: name, queues,
-    /// mac, mtu, socket_owner, socket_group, socket_mode
+    /// mac, mtu, ring_reset, call_max_used, call_max_us, socket_owner, socket_group, socket_mode
     #[arg(long, value_name = "KEY=VALUE,...")]
     net: Vec<String>,
 
     /// Add a disk; needs socket, and path or backend (ram:SIZE, null:SIZE). Also: name, queues,
-    /// read_only, direct, serial, block_size, socket_owner, socket_group, socket_mode
+    /// read_only, direct, serial, block_size, ring_reset, call_max_used, call_max_us,
+    /// socket_owner, socket_group, socket_mode
     #[arg(long, value_name = "KEY=VALUE,...")]
     blk: Vec<String>,
 }

@@ -9,11 +9,13 @@ use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::config::{BlkBackend, BlkConfig, Config, IdlePolicy, LinkConfig, NetConfig};
+use crate::config::{
+    BlkBackend, BlkConfig, CallsConfig, Config, IdlePolicy, LinkConfig, NetConfig, RingsConfig,
+};
 use crate::control::session::{self, Served};
 use crate::device::blk::{BlkModel, BlkSetup};
 use crate::device::net::{NetModel, NetOptions, Offloads};
-use crate::device::{DeviceKind, DeviceModel};
+use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
 use crate::engine::{self, Backing, DeviceHandle, Engine, EngineOptions, LinkSpec, Parts};
 use crate::memory::Store;
 use crate::sys::disk::{DiskError, DiskFile, DiskOptions};
@@ -152,8 +154,20 @@ fn net_parts(net: &NetConfig) -> Result<Parts, DaemonError> {
         mac: net.mac,
         mtu: net.mtu,
         offloads: Offloads::CSUM_TSO,
+        rings: ring_options(net.rings),
     });
     Ok(Parts::Net(Arc::new(model), link))
+}
+
+fn ring_options(rings: RingsConfig) -> RingOptions {
+    let limits = |calls: CallsConfig| CallLimits {
+        used: calls.max_used.into(),
+        wait: calls.max_wait,
+    };
+    RingOptions {
+        ring_reset: rings.ring_reset,
+        calls: rings.calls.map(limits),
+    }
 }
 
 fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
@@ -188,6 +202,7 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
         queues: blk.queues,
         read_only: blk.read_only,
         serial: blk.serial.clone(),
+        rings: ring_options(blk.rings),
     });
     Ok(Parts::Blk(Arc::new(model), backing))
 }

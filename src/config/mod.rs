@@ -72,6 +72,26 @@ pub struct NetConfig {
     pub mac: Option<[u8; 6]>,
     /// The MTU that the driver is told, 68..=65535.
     pub mtu: Option<u16>,
+    /// What is chosen about its virtqueues.
+    pub rings: RingsConfig,
+}
+
+/// What is chosen about the virtqueues of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct RingsConfig {
+    /// The driver may reset single virtqueues.
+    pub ring_reset: bool,
+    /// Calls to the driver are put off.
+    pub calls: Option<CallsConfig>,
+}
+
+/// How long calls to the driver are put off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallsConfig {
+    /// Used buffers since the last call, 1..=32768.
+    pub max_used: u16,
+    /// How long the oldest of them may wait, 1 µs to 10 ms.
+    pub max_wait: Duration,
 }
 
 /// Where the frames of a port go.
@@ -104,6 +124,8 @@ pub struct BlkConfig {
     pub serial: String,
     /// 512 or 4096.
     pub block_size: u32,
+    /// What is chosen about its virtqueues.
+    pub rings: RingsConfig,
 }
 
 /// Where the blocks of a disk are.

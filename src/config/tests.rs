@@ -131,6 +131,7 @@ fn flags_and_file_give_the_same_settings() {
             stop_timeout: Duration::from_millis(500),
         },
         nets: vec![NetConfig {
+            rings: RingsConfig::default(),
             name: "uplink".to_owned(),
             socket: SocketConfig {
                 owner: Some(64055),
@@ -145,6 +146,7 @@ fn flags_and_file_give_the_same_settings() {
         }],
         blks: vec![
             BlkConfig {
+                rings: RingsConfig::default(),
                 name: "root".to_owned(),
                 socket: SocketConfig {
                     source: SocketSource::Systemd("root".to_owned()),
@@ -158,6 +160,7 @@ fn flags_and_file_give_the_same_settings() {
                 block_size: 4096,
             },
             BlkConfig {
+                rings: RingsConfig::default(),
                 name: "disk0".to_owned(),
                 socket: SocketConfig {
                     source: SocketSource::Fd(7),
@@ -189,6 +192,7 @@ fn defaults_are_as_documented() {
     };
     assert_eq!(config.engine, engine);
     let net = NetConfig {
+        rings: RingsConfig::default(),
         name: "net0".to_owned(),
         socket: socket_at("/n"),
         link: LinkConfig::Echo,
@@ -342,7 +346,7 @@ fn refused_net_flags_name_key_and_value() {
         (
             "name=a,socket=/n,link=echo,mode=server",
             "--net a: mode = \"server\": unknown key (known: name, socket, link, queues, mac, \
-             mtu, socket_owner, socket_group, socket_mode)",
+             mtu, ring_reset, call_max_used, call_max_us, socket_owner, socket_group, socket_mode)",
         ),
         ("", "--net \"\": \"\" is not of the form key=value"),
         (
@@ -388,6 +392,18 @@ fn refused_net_flags_name_key_and_value() {
         (
             "socket=/n,link=echo,mac=01:00:5e:00:00:01",
             "--net net0: mac = \"01:00:5e:00:00:01\": not the address of a single station",
+        ),
+        (
+            "socket=/n,link=echo,ring_reset=maybe",
+            "--net net0: ring_reset = \"maybe\": expected true or false",
+        ),
+        (
+            "socket=/n,link=echo,call_max_used=0",
+            "--net net0: call_max_used = \"0\": not in 1..=32768",
+        ),
+        (
+            "socket=/n,link=echo,call_max_us=10001",
+            "--net net0: call_max_us = \"10001\": not in 1..=10000",
         ),
         (
             "name=,socket=/n,link=echo",
@@ -558,8 +574,9 @@ fn refused_blk_flags_name_key_and_value() {
         (
             "socket=/b,backend=ram:1M,link=echo",
             "--blk disk0: link = \"echo\": unknown key (known: name, socket, path, backend, \
-             queues, read_only, direct, serial, block_size, socket_owner, socket_group, \
-             socket_mode)",
+             queues, read_only, direct, serial, block_size, ring_reset, call_max_used, \
+             call_max_us, \
+             socket_owner, socket_group, socket_mode)",
         ),
     ] {
         assert_eq!(blk_flags(list).unwrap_err().to_string(), message, "{list}");
@@ -617,4 +634,25 @@ proptest::proptest! {
         let _ = net_flags(&list);
         let _ = blk_flags(&list);
     }
+}
+
+#[test]
+fn calls_are_put_off_where_a_limit_is_given() {
+    let rings = |list: &str| net_flags(list).unwrap().nets[0].rings;
+    assert_eq!(rings("socket=/n,link=echo"), RingsConfig::default());
+    let calls = |list: &str| {
+        rings(list)
+            .calls
+            .map(|c| (c.max_used, c.max_wait.as_micros()))
+    };
+    assert_eq!(calls("socket=/n,link=echo,call_max_used=8"), Some((8, 50)));
+    assert_eq!(
+        calls("socket=/n,link=echo,call_max_us=20"),
+        Some((32768, 20))
+    );
+    assert_eq!(
+        calls("socket=/n,link=echo,call_max_us=1,call_max_used=2"),
+        Some((2, 1))
+    );
+    assert!(rings("socket=/n,link=echo,ring_reset=true").ring_reset);
 }

@@ -17,8 +17,8 @@ use super::values::{
     parse_block_size, parse_link, parse_mac, parse_mode, parse_socket,
 };
 use super::{
-    BlkBackend, BlkConfig, Config, EngineConfig, Given, IdlePolicy, LinkConfig, Machine, NetConfig,
-    SocketConfig, SocketSource,
+    BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, LinkConfig,
+    Machine, NetConfig, RingsConfig, SocketConfig, SocketSource,
 };
 
 /// 128 pairs are the 256 vrings that a kick message can name.
@@ -26,6 +26,11 @@ const QUEUES_MAX: u64 = 128;
 const QUEUES_DEFAULT: u64 = 16;
 /// VIRTIO 1.3 §5.1.4.1: the MTU is between 68 and 65535.
 const MTU: (u64, u64) = (68, 65535);
+/// A call is not put off for more used buffers than the largest ring has.
+const CALL_USED_MAX: u64 = 32768;
+const CALL_US_MAX: u64 = 10_000;
+/// Where only a number of buffers is given: what an interrupt may wait without being felt.
+const CALL_US_DEFAULT: u64 = 50;
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 const IDLE_POLICIES: &str = "spin, adaptive, interrupt";
@@ -51,6 +56,9 @@ struct RawNet {
     queues: Option<u64>,
     mac: Option<String>,
     mtu: Option<u64>,
+    ring_reset: Option<bool>,
+    call_max_used: Option<u64>,
+    call_max_us: Option<u64>,
     socket_owner: Option<TextOrNumber>,
     socket_group: Option<TextOrNumber>,
     socket_mode: Option<String>,
@@ -68,6 +76,9 @@ struct RawBlk {
     direct: Option<bool>,
     serial: Option<String>,
     block_size: Option<TextOrNumber>,
+    ring_reset: Option<bool>,
+    call_max_used: Option<u64>,
+    call_max_us: Option<u64>,
     socket_owner: Option<TextOrNumber>,
     socket_group: Option<TextOrNumber>,
     socket_mode: Option<String>,
@@ -288,6 +299,29 @@ fn net(table: &Table, machine: &Machine) -> Result<NetConfig, ConfigError> {
             .map(|mtu| bounded(mtu, MTU.0, MTU.1))
             .transpose()
             .map_err(in_key("mtu"))?,
+        rings: ring_options(table, raw.ring_reset, [raw.call_max_used, raw.call_max_us])?,
+    })
+}
+
+/// The keys about virtqueues; `calls` are `call_max_used` and `call_max_us`.
+fn ring_options(
+    table: &Table,
+    ring_reset: Option<bool>,
+    calls: [Option<u64>; 2],
+) -> Result<RingsConfig, ConfigError> {
+    let in_key = |key: &'static str| move |problem| table.key_error(key, problem);
+    let [used, micros] = calls;
+    let limits = CallsConfig {
+        max_used: bounded(used.unwrap_or(CALL_USED_MAX), 1, CALL_USED_MAX)
+            .map_err(in_key("call_max_used"))?,
+        max_wait: Duration::from_micros(u64::from(
+            bounded(micros.unwrap_or(CALL_US_DEFAULT), 1, CALL_US_MAX)
+                .map_err(in_key("call_max_us"))?,
+        )),
+    };
+    Ok(RingsConfig {
+        ring_reset: ring_reset.unwrap_or(false),
+        calls: (used.is_some() || micros.is_some()).then_some(limits),
     })
 }
 
@@ -329,6 +363,7 @@ fn blk(table: &Table, machine: &Machine) -> Result<BlkConfig, ConfigError> {
         direct: raw.direct,
         serial,
         block_size,
+        rings: ring_options(table, raw.ring_reset, [raw.call_max_used, raw.call_max_us])?,
     })
 }
 

@@ -4,6 +4,10 @@
 //! need no ring. What control asks of a device is in [`DeviceModel`].
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
+use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
+
 pub mod blk;
 pub mod net;
 
@@ -37,6 +41,35 @@ pub struct ConfigWriteError {
     pub size: usize,
 }
 
+/// How long calls to the driver may be put off, so that one call serves several bursts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallLimits {
+    /// Call when so many buffers were used since the last call.
+    pub used: u32,
+    /// Call when the oldest of them has waited for so long.
+    pub wait: Duration,
+}
+
+/// What an operator may choose about the vrings of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RingOptions {
+    /// VIRTIO_F_RING_RESET is offered.
+    pub ring_reset: bool,
+    /// Calls are put off; without it every burst that the driver wants to hear of is told at once.
+    pub calls: Option<CallLimits>,
+}
+
+impl RingOptions {
+    /// The feature bits that they add.
+    pub fn features(self) -> u64 {
+        if self.ring_reset {
+            1 << VIRTIO_F_RING_RESET
+        } else {
+            0
+        }
+    }
+}
+
 /// What the control plane asks of a device. Cold; shared by the session thread and the daemon.
 pub trait DeviceModel: Send + Sync + core::fmt::Debug {
     /// The name from the configuration.
@@ -49,6 +82,8 @@ pub trait DeviceModel: Send + Sync + core::fmt::Debug {
     fn vrings_max(&self) -> u16;
     /// Queues as GET_QUEUE_NUM counts them: queue pairs of a net device, queues of a disk.
     fn queues_max(&self) -> u16;
+    /// What was chosen about its vrings.
+    fn ring_options(&self) -> RingOptions;
     /// The config space, whole.
     fn config(&self) -> Vec<u8>;
     /// The guest writes to config space.

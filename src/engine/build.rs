@@ -86,7 +86,15 @@ impl Parts {
         let (index, size, features) = (setup.index, setup.size, setup.features);
         // VIRTIO 1.3 §5.1.2: receiveq1, transmitq1, receiveq2, …
         let transmits = matches!(self, Parts::Net(..)) && index % 2 == 1;
-        let vring = Vring::<F>::new(setup, areas, label, Arc::clone(&counters), transmits)?;
+        let limits = self.model().ring_options().calls;
+        let vring = Vring::<F>::new(
+            setup,
+            areas,
+            label,
+            Arc::clone(&counters),
+            transmits,
+            limits,
+        )?;
         // Control checks indices against the model; a vring that it has not is a ring fault.
         let missing = RingFault::Areas;
         match self {

@@ -124,6 +124,14 @@ impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
         self.vring.set_kicks(false);
     }
 
+    fn puts_calls_off(&self) -> bool {
+        self.vring.puts_calls_off()
+    }
+
+    fn flush_call(&mut self, now: bool) {
+        self.vring.flush_call(now);
+    }
+
     fn drain(&mut self, cx: &mut WorkerCx) -> bool {
         self.poll(cx, 0);
         self.handler.in_flight() == 0
@@ -199,6 +207,7 @@ mod tests {
 
     fn queue<F: RingFormat>(memory: &RingMemory, counters: &Arc<VringCounters>) -> DiskQueue<F> {
         let model = BlkModel::new(BlkSetup {
+            rings: crate::device::RingOptions::default(),
             name: "disk0".into(),
             capacity_bytes: 1 << 20,
             block_size: 512,
@@ -222,7 +231,14 @@ mod tests {
             err: None,
         };
         let areas = memory.areas::<F>();
-        let vring = Vring::new(setup, areas, "disk0".into(), Arc::clone(counters), false);
+        let vring = Vring::new(
+            setup,
+            areas,
+            "disk0".into(),
+            Arc::clone(counters),
+            false,
+            None,
+        );
         let store = Arc::new(Store::new(1 << 20).unwrap());
         DiskQueue::new(
             vring.unwrap(),

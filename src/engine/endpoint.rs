@@ -28,6 +28,10 @@ pub(crate) trait VringEndpoint: Send + core::fmt::Debug {
     fn kick(&self) -> Option<&EventFd>;
     /// Kicks off: we poll.
     fn disarm(&mut self);
+    /// Whether calls to the driver are put off, so that `flush_call` must be asked.
+    fn puts_calls_off(&self) -> bool;
+    /// Makes the call that is owed, if it is time, or at once with `now`.
+    fn flush_call(&mut self, now: bool);
     /// Takes nothing new and gives back what it can; true once nothing is held.
     fn drain(&mut self, cx: &mut WorkerCx) -> bool;
     /// The 32-bit base.

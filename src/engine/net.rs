@@ -56,6 +56,14 @@ impl<F: RingFormat> VringEndpoint for NetTx<F> {
         self.vring.set_kicks(false);
     }
 
+    fn puts_calls_off(&self) -> bool {
+        self.vring.puts_calls_off()
+    }
+
+    fn flush_call(&mut self, now: bool) {
+        self.vring.flush_call(now);
+    }
+
     fn drain(&mut self, _cx: &mut WorkerCx) -> bool {
         // Frames are held within a burst only.
         true
@@ -185,6 +193,14 @@ impl<F: RingFormat> VringEndpoint for NetRx<F> {
 
     fn disarm(&mut self) {
         self.vring.set_kicks(false);
+    }
+
+    fn puts_calls_off(&self) -> bool {
+        self.vring.puts_calls_off()
+    }
+
+    fn flush_call(&mut self, now: bool) {
+        self.vring.flush_call(now);
     }
 
     fn drain(&mut self, _cx: &mut WorkerCx) -> bool {

@@ -4,9 +4,11 @@
 //! and the way to another memory table.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::device::CallLimits;
 use crate::memory::GuestRam;
 use crate::ring::{Areas, RingConfig, RingFault, RingFormat, Virtqueue, VringBase};
 use crate::sync::Counter;
@@ -35,6 +37,19 @@ pub(crate) struct Vring<F: RingFormat> {
     /// For the one log line of a broken ring.
     label: String,
     reported: bool,
+    /// How calls are put off, if they are.
+    limits: Option<CallLimits>,
+    /// A call that the driver wants and did not get yet.
+    owed: Option<Owed>,
+}
+
+/// A call that was put off.
+#[derive(Debug)]
+struct Owed {
+    /// Since when.
+    since: Instant,
+    /// Buffers that it tells of.
+    used: u32,
 }
 
 impl<F: RingFormat> Vring<F> {
@@ -45,6 +60,7 @@ impl<F: RingFormat> Vring<F> {
         label: String,
         counters: Arc<VringCounters>,
         readable_only: bool,
+        limits: Option<CallLimits>,
     ) -> Result<Vring<F>, RingFault> {
         let bit = |bit: u32| setup.features & (1 << bit) != 0;
         let base = match setup.base {
@@ -69,6 +85,8 @@ impl<F: RingFormat> Vring<F> {
             counters,
             label,
             reported: false,
+            limits,
+            owed: None,
         };
         // A worker polls what it was just given; it asks for kicks when it parks.
         vring.vq.set_kicks(false);
@@ -78,7 +96,39 @@ impl<F: RingFormat> Vring<F> {
     /// Shows the staged used elements to the driver and calls it if it wants to be called.
     #[inline]
     pub(crate) fn publish(&mut self) {
+        let used = self.vq.staged();
         if self.vq.publish() {
+            if self.limits.is_none() {
+                self.call();
+            } else {
+                self.owe(used);
+            }
+        } else if let Some(owed) = &mut self.owed {
+            owed.used += used;
+        }
+    }
+
+    fn owe(&mut self, used: u32) {
+        let owed = self.owed.get_or_insert_with(|| Owed {
+            since: Instant::now(),
+            used: 0,
+        });
+        owed.used += used;
+        self.flush_call(false);
+    }
+
+    /// Whether calls are put off, so that somebody must ask for them in time.
+    pub(crate) fn puts_calls_off(&self) -> bool {
+        self.limits.is_some()
+    }
+
+    /// Makes the call that is owed, if it is time, or at once with `now`.
+    pub(crate) fn flush_call(&mut self, now: bool) {
+        let (Some(limits), Some(owed)) = (&self.limits, &self.owed) else {
+            return;
+        };
+        if now || owed.used >= limits.used || owed.since.elapsed() >= limits.wait {
+            self.owed = None;
             self.call();
         }
     }

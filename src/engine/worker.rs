@@ -141,6 +141,8 @@ pub(crate) struct Worker {
     taps: Vec<TapQueue>,
     /// Slots with a disk, so that a turn does not look at the others.
     disks: Vec<usize>,
+    /// Slots whose vring puts calls to its driver off.
+    putting_off: Vec<usize>,
     /// Slots whose vring has no kick fd.
     kickless: usize,
     cx: WorkerCx,
@@ -200,6 +202,7 @@ impl Worker {
             links: config.links,
             taps: config.taps,
             disks: Vec::new(),
+            putting_off: Vec::new(),
             kickless: 0,
             cx: WorkerCx {
                 uring,
@@ -262,6 +265,7 @@ impl Worker {
         if let Some(uring) = &mut self.cx.uring {
             work += uring.enter();
         }
+        self.flush_calls(false);
         let counter = if work > 0 {
             &self.counters.busy_turns
         } else {
@@ -269,6 +273,16 @@ impl Worker {
         };
         counter.add(1);
         work
+    }
+
+    /// Makes the calls that are due, or all that are owed with `now`.
+    #[inline]
+    fn flush_calls(&mut self, now: bool) {
+        for &slot in &self.putting_off {
+            if let Some(endpoint) = &mut self.slots.0[slot].endpoint {
+                endpoint.vring().flush_call(now);
+            }
+        }
     }
 
     fn obey(&mut self) {
@@ -332,6 +346,9 @@ impl Worker {
         if matches!(endpoint, Endpoint::Disk(_)) {
             self.disks.push(slot);
         }
+        if endpoint.vring().puts_calls_off() {
+            self.putting_off.push(slot);
+        }
         self.slots.0[slot] = Slot {
             endpoint: Some(endpoint),
             paused: false,
@@ -372,12 +389,16 @@ impl Worker {
             None => self.kickless -= 1,
         }
         self.disks.retain(|&disk| disk != slot);
+        self.putting_off.retain(|&other| other != slot);
+        endpoint.vring().flush_call(true);
         let base = endpoint.vring().base();
         let _ = reply.try_send(Stopped { base, endpoint });
     }
 
     /// Turns kicks on, looks once more at everything, sleeps, and turns kicks off again.
     fn park(&mut self) {
+        // Nobody keeps time while we sleep.
+        self.flush_calls(true);
         self.mailbox.parking().announce();
         let armed = self.arm();
         if armed != Armed::Work && self.mailbox.is_empty() {

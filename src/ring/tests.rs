@@ -4,6 +4,7 @@
 //! not, and also show that the latch holds.
 
 mod faults;
+mod in_order;
 
 use std::sync::Arc;
 

@@ -156,6 +156,12 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
         self.format.wants_call()
     }
 
+    /// Used elements staged since the last publish.
+    #[inline]
+    pub fn staged(&self) -> u32 {
+        self.staged
+    }
+
     /// Turns kicks on or off. On: returns whether a chain is available now. A broken ring never
     /// asks for kicks.
     pub fn set_kicks(&mut self, wanted: bool) -> bool {

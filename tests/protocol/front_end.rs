@@ -27,6 +27,7 @@ pub const RAM: u64 = 8 * m::STRIDE;
 
 pub fn disk() -> Arc<dyn DeviceModel> {
     Arc::new(BlkModel::new(BlkSetup {
+        rings: vringd::device::RingOptions::default(),
         name: "disk0".into(),
         capacity_bytes: 1 << 20,
         block_size: 512,
@@ -38,6 +39,7 @@ pub fn disk() -> Arc<dyn DeviceModel> {
 
 pub fn nic() -> Arc<dyn DeviceModel> {
     Arc::new(NetModel::new(NetOptions {
+        rings: vringd::device::RingOptions::default(),
         name: "net0".into(),
         queue_pairs: 2,
         mac: None,

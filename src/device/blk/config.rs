@@ -6,12 +6,15 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX,
 };
-use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::{
+    VIRTIO_F_ANY_LAYOUT, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_ORDER_PLATFORM, VIRTIO_F_RING_PACKED,
+    VIRTIO_F_VERSION_1,
+};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::sync::Counter;
 
-use super::super::{ConfigWriteError, DeviceKind, DeviceModel};
+use super::super::{ConfigWriteError, DeviceKind, DeviceModel, RingOptions};
 use super::SECTOR_BYTES;
 
 /// Data segments of one request that drivers are told to stay below: with header and status, a
@@ -81,6 +84,8 @@ pub struct BlkSetup {
     pub read_only: bool,
     /// What GET_ID answers, at most 20 bytes.
     pub serial: String,
+    /// What was chosen about its vrings.
+    pub rings: RingOptions,
 }
 
 /// The model of a disk.
@@ -120,6 +125,9 @@ impl DeviceModel for BlkModel {
     fn features(&self) -> u64 {
         let mut bits = vec![
             VIRTIO_F_VERSION_1,
+            VIRTIO_F_ANY_LAYOUT,
+            VIRTIO_F_ORDER_PLATFORM,
+            VIRTIO_F_NOTIFICATION_DATA,
             VIRTIO_F_RING_PACKED,
             VIRTIO_RING_F_INDIRECT_DESC,
             VIRTIO_RING_F_EVENT_IDX,
@@ -132,7 +140,9 @@ impl DeviceModel for BlkModel {
             bits.push(VIRTIO_BLK_F_RO);
         }
         bits.into_iter()
-            .fold(0, |features, bit| features | 1 << bit)
+            .fold(self.setup.rings.features(), |features, bit| {
+                features | 1 << bit
+            })
     }
 
     fn vrings_max(&self) -> u16 {
@@ -141,6 +151,10 @@ impl DeviceModel for BlkModel {
 
     fn queues_max(&self) -> u16 {
         self.setup.queues
+    }
+
+    fn ring_options(&self) -> RingOptions {
+        self.setup.rings
     }
 
     fn config(&self) -> Vec<u8> {
@@ -194,6 +208,7 @@ mod tests {
     #[test]
     fn config_space_says_what_was_set_up() {
         let setup = BlkSetup {
+            rings: RingOptions::default(),
             name: "disk0".into(),
             capacity_bytes: 3 << 20,
             block_size: 4096,

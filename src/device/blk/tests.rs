@@ -33,6 +33,7 @@ impl Rig {
         let ram = GuestRam::for_test(&[(0, 0x20_0000)]);
         let memory = RingMemory::new::<Split>(&ram, 0, 64);
         let setup = BlkSetup {
+            rings: crate::device::RingOptions::default(),
             name: "disk0".into(),
             capacity_bytes: DISK as u64,
             block_size: 512,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 
-use crate::device::{ConfigWriteError, DeviceKind, DeviceModel};
+use crate::device::{ConfigWriteError, DeviceKind, DeviceModel, RingOptions};
 
 use super::counters::{NetCounters, QueueCounters};
 use super::feature;
@@ -67,6 +67,8 @@ pub struct NetOptions {
     pub mtu: Option<u16>,
     /// What the link passes through.
     pub offloads: Offloads,
+    /// What was chosen about its vrings.
+    pub rings: RingOptions,
 }
 
 /// The model of a net device.
@@ -107,6 +109,7 @@ impl DeviceModel for NetModel {
         let when = |on: bool, bit: u64| if on { bit } else { 0 };
         feature::RING
             | feature::MRG_RXBUF
+            | self.options.rings.features()
             | self.options.offloads.features()
             | when(self.options.queue_pairs > 1, feature::MQ)
             | when(self.options.mac.is_some(), feature::MAC)
@@ -119,6 +122,10 @@ impl DeviceModel for NetModel {
 
     fn queues_max(&self) -> u16 {
         self.options.queue_pairs
+    }
+
+    fn ring_options(&self) -> RingOptions {
+        self.options.rings
     }
 
     fn config(&self) -> Vec<u8> {
@@ -159,6 +166,7 @@ mod tests {
             mac,
             mtu,
             offloads,
+            rings: RingOptions::default(),
         })
     }
 
@@ -170,7 +178,9 @@ mod tests {
         let full = model(2, Some([2, 0, 0, 0, 0, 1]), Some(9000)).features();
         assert_eq!(full & !plain, feature::MQ | feature::MAC | feature::MTU);
         // VERSION_1, RING_PACKED, IN_ORDER, INDIRECT_DESC, EVENT_IDX by their numbers in the text.
-        for bit in [32, 34, 35, 28, 29, 15, 0, 1, 7, 8, 9, 11, 12, 13] {
+        for bit in [
+            32, 34, 35, 27, 28, 29, 36, 38, 15, 0, 1, 7, 8, 9, 11, 12, 13,
+        ] {
             assert_ne!(plain & (1 << bit), 0, "bit {bit}");
         }
         // CTRL_VQ, STATUS and UFO are not ours.

@@ -70,8 +70,8 @@ fn leave_readable_out(chain: &Chain, segments: &mut Segments) {
     segments.truncate(end - chain.readable as usize);
 }
 
-/// Writes `header`, of `bytes` bytes, at the start of `to` unless it is there already: most headers are
-/// alike, and a line that is not written stays in the driver's cache.
+/// Writes `header`, of `bytes` bytes, at the start of `to` unless it is there already: most headers
+/// are alike, and a line that is not written stays in the driver's cache.
 #[inline]
 pub(super) fn write_header(to: &[Segment], header: &VnetHeader, bytes: usize) {
     let (low, high) = header.words();

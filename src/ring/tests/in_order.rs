@@ -1,0 +1,86 @@
+//! VIRTIO_F_IN_ORDER on packed rings: one used descriptor for a run of chains.
+
+use super::*;
+
+/// A ring of 64 on which chains are used in order.
+fn ring(rig: &Rig<PackedDriver>) -> Virtqueue<Packed> {
+    let config = RingConfig {
+        size: 64,
+        event_idx: false,
+        indirect: true,
+        in_order: true,
+        readable_only: false,
+        base: VringBase::fresh(true),
+    };
+    let areas = rig.driver.memory().areas::<Packed>();
+    Virtqueue::new(Arc::clone(&rig.ram), areas, &config).unwrap()
+}
+
+/// (id, len) of the slot when it is used in the first lap.
+fn used(rig: &Rig<PackedDriver>, slot: usize) -> Option<(u64, u64)> {
+    let word = rig.driver.raw().desc.load64(slot * 16 + 8);
+    let flags = word >> 48;
+    // AVAIL and USED, both as the wrap counter of the first lap.
+    (flags & 0x8080 == 0x8080).then_some(((word >> 32) & 0xffff, word & 0xffff_ffff))
+}
+
+fn take(rig: &mut Rig<PackedDriver>) -> Chain {
+    rig.pop().expect("a chain")
+}
+
+#[test]
+fn a_run_of_chains_that_were_only_read_is_one_used_descriptor() {
+    let mut rig = Rig::<PackedDriver>::new(64);
+    rig.vq = ring(&rig);
+    let sent: Vec<u16> = (0..40)
+        .map(|i| {
+            // Every fourth chain has two descriptors.
+            let bufs = vec![Buf::readable(BUFFERS, 8); if i % 4 == 3 { 2 } else { 1 }];
+            rig.driver.add(&bufs).unwrap()
+        })
+        .collect();
+    rig.driver.publish();
+    let chains: Vec<_> = (0..40).map(|_| take(&mut rig)).collect();
+    for chain in chains {
+        rig.vq.put_used(chain.id, 0, &[]);
+    }
+    rig.vq.publish();
+    // 32 chains in 40 slots, then 8 in 10: one descriptor each, with the id of the last.
+    assert_eq!(used(&rig, 0), Some((u64::from(sent[31]), 0)));
+    assert_eq!(used(&rig, 40), Some((u64::from(sent[39]), 0)));
+    for slot in (1..40).chain(41..50) {
+        assert_eq!(used(&rig, slot), None, "slot {slot} was not written");
+    }
+    assert_eq!(rig.vq.base().used, 50 | 0x8000);
+    assert_eq!(rig.vq.in_flight(), 0);
+}
+
+#[test]
+fn a_chain_that_was_written_ends_the_run_and_has_a_descriptor_of_its_own() {
+    let mut rig = Rig::<PackedDriver>::new(64);
+    rig.vq = ring(&rig);
+    let ids: Vec<u16> = [false, false, true, true, false]
+        .into_iter()
+        .map(|write| {
+            let buf = if write {
+                Buf::writable(BUFFERS, 8)
+            } else {
+                Buf::readable(BUFFERS, 8)
+            };
+            rig.driver.add(&[buf]).unwrap()
+        })
+        .collect();
+    rig.driver.publish();
+    let chains: Vec<_> = (0..5).map(|_| take(&mut rig)).collect();
+    for (chain, written) in chains.into_iter().zip([0, 0, 5, 8, 0]) {
+        rig.vq.put_used(chain.id, written, &[]);
+    }
+    assert_eq!(used(&rig, 0), None, "nothing is visible before publish");
+    rig.vq.publish();
+    let id = |at: usize| u64::from(ids[at]);
+    assert_eq!(used(&rig, 0), Some((id(1), 0)));
+    assert_eq!(used(&rig, 1), None);
+    assert_eq!(used(&rig, 2), Some((id(2), 5)));
+    assert_eq!(used(&rig, 3), Some((id(3), 8)));
+    assert_eq!(used(&rig, 4), Some((id(4), 0)));
+}
