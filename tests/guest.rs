@@ -37,6 +37,7 @@ mod tests {
             queues,
             packed,
             mac: MAC,
+            extra: "",
         }
     }
 
@@ -259,6 +260,11 @@ mod tests {
             assert_ne!(features & (1 << bit), 0, "bit {bit} of {features:#x}");
         }
         assert_negotiated(&daemon, "net0", packed);
+        // QEMU tells a vhost-user back-end nothing when a guest resets a virtqueue, so the bit must
+        // not be there unless it was asked for (docs/decisions/0008).
+        assert_eq!(features & (1 << 40), 0, "RING_RESET in {features:#x}");
+        let (status, _) = guest.run("ethtool -G eth0 rx 128 tx 128");
+        assert_ne!(status, 0, "rings can't be resized");
         if queues > 1 {
             let channels = guest.ok("ethtool -L eth0 combined 2; ethtool -l eth0");
             assert!(channels.matches("Combined:\t2").count() == 2, "{channels}");
@@ -286,6 +292,36 @@ mod tests {
     #[test]
     fn a_network_card_with_two_queue_pairs_works_on_packed_rings() {
         network_works(2, true);
+    }
+
+    /// A driver from before VIRTIO 1.0, whose header has 10 bytes without mergeable buffers.
+    #[test]
+    fn a_legacy_guest_works_with_the_short_header_and_the_long_one() {
+        for (mrg_rxbuf, properties) in [
+            (false, ",disable-modern=on,disable-legacy=off,mrg_rxbuf=off"),
+            (true, ",disable-modern=on,disable-legacy=off"),
+        ] {
+            let (netns, dir) = (Netns::new(), TempDir::new("legacy"));
+            let daemon = tap_daemon(&netns, &dir, 1, true);
+            let mut nic = nic(&dir, 1, false);
+            nic.extra = properties;
+            let mut disk = disk(&dir, "disk0", 1, false);
+            disk.extra = ",disable-modern=on,disable-legacy=off";
+            let mut guest = Guest::boot(&GuestConfig {
+                disks: vec![disk],
+                nics: vec![nic],
+            });
+            both_work(&mut guest);
+            let features = guest.features("/sys/class/net/eth0/device");
+            assert_eq!(features & VERSION_1, 0, "{features:#x}");
+            assert_eq!(features & (1 << 15) != 0, mrg_rxbuf, "{features:#x}");
+            let features = guest.features("/sys/block/vda/device");
+            assert_eq!(features & VERSION_1, 0, "{features:#x}");
+            guest.ok("ping -c 3 -s 8000 10.7.0.1");
+            tcp_is_exact(&mut guest, &netns);
+            assert_eq!(daemon.counter("net0", "ring_faults"), 0);
+            assert_eq!(daemon.counter("disk0", "ring_faults"), 0);
+        }
     }
 
     /// A quick look at both devices of a guest.

@@ -72,6 +72,7 @@ impl VhostUserBackendReqHandlerMut for DeviceSession {
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        tracing::debug!("SET_VRING_NUM vring={index} num={num}");
         self.called = true;
         Ok(DeviceSession::set_vring_num(self, index, num)?)
     }
@@ -85,6 +86,9 @@ impl VhostUserBackendReqHandlerMut for DeviceSession {
         available: u64,
         _log: u64,
     ) -> Result<()> {
+        tracing::debug!(
+            "SET_VRING_ADDR vring={index} desc={descriptor:#x} used={used:#x} avail={available:#x}"
+        );
         self.called = true;
         let addr = VringAddr {
             desc: descriptor,
@@ -95,21 +99,25 @@ impl VhostUserBackendReqHandlerMut for DeviceSession {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        tracing::debug!("SET_VRING_BASE vring={index} base={base:#x}");
         self.called = true;
         Ok(DeviceSession::set_vring_base(self, index, base)?)
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        tracing::debug!("GET_VRING_BASE vring={index}");
         let base = DeviceSession::get_vring_base(self, index)?;
         Ok(VhostUserVringState::new(index, base))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        tracing::debug!("SET_VRING_KICK vring={index} fd={}", fd.is_some());
         self.called = true;
         Ok(DeviceSession::set_vring_kick(self, u32::from(index), fd)?)
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        tracing::debug!("SET_VRING_CALL vring={index} fd={}", fd.is_some());
         self.called = true;
         Ok(DeviceSession::set_vring_call(self, u32::from(index), fd)?)
     }
@@ -136,6 +144,7 @@ impl VhostUserBackendReqHandlerMut for DeviceSession {
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        tracing::debug!("SET_VRING_ENABLE vring={index} enable={enable}");
         self.called = true;
         Ok(DeviceSession::set_vring_enable(self, index, enable)?)
     }

@@ -66,6 +66,27 @@ fn a_stopped_vring_starts_where_it_stood_at_the_next_kick() {
     session.leave();
 }
 
+/// VIRTIO_F_RING_RESET as a front-end carries it out (docs/decisions/0008).
+#[test]
+fn one_vring_is_reset_to_another_size_while_the_other_runs() {
+    let session = Session::ready(false);
+    session.run_vring(0, 0);
+    session.run_vring(1, 0);
+    let peer = &session.peer;
+    session.runner.advance(0, 77);
+    assert_eq!(peer.get_base(0), 77);
+    assert_eq!(session.next(), Event::Stop(0));
+    peer.ok(&m::state(m::SET_VRING_NUM, 0, 64));
+    peer.ok(&m::state(m::SET_VRING_BASE, 0, 0));
+    peer.ok(&m::addr(0));
+    let kick = m::vring_fd(m::SET_VRING_KICK, 0, Some(&eventfd()));
+    peer.ok(&kick);
+    let start = session.next_start();
+    assert_eq!((start.index, start.size, start.base), (0, 64, Some(0)));
+    session.quiet();
+    session.leave();
+}
+
 #[test]
 fn a_vring_without_a_kick_fd_starts_and_is_polled() {
     let session = Session::ready(false);

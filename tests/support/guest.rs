@@ -35,6 +35,8 @@ pub struct Nic {
     pub queues: u16,
     pub packed: bool,
     pub mac: &'static str,
+    /// More properties of the device, each with a leading comma.
+    pub extra: &'static str,
 }
 
 /// What the guest is made of.
@@ -130,10 +132,11 @@ fn device_arguments(config: &GuestConfig) -> Vec<String> {
         ));
         args.push("-device".into());
         args.push(format!(
-            "virtio-net-pci,netdev=net{number},mq=on,vectors={},packed={},mac={}",
+            "virtio-net-pci,netdev=net{number},mq=on,vectors={},packed={},mac={}{}",
             vectors(nic.queues),
             on(nic.packed),
-            nic.mac
+            nic.mac,
+            nic.extra
         ));
     }
     args
