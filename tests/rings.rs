@@ -8,5 +8,7 @@ mod rings {
     mod script;
     mod session;
 
+    mod hostile;
     mod models;
+    mod oracle;
 }

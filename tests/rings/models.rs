@@ -11,7 +11,7 @@ const SPLIT: &[u16] = &[2, 4, 8, 256, 32768];
 const PACKED: &[u16] = &[1, 2, 3, 7, 255, 1025, 32768];
 const BOTH: &[u16] = &[2, 4, 8, 256, 32768];
 
-fn cases(cases: u32) -> ProptestConfig {
+pub fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig {
         cases,
         failure_persistence: None,

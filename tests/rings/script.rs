@@ -62,7 +62,7 @@ pub struct Script {
     pub steps: Vec<Step>,
 }
 
-fn shape() -> impl Strategy<Value = Shape> {
+pub fn shape() -> impl Strategy<Value = Shape> {
     let layout = prop_oneof![
         4 => Just(Layout::Direct),
         2 => Just(Layout::Indirect),

@@ -170,7 +170,7 @@ impl<D: Driver> Session<D> {
         self.reap(u16::MAX);
         assert_eq!(self.log.reaped.len(), self.posted, "every chain came back");
         assert_eq!((self.room, self.vq.in_flight()), (self.size, 0));
-        assert_eq!(self.vq.publish(), false, "nothing is left to show");
+        assert!(!self.vq.publish(), "nothing is left to show");
         assert_eq!(self.vq.fault(), None);
     }
 
