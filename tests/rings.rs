@@ -8,6 +8,7 @@ mod rings {
     mod script;
     mod session;
 
+    mod defects;
     mod hostile;
     mod models;
     mod oracle;
