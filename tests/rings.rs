@@ -1,6 +1,8 @@
 //! Virtqueues against models: a driver of our own plays random sessions, and everything that comes
 //! out of the ring is compared with what a plain list of chains says must come out.
 
+mod support;
+
 #[cfg(test)]
 #[allow(unreachable_pub, reason = "helpers of the modules beside them")]
 #[path = "rings"]
@@ -9,6 +11,7 @@ mod rings {
     mod session;
 
     mod defects;
+    mod engine;
     mod hostile;
     mod models;
     mod oracle;
