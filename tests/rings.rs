@@ -11,6 +11,7 @@ mod rings {
     mod session;
 
     mod defects;
+    mod disk;
     mod engine;
     mod hostile;
     mod models;
