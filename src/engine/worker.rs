@@ -228,7 +228,8 @@ impl Worker {
             if self.stopping {
                 self.answer_stops();
             }
-            if self.idle.after(work) {
+            // The wake-up of the last command is used up: a worker that sleeps on it sleeps for good.
+            if self.idle.after(work) && !self.exit {
                 self.park();
             }
         }

@@ -107,7 +107,14 @@ impl RingMemory {
     /// # Panics
     /// When the ring is impossible.
     pub fn device<F: RingFormat>(&self, event_idx: bool) -> Virtqueue<F> {
-        let base = VringBase::fresh(F::PACKED);
+        self.device_at(event_idx, VringBase::fresh(F::PACKED))
+    }
+
+    /// The device side of a ring that stands at `base`.
+    ///
+    /// # Panics
+    /// When the ring is impossible.
+    pub fn device_at<F: RingFormat>(&self, event_idx: bool, base: VringBase) -> Virtqueue<F> {
         let config = RingConfig {
             size: self.size,
             event_idx,
@@ -126,7 +133,12 @@ pub trait Driver: Sized + core::fmt::Debug {
     type Format: RingFormat;
 
     /// The driver of a fresh ring.
-    fn new(memory: &RingMemory, event_idx: bool) -> Self;
+    fn new(memory: &RingMemory, event_idx: bool) -> Self {
+        Self::standing_at(memory, event_idx, VringBase::fresh(Self::Format::PACKED))
+    }
+
+    /// The driver of a ring that stands at `base` with nothing in flight, as after many laps.
+    fn standing_at(memory: &RingMemory, event_idx: bool, base: VringBase) -> Self;
 
     /// Writes a chain of direct descriptors. Returns its id, or `None` when the ring is full.
     /// Nothing is available before [`Driver::publish`].
@@ -224,16 +236,21 @@ impl SplitDriver {
 impl Driver for SplitDriver {
     type Format = Split;
 
-    fn new(memory: &RingMemory, event_idx: bool) -> SplitDriver {
+    fn standing_at(memory: &RingMemory, event_idx: bool, base: VringBase) -> SplitDriver {
+        let raw = memory.areas::<Split>();
+        if base != VringBase::fresh(false) {
+            raw.driver.store16(2, base.avail);
+            raw.device.store16(2, base.avail);
+        }
         SplitDriver {
             memory: memory.clone(),
-            raw: memory.areas::<Split>(),
+            raw,
             event_idx,
             free: (0..memory.size).rev().collect(),
             chains: vec![Vec::new(); usize::from(memory.size)],
-            next_avail: 0,
-            shown: 0,
-            next_used: 0,
+            next_avail: base.avail,
+            shown: base.avail,
+            next_used: base.avail,
         }
     }
 
@@ -349,14 +366,20 @@ pub struct PackedDriver {
 impl Driver for PackedDriver {
     type Format = Packed;
 
-    fn new(memory: &RingMemory, event_idx: bool) -> PackedDriver {
-        let start = PackedCursor {
-            slot: 0,
-            wrap: true,
-        };
+    fn standing_at(memory: &RingMemory, event_idx: bool, base: VringBase) -> PackedDriver {
+        let start = PackedCursor::from_off_wrap(base.avail);
+        let raw = memory.areas::<Packed>();
+        // Used in this lap below the cursor, and in the lap before from it on.
+        for slot in 0..memory.size {
+            let lap = start.wrap == (slot < start.slot);
+            if lap {
+                let word = u64::from(AVAIL | USED) << 48;
+                raw.desc.store64(usize::from(slot) * 16 + 8, word);
+            }
+        }
         PackedDriver {
             memory: memory.clone(),
-            raw: memory.areas::<Packed>(),
+            raw,
             event_idx,
             free: (0..memory.size).rev().collect(),
             slots: vec![0; usize::from(memory.size)],

@@ -144,6 +144,9 @@ impl BlkHandler {
             }
             Ok(request) => {
                 let (index, slot) = self.slots.take(chain.id, request);
+                // With writable bytes before it that nobody writes, the status byte is no start:
+                // the length then promises nothing (VIRTIO 1.3 §2.7.8.2).
+                slot.status_only = u32::from(chain.writable_bytes == 1);
                 match request {
                     Request::In { bytes, .. } => cut(slot, writable, 0, bytes as usize),
                     Request::Out { bytes, .. } => {
@@ -282,11 +285,11 @@ impl BlkHandler {
                 counters
                     .write_bytes
                     .add(if ok { u64::from(slot.done) } else { 0 });
-                1
+                slot.status_only
             }
             Request::Flush | Request::GetId => {
                 counters.flushes.add(u64::from(ok));
-                1
+                slot.status_only
             }
         };
         counters.errors.add(u64::from(!ok));

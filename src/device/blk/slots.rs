@@ -25,6 +25,8 @@ pub(super) struct Slot {
     pub(super) request: Request,
     /// Data segments, and the status byte's segment last.
     pub(super) segments: Vec<Segment>,
+    /// The used length when only the status byte is written.
+    pub(super) status_only: u32,
     /// Data bytes done.
     pub(super) done: u32,
     /// Index of the first data segment that is not done, after the first `done` bytes.
@@ -49,6 +51,7 @@ impl Slots {
             chain: None,
             request: Request::Flush,
             segments: Vec::with_capacity(SEGMENTS_USUAL),
+            status_only: 1,
             done: 0,
             next: 0,
             epoch: 0,

@@ -1,0 +1,139 @@
+//! Random sessions: what both sides of a ring do, as a list of steps.
+
+use proptest::prelude::*;
+use vringd::ring::VringBase;
+use vringd::testing::driver::Calls;
+
+/// How the driver lays a chain out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// In the ring.
+    Direct,
+    /// All of it in an indirect table.
+    Indirect,
+    /// The first buffer in the ring, the others in an indirect table behind it.
+    Mixed,
+}
+
+/// A chain to be made available: lengths of its buffers.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    pub layout: Layout,
+    pub readable: Vec<u32>,
+    pub writable: Vec<u32>,
+}
+
+/// One step of a session.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// The driver writes a chain, if it has room.
+    Add(Shape),
+    /// The driver fills what is left of the ring with chains of one buffer.
+    Fill,
+    /// The driver shows what it wrote.
+    Publish,
+    /// The device pops up to so many chains, the simplest ones by the short way if `short`.
+    Pop { count: u16, short: bool },
+    /// The device gives the last chain back.
+    Unpop,
+    /// The device uses up to `count` chains, chosen by `which`.
+    Use {
+        count: u16,
+        which: u16,
+        written: u32,
+    },
+    /// The device shows what it used.
+    PublishUsed,
+    /// The driver takes back up to so many chains.
+    Reap(u16),
+    /// The driver asks for calls.
+    Calls(Calls),
+    /// The device asks for kicks, or for none.
+    Kicks(bool),
+}
+
+/// A ring and what happens on it.
+#[derive(Debug, Clone)]
+pub struct Script {
+    pub size: u16,
+    pub event_idx: bool,
+    pub in_order: bool,
+    pub base: VringBase,
+    pub steps: Vec<Step>,
+}
+
+pub fn shape() -> impl Strategy<Value = Shape> {
+    let layout = prop_oneof![
+        4 => Just(Layout::Direct),
+        2 => Just(Layout::Indirect),
+        1 => Just(Layout::Mixed),
+    ];
+    let length = || prop_oneof![1 => Just(0u32), 8 => 1u32..3000, 1 => 100_000u32..300_000];
+    let lengths = || prop::collection::vec(length(), 0..5);
+    (layout, lengths(), lengths())
+        .prop_map(|(layout, readable, writable)| Shape {
+            layout,
+            readable,
+            writable,
+        })
+        .prop_filter("a chain has a buffer", |shape| {
+            shape.readable.len() + shape.writable.len() > usize::from(shape.layout == Layout::Mixed)
+        })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let calls = prop_oneof![
+        Just(Calls::On),
+        Just(Calls::Off),
+        (0u16..12).prop_map(Calls::After),
+    ];
+    let few = || prop_oneof![6 => 1u16..6, 1 => Just(u16::MAX)];
+    prop_oneof![
+        60 => shape().prop_map(Step::Add),
+        1 => Just(Step::Fill),
+        30 => Just(Step::Publish),
+        40 => (few(), any::<bool>()).prop_map(|(count, short)| Step::Pop { count, short }),
+        8 => Just(Step::Unpop),
+        40 => (few(), any::<u16>(), any::<u32>())
+            .prop_map(|(count, which, written)| Step::Use { count, which, written }),
+        25 => Just(Step::PublishUsed),
+        25 => few().prop_map(Step::Reap),
+        12 => calls.prop_map(Step::Calls),
+        12 => any::<bool>().prop_map(Step::Kicks),
+    ]
+}
+
+/// Where a ring may stand: everywhere, mostly just before something wraps.
+fn base(packed: bool, size: u16) -> impl Strategy<Value = VringBase> {
+    let back = (0u16..5).prop_map(move |back| back.min(size - 1));
+    (back, any::<u16>(), 0u8..4, any::<bool>()).prop_map(move |(back, anywhere, kind, wrap)| {
+        let at = match (packed, kind) {
+            (_, 0) => return VringBase::fresh(packed),
+            (true, 1) => (anywhere % size) | (u16::from(wrap) << 15),
+            (true, _) => (size - 1 - back) | (u16::from(wrap) << 15),
+            (false, 1) => anywhere,
+            (false, _) => 65535 - back,
+        };
+        VringBase {
+            avail: at,
+            used: at,
+        }
+    })
+}
+
+/// Sessions on rings of the given sizes.
+pub fn script(packed: bool, sizes: &'static [u16]) -> impl Strategy<Value = Script> {
+    prop::sample::select(sizes)
+        .prop_flat_map(move |size| (Just(size), base(packed, size)))
+        .prop_flat_map(|(size, base)| {
+            let steps = prop::collection::vec(step(), 1..120);
+            (Just((size, base)), any::<bool>(), any::<bool>(), steps)
+        })
+        .prop_map(|((size, base), event_idx, in_order, steps)| Script {
+            size,
+            event_idx,
+            in_order,
+            base,
+            steps,
+        })
+}
