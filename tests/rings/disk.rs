@@ -381,6 +381,7 @@ fn setup() -> impl Strategy<Value = BlkSetup> {
     let block_size = prop_oneof![3 => Just(512), 1 => Just(4096)];
     let read_only = prop::bool::weighted(0.2);
     (block_size, read_only).prop_map(|(block_size, read_only)| BlkSetup {
+        rings: vringd::device::RingOptions::default(),
         name: "disk0".into(),
         capacity_bytes: DISK as u64,
         block_size,

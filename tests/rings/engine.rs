@@ -56,6 +56,7 @@ fn eventfd() -> EventFd {
 impl<D: Driver> Machine<D> {
     fn new() -> Machine<D> {
         let model = Arc::new(BlkModel::new(BlkSetup {
+            rings: vringd::device::RingOptions::default(),
             name: "disk0".into(),
             capacity_bytes: DISK,
             block_size: 512,
