@@ -1,0 +1,314 @@
+//! What a chain costs the device side of a ring, without another core in the game.
+//!
+//! `cargo bench --features testing --bench chains`. Every figure is for 256 chains, taken and used
+//! in bursts of 1, 8, 32 or 256; the driver's share is not timed. `virtio-queue` is the rust-vmm
+//! crate over the same bytes, `vhost-user-backend` the same behind the lock of that crate's vrings.
+//! `echo` is the whole way of a frame from a transmit to a receive ring, `threads` a ring between
+//! two pinned threads.
+
+use std::sync::Arc;
+#[expect(
+    clippy::disallowed_types,
+    reason = "what is measured is another's lock"
+)]
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vringd::device::net::{QueueCounters, RxHandler, TxHandler, feature};
+use vringd::host::net::FrameBurst;
+use vringd::memory::{GuestRam, Segments};
+use vringd::ring::{ChainQueue, Popped, Virtqueue};
+use vringd::sys::cpu;
+use vringd::testing::driver::{Buf, Driver, PackedDriver, RingMemory, SplitDriver};
+
+/// A queue as vhost-user-backend keeps it.
+#[expect(
+    clippy::disallowed_types,
+    reason = "what is measured is another's lock"
+)]
+type Locked = Mutex<Queue>;
+
+const CHAINS: u64 = 256;
+const SIZE: u16 = 1024;
+const BUFFERS: u64 = 0x10_0000;
+const RAM: u64 = 0x100_0000;
+const BURSTS: [u64; 4] = [1, 8, 32, 256];
+
+/// The buffers of chain `number`: `count` descriptors, the last of them writable.
+fn bufs(number: u64, count: u64) -> Vec<Buf> {
+    let at = BUFFERS + number * 4096;
+    let mut bufs: Vec<_> = (1..count)
+        .map(|i| Buf::readable(at + i * 256, 128))
+        .collect();
+    bufs.push(Buf::writable(at, 128));
+    bufs
+}
+
+fn post(driver: &mut impl Driver, descriptors: u64) {
+    for number in 0..CHAINS {
+        driver
+            .add(&bufs(number, descriptors))
+            .expect("room for all");
+    }
+    driver.publish();
+}
+
+/// Takes and uses all chains in bursts of `burst`.
+fn drain<D: Driver>(vq: &mut Virtqueue<D::Format>, segments: &mut Segments, burst: u64) {
+    for _ in 0..CHAINS / burst {
+        segments.clear();
+        for _ in 0..burst {
+            if let Some(single) = vq.pop_single(segments) {
+                vq.put_used(single.id, 128, &[]);
+            } else if let Ok(Popped::Chain(chain)) = vq.pop(segments) {
+                vq.put_used(chain.id, 128, &[]);
+            }
+        }
+        vq.publish();
+    }
+}
+
+fn ours<D: Driver>(c: &mut Criterion, name: &str) {
+    let mut group = c.benchmark_group("chain");
+    group.throughput(Throughput::Elements(CHAINS));
+    for descriptors in [1, 2, 4] {
+        for burst in BURSTS {
+            let ram = GuestRam::for_test(&[(0, RAM)]);
+            let memory = RingMemory::new::<D::Format>(&ram, 0, SIZE);
+            let (mut driver, mut vq) = (D::new(&memory, true), memory.device::<D::Format>(true));
+            let mut segments = Segments::with_capacity(4096);
+            let id = BenchmarkId::new(name, format!("{descriptors} descriptors, burst {burst}"));
+            group.bench_function(id, |b| {
+                b.iter_custom(|rounds| {
+                    timed(
+                        rounds,
+                        &mut (&mut driver, &mut vq),
+                        |(driver, vq), start| {
+                            post(*driver, descriptors);
+                            *start = Instant::now();
+                            drain::<D>(vq, &mut segments, burst);
+                            let took = start.elapsed();
+                            while driver.used().is_some() {}
+                            took
+                        },
+                    )
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+/// The sum of what `round` says it took.
+fn timed<T>(
+    rounds: u64,
+    state: &mut T,
+    mut round: impl FnMut(&mut T, &mut Instant) -> Duration,
+) -> Duration {
+    let mut start = Instant::now();
+    (0..rounds).map(|_| round(state, &mut start)).sum()
+}
+
+/// The rust-vmm crate over the same bytes as our driver.
+fn theirs(c: &mut Criterion, locked: bool) {
+    let name = if locked {
+        "vhost-user-backend"
+    } else {
+        "virtio-queue"
+    };
+    let mut group = c.benchmark_group("chain");
+    group.throughput(Throughput::Elements(CHAINS));
+    for descriptors in [1, 2, 4] {
+        for burst in BURSTS {
+            let (ram, memory) = shared_memory();
+            let ring = RingMemory::new::<vringd::ring::Split>(&ram, 0, SIZE);
+            let mut driver = SplitDriver::new(&ring, true);
+            let queue = Locked::new(queue(&ring));
+            let id = BenchmarkId::new(name, format!("{descriptors} descriptors, burst {burst}"));
+            group.bench_function(id, |b| {
+                b.iter_custom(|rounds| {
+                    timed(rounds, &mut driver, |driver, start| {
+                        post(driver, descriptors);
+                        *start = Instant::now();
+                        their_drain(&queue, &memory, burst, locked);
+                        let took = start.elapsed();
+                        while driver.used().is_some() {}
+                        took
+                    })
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+/// Takes and uses all chains; `locked` as a vring of vhost-user-backend does, lock by lock.
+fn their_drain(queue: &Locked, memory: &GuestMemoryMmap, burst: u64, locked: bool) {
+    let lock = || queue.lock().expect("no bench panics with it");
+    for _ in 0..CHAINS / burst {
+        let mut held = (!locked).then(lock);
+        for _ in 0..burst {
+            let chain = match &mut held {
+                Some(queue) => queue.pop_descriptor_chain(memory),
+                None => lock().pop_descriptor_chain(memory),
+            };
+            let Some(chain) = chain else { break };
+            let head = chain.head_index();
+            let bytes: u32 = chain.map(|desc| desc.len()).sum();
+            std::hint::black_box(bytes);
+            let used = match &mut held {
+                Some(queue) => queue.add_used(memory, head, 128),
+                None => lock().add_used(memory, head, 128),
+            };
+            used.expect("a legal ring");
+        }
+        let wants = match &mut held {
+            Some(queue) => queue.needs_notification(memory),
+            None => lock().needs_notification(memory),
+        };
+        std::hint::black_box(wants.expect("a legal ring"));
+    }
+}
+
+/// The same memory for our driver and for the crate.
+fn shared_memory() -> (Arc<GuestRam>, GuestMemoryMmap) {
+    let ram = GuestRam::for_test(&[(0, RAM)]);
+    let file = ram.specs()[0].file.try_clone().expect("an fd");
+    let bytes = usize::try_from(RAM).expect("64 bits");
+    let range = (
+        GuestAddress(0),
+        bytes,
+        Some(vm_memory::FileOffset::new(file, 0)),
+    );
+    let memory = GuestMemoryMmap::from_ranges_with_files([range]).expect("a mapping");
+    (ram, memory)
+}
+
+fn queue(ring: &RingMemory) -> Queue {
+    let mut queue = Queue::new(SIZE).expect("a legal size");
+    let [desc, driver, device] = ring.at.map(GuestAddress);
+    queue.set_size(SIZE);
+    queue
+        .try_set_desc_table_address(desc)
+        .and_then(|()| queue.try_set_avail_ring_address(driver))
+        .and_then(|()| queue.try_set_used_ring_address(device))
+        .expect("aligned areas");
+    queue.set_event_idx(true);
+    queue.set_ready(true);
+    queue
+}
+
+/// A frame's way from a transmit ring to a receive ring.
+fn echo<D: Driver>(c: &mut Criterion, name: &str) {
+    let mut group = c.benchmark_group("echo");
+    group.throughput(Throughput::Elements(CHAINS));
+    for bytes in [64, 1518] {
+        let ram = GuestRam::for_test(&[(0, RAM)]);
+        let tx = RingMemory::new::<D::Format>(&ram, 0, SIZE);
+        let at = tx.end::<D::Format>().next_multiple_of(4096);
+        let rx = RingMemory::new::<D::Format>(&ram, at, SIZE);
+        let (mut tx_driver, mut rx_driver) = (D::new(&tx, false), D::new(&rx, false));
+        let mut tx_vq = tx.device::<D::Format>(false);
+        let mut rx_vq = rx.device::<D::Format>(false);
+        let counters = Arc::new(QueueCounters::default());
+        let features = feature::VERSION_1 | feature::MRG_RXBUF;
+        let mut from = TxHandler::new(features, Arc::clone(&counters));
+        let mut to = RxHandler::new(features, SIZE, counters);
+        let mut burst = FrameBurst::new();
+        let id = BenchmarkId::new(name, format!("{bytes} bytes"));
+        group.bench_function(id, |b| {
+            b.iter_custom(|rounds| {
+                timed(rounds, &mut (), |(), start| {
+                    for number in 0..CHAINS {
+                        let at = BUFFERS + number * 8192;
+                        let sent = tx_driver.add(&[Buf::readable(at + 116, bytes + 12)]);
+                        let room = rx_driver.add(&[Buf::writable(at + 4096 + 116, 2000)]);
+                        assert!(sent.is_some() && room.is_some(), "room for all");
+                    }
+                    tx_driver.publish();
+                    rx_driver.publish();
+                    *start = Instant::now();
+                    from.receive(&mut tx_vq, &mut burst).expect("a legal ring");
+                    to.transmit(&mut rx_vq, &mut burst).expect("a legal ring");
+                    from.complete(&mut tx_vq, &mut burst);
+                    tx_vq.publish();
+                    rx_vq.publish();
+                    let took = start.elapsed();
+                    while tx_driver.used().is_some() {}
+                    while rx_driver.used().is_some() {}
+                    took
+                })
+            });
+        });
+    }
+    group.finish();
+}
+
+/// A ring between a driver and a device on cores of their own, one burst after the other.
+fn threads<D: Driver + Send>(c: &mut Criterion, name: &str) {
+    let cores = cpu::online_cores().unwrap_or_default();
+    let [first, .., last] = cores[..] else {
+        eprintln!("threads: two cores are needed");
+        return;
+    };
+    let ram = GuestRam::for_test(&[(0, RAM)]);
+    let memory = RingMemory::new::<D::Format>(&ram, 0, SIZE);
+    let (mut driver, mut vq) = (D::new(&memory, false), memory.device::<D::Format>(false));
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let device = std::thread::spawn(move || {
+        cpu::pin_to_core(last).expect("the core is online");
+        let mut segments = Segments::with_capacity(4096);
+        while !stopped.load(Ordering::Relaxed) {
+            segments.clear();
+            while let Some(single) = vq.pop_single(&mut segments) {
+                vq.put_used(single.id, 128, &[]);
+            }
+            vq.publish();
+        }
+    });
+    cpu::pin_to_core(first).expect("the core is online");
+    let mut group = c.benchmark_group("threads");
+    group.throughput(Throughput::Elements(CHAINS));
+    group.bench_function(name, |b| {
+        b.iter(|| {
+            post(&mut driver, 1);
+            let mut left = CHAINS;
+            while left > 0 {
+                left -= u64::from(driver.used().is_some());
+            }
+        });
+    });
+    group.finish();
+    stop.store(true, Ordering::Relaxed);
+    device.join().expect("the device ends");
+}
+
+fn chains(c: &mut Criterion) {
+    ours::<SplitDriver>(c, "split");
+    ours::<PackedDriver>(c, "packed");
+    theirs(c, false);
+    theirs(c, true);
+    echo::<SplitDriver>(c, "split");
+    echo::<PackedDriver>(c, "packed");
+    threads::<SplitDriver>(c, "split");
+    threads::<PackedDriver>(c, "packed");
+}
+
+fn main() {
+    // Without this cargo is testing, not benchmarking: that it builds is all there is to test.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return;
+    }
+    let mut criterion = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args();
+    chains(&mut criterion);
+    criterion.final_summary();
+}
