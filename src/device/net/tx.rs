@@ -55,19 +55,26 @@ impl TxHandler {
         while burst.frames.len() < burst.limit {
             if let Some(single) = vq.pop_single(&mut burst.segments) {
                 let first = burst.segments.len() - 1;
+                let frame = self.single_frame(first, &single);
+                let segment = &mut burst.segments.as_mut_slice()[first];
                 if self.offloads {
-                    copy::prefetch_read(&burst.segments.as_slice()[first]);
+                    copy::prefetch_read(segment);
+                } else {
+                    *segment = segment.skip(self.header);
                 }
-                burst.frames.push(self.single_frame(first, &single));
+                burst.frames.push(frame);
                 self.held.push(single.id);
                 continue;
             }
             match vq.pop(&mut burst.segments) {
                 Ok(Popped::Chain(chain)) => {
-                    burst.frames.push(self.frame(&chain));
-                    if self.offloads && chain.readable > 0 {
+                    let mut frame = self.frame(&chain);
+                    if !self.offloads {
+                        strip(burst.segments.as_mut_slice(), &mut frame, self.header);
+                    } else if chain.readable > 0 {
                         copy::prefetch_read(&burst.segments.as_slice()[chain.first as usize]);
                     }
+                    burst.frames.push(frame);
                     self.held.push(chain.id);
                 }
                 Ok(Popped::Empty | Popped::Wait) => break,
@@ -75,22 +82,22 @@ impl TxHandler {
                 Err(_) => break,
             }
         }
-        let segments = burst.segments.as_mut_slice();
-        for frame in burst
-            .frames
-            .iter_mut()
-            .filter(|frame| frame.verdict == Verdict::Retry)
-        {
-            let first = frame.first as usize;
-            let chain = &mut segments[first..first + frame.count as usize];
-            if self.offloads {
-                self.read_header(chain, frame);
-            }
-            let gone = strip(chain, self.header);
-            frame.first += gone;
-            frame.count -= gone;
+        if self.offloads {
+            self.read_headers(burst);
         }
         Ok(burst.frames.len())
+    }
+
+    /// The headers, after all of them were asked for.
+    fn read_headers(&self, burst: &mut FrameBurst) {
+        let segments = burst.segments.as_mut_slice();
+        for frame in &mut burst.frames {
+            if frame.verdict == Verdict::Retry {
+                let first = frame.first as usize;
+                self.read_header(&segments[first..first + frame.count as usize], frame);
+                strip(segments, frame, self.header);
+            }
+        }
     }
 
     #[inline]
@@ -139,21 +146,20 @@ impl TxHandler {
     /// Ends the burst: chains of frames that were sent or dropped are used, in order; from the
     /// first frame that is to be tried again on, all go back to the ring and will come again.
     pub fn complete<Q: ChainQueue>(&mut self, vq: &mut Q, burst: &mut FrameBurst) {
-        let retry = |frame: &Frame| frame.verdict == Verdict::Retry;
-        let decided = burst
-            .frames
-            .iter()
-            .position(retry)
-            .unwrap_or(burst.frames.len());
         let mut tally = Tally::default();
-        for frame in &burst.frames[..decided] {
+        let mut decided = 0;
+        let mut held = self.held.drain(..);
+        for frame in &burst.frames {
+            if frame.verdict == Verdict::Retry {
+                break;
+            }
+            let Some(chain) = held.next() else { break };
             tally.frame(frame);
-        }
-        for chain in self.held.drain(decided..).rev() {
-            vq.unpop(chain);
-        }
-        for chain in self.held.drain(..) {
             vq.put_used(chain, 0, &[]);
+            decided += 1;
+        }
+        for chain in held.rev() {
+            vq.unpop(chain);
         }
         if decided > 0 {
             self.counters.tx.add(&tally);
@@ -174,13 +180,14 @@ fn verdict(writable: bool, bytes: u32) -> Verdict {
     }
 }
 
-/// Takes a header of `bytes` bytes off the front of `chain`, which is longer than that. Returns how
-/// many segments it took whole.
+/// Takes the header, of `header` bytes, off the front of `frame`, whose segments are in `segments`. A
+/// frame that is dropped may be shorter than that.
 #[inline]
-fn strip(chain: &mut [Segment], bytes: usize) -> u32 {
-    let mut left = bytes;
+fn strip(segments: &mut [Segment], frame: &mut Frame, header: usize) {
+    let first = frame.first as usize;
+    let mut left = header;
     let mut gone = 0;
-    for segment in chain {
+    for segment in &mut segments[first..first + frame.count as usize] {
         if segment.len() > left {
             *segment = segment.skip(left);
             break;
@@ -188,5 +195,6 @@ fn strip(chain: &mut [Segment], bytes: usize) -> u32 {
         left -= segment.len();
         gone += 1;
     }
-    gone
+    frame.first += gone;
+    frame.count -= gone;
 }
