@@ -1,5 +1,8 @@
 //! Memory tables: what is checked before it is mapped, and vrings that go over to a new one.
 
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
+
 use super::fake::Event;
 use super::front_end::{RAM, Session, TIMEOUT, file};
 use super::message::{self as m, Message, Region};
@@ -7,7 +10,7 @@ use crate::support::deadline::wait_until;
 
 const PAGE: u64 = 4096;
 
-fn region(file: &std::fs::File, gpa: u64, size: u64, offset: u64) -> Region<'_> {
+fn region(file: &File, gpa: u64, size: u64, offset: u64) -> Region<'_> {
     Region {
         gpa,
         size,
@@ -109,7 +112,7 @@ fn memory_may_come_after_everything_else() {
     peer.ok(&m::enable(0, true));
     peer.ok(&m::state(m::SET_VRING_NUM, 0, 256));
     peer.ok(&m::addr(0));
-    peer.ok(&m::vring_fd(m::SET_VRING_KICK, 0, None::<&std::fs::File>));
+    peer.ok(&m::vring_fd(m::SET_VRING_KICK, 0, None::<&File>));
     session.quiet();
     peer.ok(&session.region().add());
     assert_eq!(session.next_start().index, 0);
@@ -171,4 +174,46 @@ fn guest_memory_is_unmapped_when_the_session_has_ended() {
         (!is_mapped()).then_some(())
     });
     drop(ram);
+}
+
+/// A file in memory that refuses writes through new mappings as `seal` says.
+#[expect(unsafe_code, reason = "no crate of ours wraps seals")]
+fn sealed_file(bytes: u64, seal: libc::c_int) -> File {
+    // SAFETY: the name is a C string; the call has no other argument in memory.
+    let fd = unsafe { libc::memfd_create(c"sealed".as_ptr(), libc::MFD_ALLOW_SEALING) };
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: the fd was just made and nobody else owns it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(bytes).unwrap();
+    // SAFETY: the command has no argument in memory.
+    let sealed = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seal) };
+    assert_eq!(sealed, 0, "{}", std::io::Error::last_os_error());
+    file
+}
+
+#[test]
+fn memory_that_can_not_be_written_is_refused_and_the_table_stays() {
+    // A used ring in it would end the daemon with SIGSEGV at the first answer.
+    let session = Session::ready(false);
+    session.run_vring(0, 0);
+    let writable = file(PAGE);
+    let path = format!("/proc/self/fd/{}", writable.as_raw_fd());
+    let read_only = File::open(path).unwrap();
+    let far = region(&read_only, 1 << 30, PAGE, 0);
+    session.peer.refused(&far.add());
+    session.logged("can't be mapped");
+    session
+        .peer
+        .refused(&m::mem_table(&[session.region(), far]));
+    // Not through the file, which may be written, but through what it was sealed with.
+    for seal in [libc::F_SEAL_WRITE, libc::F_SEAL_FUTURE_WRITE] {
+        let sealed = sealed_file(PAGE, seal);
+        session
+            .peer
+            .refused(&region(&sealed, 1 << 30, PAGE, 0).add());
+        session.logged("can't be mapped");
+    }
+    session.quiet();
+    session.peer.ok(&region(&writable, 1 << 30, PAGE, 0).add());
+    session.leave();
 }

@@ -81,6 +81,7 @@ both! {
     a_descriptor_rewritten_meanwhile_never_leaves_memory([8], [7]);
     what_is_staged_before_a_swap_is_shown_after_it([8], [7]);
     writable_before_readable_in_a_table_is_a_fault([8], [7]);
+    a_ring_latched_from_outside_gives_out_nothing_in_any_way([8], [7]);
 }
 
 fn a_chain_as_long_as_the_ring_is_legal<D: Driver>(size: u16) {
@@ -320,6 +321,24 @@ fn attacked_pop<D: Driver>(ram: &Arc<GuestRam>, size: u16, number: u32) -> Optio
         (false, None) => None,
         (true, Some(fault)) => panic!("a chain and a fault: {fault}"),
     }
+}
+
+fn a_ring_latched_from_outside_gives_out_nothing_in_any_way<D: Driver>(size: u16) {
+    let mut rig = Rig::<D>::new(size);
+    for _ in 0..2 {
+        rig.driver.add(&[Buf::readable(BUFFERS, 8)]).unwrap();
+    }
+    rig.driver.publish();
+    let before = rig.pop().unwrap().unwrap();
+    rig.vq.latch(RingFault::Memory);
+    assert_eq!(rig.vq.pop_single(&mut rig.segments), None);
+    assert_eq!(rig.pop(), Err(RingFault::Memory));
+    assert_eq!(rig.vq.has_available(), Err(RingFault::Memory));
+    assert_eq!((rig.vq.backlog(2), rig.vq.set_kicks(true)), (0, false));
+    // What was taken before is answered all the same.
+    rig.vq.put_used(before.id, 1, &[]);
+    rig.vq.publish();
+    assert_eq!(rig.driver.used().map(|used| used.1), Some(1));
 }
 
 fn what_is_staged_before_a_swap_is_shown_after_it<D: Driver>(size: u16) {

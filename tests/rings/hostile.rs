@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use vringd::memory::{GuestRam, Segment, Segments};
-use vringd::ring::{Chain, ChainQueue, Popped, RingFault, RingFormat, Virtqueue};
+use vringd::ring::{Areas, Chain, ChainQueue, Popped, RingFault, RingFormat, Virtqueue};
 use vringd::testing::driver::{
     Buf, Driver, PackedDriver, RingMemory, SplitDriver, read_guest, write_guest,
 };
@@ -87,7 +87,8 @@ struct Attack {
     /// Split: the available ring, and how far its index is ahead.
     heads: Vec<u16>,
     ahead: u16,
-    pops: Vec<bool>,
+    /// Whether a chain is kept for long, and what the attacker does after the pop.
+    pops: Vec<(bool, u16)>,
     room: usize,
 }
 
@@ -101,7 +102,7 @@ fn attack() -> impl Strategy<Value = Attack> {
             prop::collection::vec(junk(8), ENTRIES),
             prop::collection::vec(heads, count),
             ahead,
-            prop::collection::vec(any::<bool>(), 1..100),
+            prop::collection::vec((any::<bool>(), any::<u16>()), 1..100),
             prop_oneof![Just(4096usize), 1usize..40],
         )
             .prop_map(move |(descs, table, heads, ahead, pops, room)| Attack {
@@ -122,6 +123,7 @@ struct Rig<D: Driver> {
     honest: D,
     honest_vq: Virtqueue<D::Format>,
     vq: Virtqueue<D::Format>,
+    areas: Areas,
     segments: Segments,
 }
 
@@ -147,6 +149,7 @@ impl<D: Driver> Rig<D> {
             honest: D::new(&honest_ring, true),
             honest_vq: honest_ring.device::<D::Format>(true),
             vq: ring.device::<D::Format>(true),
+            areas: ring.areas::<D::Format>(),
             segments: Segments::with_capacity(attack.room),
             ram,
         }
@@ -181,6 +184,19 @@ impl<D: Driver> Rig<D> {
         }
     }
 
+    /// Makes more available, whether it is the driver's to give or not.
+    fn attack_again(&self, attack: &Attack, next: u16) {
+        if D::Format::PACKED {
+            // A descriptor as the next lap has it.
+            let at = usize::from(next % attack.size) * 16 + 8;
+            let word = self.areas.desc.load64(at);
+            self.areas.desc.store64(at, word ^ 0x8080 << 48);
+        } else {
+            let index = self.areas.driver.load16(2);
+            self.areas.driver.store16(2, index.wrapping_add(next % 3));
+        }
+    }
+
     fn check_segments(&self) {
         // Each step adds two at most: a buffer over the seam.
         assert!(self.segments.len() <= 2 * STEPS_MAX);
@@ -211,7 +227,7 @@ impl<D: Driver> Rig<D> {
         let honest = read_guest(&self.ram, 0, usize::try_from(HOSTILE).unwrap());
         let mut kept = Vec::new();
         let mut fault = None;
-        for &keep in &attack.pops {
+        for &(keep, next) in &attack.pops {
             self.vq.backlog(attack.size);
             match self.pop(&mut kept, keep) {
                 Ok(_) => {}
@@ -227,6 +243,7 @@ impl<D: Driver> Rig<D> {
             }
             assert!(self.vq.in_flight() <= u32::from(attack.size));
             self.vq.publish();
+            self.attack_again(attack, next);
         }
         for chain in kept {
             self.vq.put_used(chain.id, 2, &[]);
