@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::Given;
+use crate::config::{BenchGiven, Given};
 use crate::logging::Level;
 
 const EXAMPLES: &str = "\
@@ -23,6 +23,12 @@ Examples:
   The same from a file, checked first:
     vringd check --config /etc/vringd.toml
     vringd run --config /etc/vringd.toml";
+
+const BENCH_EXAMPLES: &str = "\
+Example:
+  How many frames of 64 bytes core 1 forwards in a second, measured from core 0:
+    vringd run --core 1 --idle spin --net socket=/tmp/n0.sock,link=echo &
+    vringd bench net --socket /tmp/n0.sock --core 0 --pid $!";
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +46,8 @@ pub enum Action {
     Run(Given),
     /// Say whether the settings are valid.
     Check(Given),
+    /// Load a network back-end and print what it does.
+    BenchNet(BenchGiven),
 }
 
 /// A command line that leads to no action: wrong usage, or a request for help or the version.
@@ -85,6 +93,9 @@ where
             file: Some(check.config),
             ..Given::default()
         }),
+        Command::Bench(BenchArgs {
+            what: BenchCommand::Net(net),
+        }) => Action::BenchNet(net.given()),
     };
     Ok(Invocation {
         log_level: cli.log_level,
@@ -111,6 +122,8 @@ enum Command {
     Run(RunArgs),
     /// Say whether a configuration file is valid, and serve nothing
     Check(CheckArgs),
+    /// Load a vhost-user back-end, be it vringd or another, and print what it does
+    Bench(BenchArgs),
 }
 
 #[derive(Debug, Args)]
@@ -149,6 +162,101 @@ struct CheckArgs {
     /// The TOML file
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct BenchArgs {
+    #[command(subcommand)]
+    what: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// Send frames to a network back-end that sends every one back (link=echo)
+    #[command(after_help = BENCH_EXAMPLES)]
+    Net(BenchNetArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(max_term_width = 100)]
+struct BenchNetArgs {
+    /// The back-end's socket
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+
+    /// Length of the frames: 60..=9000 bytes, or mix (7 x 64, 4 x 590, 1 x 1518) [default: 64]
+    #[arg(long, value_name = "BYTES")]
+    size: Option<String>,
+
+    /// Queue pairs, 1..=128 [default: 1]
+    #[arg(long, value_name = "N")]
+    queues: Option<String>,
+
+    /// Format of the rings: split or packed [default: split]
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+
+    /// Negotiate VIRTIO_F_IN_ORDER
+    #[arg(long)]
+    in_order: bool,
+
+    /// Negotiate VIRTIO_NET_F_MRG_RXBUF
+    #[arg(long)]
+    mergeable: bool,
+
+    /// Negotiate VIRTIO_F_EVENT_IDX
+    #[arg(long)]
+    event_idx: bool,
+
+    /// Descriptors of a ring, a power of two [default: 1024]
+    #[arg(long, value_name = "N")]
+    ring_size: Option<String>,
+
+    /// Frames in flight per queue at most, for flood [default: the ring's size]
+    #[arg(long, value_name = "N")]
+    in_flight: Option<String>,
+
+    /// What to measure: flood (frames per second) or pingpong (one frame at a time)
+    /// [default: flood]
+    #[arg(long, value_name = "MODE")]
+    mode: Option<String>,
+
+    /// How long to measure: 5s, 300ms [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    duration: Option<String>,
+
+    /// Core to run on [default: the first that is online]
+    #[arg(long, value_name = "N")]
+    core: Option<String>,
+
+    /// The back-end's process: count its CPU time too
+    #[arg(long, value_name = "PID")]
+    pid: Option<String>,
+
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+impl BenchNetArgs {
+    fn given(self) -> BenchGiven {
+        BenchGiven {
+            socket: self.socket,
+            size: self.size,
+            queues: self.queues,
+            format: self.format,
+            in_order: self.in_order,
+            mergeable: self.mergeable,
+            event_idx: self.event_idx,
+            ring_size: self.ring_size,
+            in_flight: self.in_flight,
+            mode: self.mode,
+            duration: self.duration,
+            core: self.core,
+            pid: self.pid,
+            json: self.json,
+        }
+    }
 }
 
 impl ValueEnum for Level {
@@ -212,6 +320,31 @@ mod tests {
     }
 
     #[test]
+    fn bench_net_passes_its_values_on_as_text() {
+        let line = "vringd bench net --socket /s --size mix --queues 2 --format packed --in-order \
+                    --mergeable --event-idx --ring-size 256 --in-flight 9 --mode flood \
+                    --duration 1s --core 3 --pid 7 --json";
+        let some = |text: &str| Some(text.to_owned());
+        let given = BenchGiven {
+            socket: PathBuf::from("/s"),
+            size: some("mix"),
+            queues: some("2"),
+            format: some("packed"),
+            in_order: true,
+            mergeable: true,
+            event_idx: true,
+            ring_size: some("256"),
+            in_flight: some("9"),
+            mode: some("flood"),
+            duration: some("1s"),
+            core: some("3"),
+            pid: some("7"),
+            json: true,
+        };
+        assert_eq!(parse_line(line).unwrap().action, Action::BenchNet(given));
+    }
+
+    #[test]
     fn wrong_usage_names_the_culprit_with_status_2() {
         for (line, culprit) in [
             ("vringd", "Usage"),
@@ -221,6 +354,9 @@ mod tests {
             ("vringd run --core 1 --core 2", "--core"),
             ("vringd run --net", "--net"),
             ("vringd check", "--config"),
+            ("vringd bench", "net"),
+            ("vringd bench net", "--socket"),
+            ("vringd bench net --socket /s --queue 1", "--queue"),
             ("vringd run --log-level loud", "loud"),
         ] {
             let error = parse_line(line).unwrap_err();
@@ -235,6 +371,7 @@ mod tests {
             "vringd --help",
             "vringd run --help",
             "vringd check -h",
+            "vringd bench net --help",
             "vringd --version",
         ] {
             assert_eq!(parse_line(line).unwrap_err().exit_status(), 0, "{line}");

@@ -22,6 +22,7 @@
 //! A module uses what lies below it along the arrows and nothing else; `tests/tidy.rs` holds that.
 //! Unsafe code lives in `memory` and `sys` alone. docs/architecture.md tells the whole story.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod control;

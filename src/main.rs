@@ -1,7 +1,7 @@
 //! The `vringd` command: arguments to settings to daemon to exit status.
 //!
-//! 0 is a clean end, 1 an end with something lost, 2 a command line or configuration that was
-//! refused before anything was started. docs/operations.md has the operator's view.
+//! 0 is a clean end, 1 an end with something lost or a measurement that came to nothing, 2 a command
+//! line or configuration that was refused before anything was started. docs/operations.md has the operator's view.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -9,11 +9,11 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use vringd::cli::{self, Action};
-use vringd::config::{self, Machine};
-use vringd::{daemon, logging, sys};
+use vringd::config::{self, BenchGiven, Machine};
+use vringd::{bench, daemon, logging, sys};
 
 const REFUSED: u8 = 2;
-const NOT_DRAINED: u8 = 1;
+const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
@@ -26,10 +26,13 @@ fn main() -> ExitCode {
     if let Err(error) = logging::init(invocation.log_level) {
         return refused(&error);
     }
-    let (Action::Run(given) | Action::Check(given)) = &invocation.action;
     let online_cores = match sys::cpu::online_cores() {
         Ok(cores) => cores,
         Err(error) => return refused(&error),
+    };
+    let given = match &invocation.action {
+        Action::Run(given) | Action::Check(given) => given,
+        Action::BenchNet(given) => return bench_net(given, &online_cores),
     };
     let machine = Machine {
         online_cores,
@@ -48,13 +51,43 @@ fn main() -> ExitCode {
     }
     match daemon::run(&config) {
         Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(NOT_DRAINED),
+        Ok(false) => ExitCode::from(FAILED),
         Err(error) => refused(&error),
     }
 }
 
-/// One line: the error and what caused it.
+fn bench_net(given: &BenchGiven, online_cores: &[usize]) -> ExitCode {
+    let config = match config::load_bench(given, online_cores) {
+        Ok(config) => config,
+        Err(error) => return refused(&error),
+    };
+    let report = match bench::run(&config) {
+        Ok(report) => report,
+        Err(error) => {
+            complain(&error);
+            return ExitCode::from(FAILED);
+        }
+    };
+    let mut out = io::stdout();
+    let printed = if config.json {
+        writeln!(out, "{}", report.json())
+    } else {
+        writeln!(out, "{report}")
+    };
+    if printed.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILED)
+    }
+}
+
 fn refused(error: &dyn Error) -> ExitCode {
+    complain(error);
+    ExitCode::from(REFUSED)
+}
+
+/// One line: the error and what caused it.
+fn complain(error: &dyn Error) {
     let mut line = format!("vringd: {error}");
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -62,5 +95,4 @@ fn refused(error: &dyn Error) -> ExitCode {
         cause = error.source();
     }
     let _ = writeln!(io::stderr(), "{line}");
-    ExitCode::from(REFUSED)
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod bench;
 mod error;
 mod file;
 mod keyvalue;
@@ -20,6 +21,7 @@ mod validate;
 mod values;
 
 pub use crate::sys::listen::{SocketConfig, SocketSource};
+pub use bench::{BenchConfig, BenchGiven, BenchMode, FrameSize, load_bench};
 pub use error::{ConfigError, Place, Problem};
 pub use size::DURATION_MAX;
 pub use validate::load;

@@ -12,6 +12,8 @@ pub mod eventfd;
 pub mod listen;
 #[expect(unsafe_code, reason = "poll, MSG_PEEK, dup3")]
 pub mod peer;
+#[expect(unsafe_code, reason = "memfd_create, fallocate")]
+pub mod share;
 #[expect(unsafe_code, reason = "pthread_sigmask, signalfd")]
 pub mod signals;
 #[expect(unsafe_code, reason = "socket calls that std has no counterpart for")]

@@ -1,0 +1,163 @@
+//! Where rings and buffers lie in the memory that a back-end is shown.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use super::BenchError;
+use super::pair::longest;
+use crate::config::BenchConfig;
+use crate::memory::{GuestRam, RegionSpec};
+use crate::ring::RingFormat;
+use crate::sys::share::{self, HUGE_PAGE_BYTES};
+
+/// Where the frame begins in a buffer: after the virtio-net header of VIRTIO 1.3 §5.1.6.
+pub(super) const FRAME_AT: usize = 12;
+
+/// Guest physical address of the memory, and what front-end addresses are more than that.
+const GPA: u64 = 1 << 30;
+const TO_UVA: u64 = 1 << 40;
+
+/// With mergeable buffers a receive buffer is no larger than this, as in a guest.
+const MERGEABLE_BYTES: u32 = 2048;
+
+/// Buffers are this far apart at least, as in a guest; an odd number of cache lines, so that their
+/// first lines fall into all sets of a cache.
+const STRIDE_MIN: usize = 2048 + LINE;
+const LINE: usize = 64;
+
+/// Rings begin on a page.
+const PAGE: u64 = 4096;
+
+/// The places of all vrings.
+#[derive(Debug)]
+pub(super) struct Layout {
+    places: Vec<Place>,
+    /// Buffers that a received frame takes at most.
+    buffers_per_frame: u16,
+    bytes: u64,
+}
+
+/// The place of one vring.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Guest physical addresses of descriptor, driver and device area.
+    rings: [u64; 3],
+    /// Guest physical address of the first buffer.
+    pub buffers: u64,
+    /// Bytes from one buffer to the next.
+    pub stride: usize,
+    /// Bytes of a receive buffer.
+    pub capacity: u32,
+}
+
+impl Place {
+    /// Front-end addresses of descriptor, driver and device area.
+    pub(super) fn rings_at(&self) -> [u64; 3] {
+        self.rings.map(|gpa| gpa + TO_UVA)
+    }
+
+    /// Front-end address of the first buffer.
+    pub(super) fn buffers_at(&self) -> u64 {
+        self.buffers + TO_UVA
+    }
+}
+
+/// Memory that a back-end can map.
+#[derive(Debug)]
+pub(super) struct Memory {
+    /// Our mapping of it.
+    pub ram: Arc<GuestRam>,
+    spec: RegionSpec,
+    /// It is made of pages of 2 MiB.
+    pub huge: bool,
+}
+
+impl Memory {
+    /// The region as a back-end is told: guest physical address, size, front-end address.
+    pub(super) fn region(&self) -> [u64; 3] {
+        [self.spec.gpa, self.spec.size, self.spec.uva]
+    }
+
+    /// The memory itself.
+    pub(super) fn fd(&self) -> RawFd {
+        self.spec.file.as_raw_fd()
+    }
+}
+
+impl Layout {
+    /// Places for what `config` asks for, with rings of format `F`.
+    pub(super) fn new<F: RingFormat>(config: &BenchConfig) -> Layout {
+        let whole = u32::from(longest(config.size)) + FRAME_AT as u32;
+        let capacity = if config.mergeable {
+            whole.min(MERGEABLE_BYTES)
+        } else {
+            whole
+        };
+        // Every buffer of a merged frame holds payload, the first a header too.
+        let buffers_per_frame = u16::try_from(whole.div_ceil(capacity)).unwrap_or(u16::MAX);
+        let lines = (whole as usize).div_ceil(LINE).max(STRIDE_MIN / LINE);
+        let stride = (lines | 1) * LINE;
+        let rings = F::area_bytes(config.ring_size).map(|bytes| bytes.next_multiple_of(LINE));
+        let mut end = GPA;
+        let place = |_| {
+            let desc = end.next_multiple_of(PAGE);
+            let driver = desc + rings[0] as u64;
+            let device = driver + rings[1] as u64;
+            let buffers = (device + rings[2] as u64).next_multiple_of(PAGE);
+            end = buffers + (stride * usize::from(config.ring_size)) as u64;
+            Place {
+                rings: [desc, driver, device],
+                buffers,
+                stride,
+                capacity,
+            }
+        };
+        let places = (0..2 * config.queues).map(place).collect();
+        Layout {
+            places,
+            buffers_per_frame,
+            bytes: (end - GPA).next_multiple_of(HUGE_PAGE_BYTES),
+        }
+    }
+
+    /// The place of vring `index`.
+    pub(super) fn place(&self, index: usize) -> Place {
+        self.places[index]
+    }
+
+    /// Frames that may be in flight: there has to be a receive buffer for each.
+    pub(super) fn in_flight(&self, config: &BenchConfig) -> u16 {
+        let most = (config.ring_size / self.buffers_per_frame).max(1);
+        config.in_flight.min(most)
+    }
+
+    /// Takes the memory and maps it, in huge pages where there are enough.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub(super) fn memory(&self) -> Result<Memory, BenchError> {
+        let (file, huge) = match share::memory(self.bytes, true) {
+            Ok(file) => (file, true),
+            Err(_) => (
+                share::memory(self.bytes, false).map_err(|source| BenchError::NoMemory {
+                    bytes: self.bytes,
+                    source,
+                })?,
+                false,
+            ),
+        };
+        let spec = RegionSpec {
+            gpa: GPA,
+            size: self.bytes,
+            uva: GPA + TO_UVA,
+            mmap_offset: 0,
+            file: Arc::new(file),
+        };
+        let ram = GuestRam::map(vec![spec.clone()], None).map_err(BenchError::Memory)?;
+        Ok(Memory {
+            ram: Arc::new(ram),
+            spec,
+            huge,
+        })
+    }
+}

@@ -1,0 +1,342 @@
+//! One queue pair under load: frames out, frames in, and what became of them.
+//!
+//! Buffer `i` of a ring is always that of id `i`. Header and addresses of a frame are written once;
+//! per frame there are four words in the first cache line of its buffer: a number, the time, a word
+//! that has to fit the number, and the length with the number of the queue.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::BenchError;
+use super::histogram::Histogram;
+use super::layout::{FRAME_AT, Layout, Place};
+use super::ring::{LoadRing, NotInFlight, Setup};
+use crate::config::{BenchConfig, BenchMode, FrameSize};
+use crate::memory::{Area, GuestRam, MemoryError};
+
+/// Frames per look at a ring, and per publication.
+const TURN: u16 = 32;
+/// Of so many frames one is looked at in a flood; a power of two.
+const SAMPLE: u64 = 16;
+
+/// Where in a buffer the words of a frame are: after the header and the two addresses, aligned.
+const NUMBER_AT: usize = 32;
+const TIME_AT: usize = 40;
+const CHECK_AT: usize = 48;
+const LENGTH_AT: usize = 56;
+/// Where in a received buffer the header's number of buffers is.
+const BUFFERS_AT: usize = 10;
+/// A word that no zeroed or foreign buffer has in common with a number.
+const MAGIC: u64 = 0x7672_696e_6764_626e;
+
+/// Frame lengths of the mix, in bytes.
+const MIX: [u16; 12] = [64, 590, 64, 64, 590, 64, 1518, 64, 590, 64, 64, 590];
+
+/// Counts over all pairs.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Frames sent.
+    pub sent: u64,
+    /// Frames received.
+    pub received: u64,
+    /// Bytes of the frames received, without headers.
+    pub bytes: u64,
+    /// Frames looked at that are not what was sent, or came out of order.
+    pub mismatched: u64,
+    /// Kicks that the back-end asked for.
+    pub kicks: u64,
+    /// Times there and back, in nanoseconds.
+    pub latency: Histogram,
+}
+
+/// The greatest length of a frame, in bytes.
+pub(super) fn longest(size: FrameSize) -> u16 {
+    match size {
+        FrameSize::Fixed(bytes) => bytes,
+        FrameSize::Mix => MIX.into_iter().fold(0, u16::max),
+    }
+}
+
+/// A ring, its buffers and its eventfds.
+#[derive(Debug)]
+struct Side<R> {
+    ring: R,
+    buffers: Area,
+    place: Place,
+    kick: EventFd,
+    call: EventFd,
+}
+
+impl<R: LoadRing> Side<R> {
+    fn new(ram: &Arc<GuestRam>, setup: &Setup, place: Place) -> Result<Side<R>, BenchError> {
+        let area = || -> Result<(R, Area), MemoryError> {
+            let ring = R::new(ram, setup)?;
+            let bytes = place.stride * usize::from(setup.size);
+            Ok((ring, ram.area(place.buffers_at(), bytes, 64)?))
+        };
+        let (ring, buffers) = area().map_err(BenchError::Memory)?;
+        let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(BenchError::Eventfd);
+        Ok(Side {
+            ring,
+            buffers,
+            place,
+            kick: eventfd()?,
+            call: eventfd()?,
+        })
+    }
+
+    /// Offset of a buffer in `buffers`.
+    #[inline]
+    fn at(&self, id: u16) -> usize {
+        usize::from(id) * self.place.stride
+    }
+
+    #[inline]
+    fn post(&mut self, id: u16, len: u32) {
+        let addr = self.place.buffers + self.at(id) as u64;
+        self.ring.post(id, addr, len);
+    }
+
+    #[inline]
+    fn publish(&mut self, tally: &mut Tally) {
+        if self.ring.publish() {
+            tally.kicks += 1;
+            // A full counter has a kick pending already.
+            let _ = self.kick.write(1);
+        }
+    }
+}
+
+/// A queue pair.
+#[derive(Debug)]
+pub(super) struct Pair<R> {
+    rx: Side<R>,
+    tx: Side<R>,
+    lengths: Box<[u16]>,
+    /// Place in `lengths` of the next frame.
+    turn: usize,
+    number: u64,
+    in_flight: u16,
+    /// Fewer frames than this are not worth a publication.
+    least: u16,
+    /// Look at one frame of this many, minus one.
+    sample: u64,
+    mergeable: bool,
+    /// Buffers to come of a frame that takes several.
+    continued: u16,
+    sent: u64,
+    received: u64,
+    /// Frames that are not waited for any more, and the first number sent after them.
+    written_off: u64,
+    awaited_from: u64,
+    /// The least number that a frame may have that is looked at next.
+    next_number: u64,
+    start: Instant,
+}
+
+impl<R: LoadRing> Pair<R> {
+    /// Pair `number` in its places of `ram`, all receive buffers posted. Times count from `start`.
+    ///
+    /// # Errors
+    /// When the places are not in `ram`, or there are no eventfds.
+    pub(super) fn new(
+        config: &BenchConfig,
+        ram: &Arc<GuestRam>,
+        layout: &Layout,
+        number: u16,
+        start: Instant,
+    ) -> Result<Pair<R>, BenchError> {
+        let side = |write: bool| {
+            let place = layout.place(2 * usize::from(number) + usize::from(!write));
+            let setup = Setup {
+                size: config.ring_size,
+                event_idx: config.event_idx,
+                in_order: config.in_order,
+                write,
+                at: place.rings_at(),
+            };
+            Side::new(ram, &setup, place)
+        };
+        let in_flight = layout.in_flight(config);
+        let mut pair = Pair {
+            rx: side(true)?,
+            tx: side(false)?,
+            lengths: match config.size {
+                FrameSize::Fixed(bytes) => [bytes].into(),
+                FrameSize::Mix => MIX.into(),
+            },
+            turn: 0,
+            number: u64::from(number),
+            in_flight,
+            least: (in_flight / 8).clamp(1, TURN),
+            sample: match config.mode {
+                BenchMode::Flood => SAMPLE - 1,
+                BenchMode::PingPong => 0,
+            },
+            mergeable: config.mergeable,
+            continued: 0,
+            sent: 0,
+            received: 0,
+            written_off: 0,
+            awaited_from: 0,
+            next_number: 0,
+            start,
+        };
+        pair.fill(config.ring_size);
+        Ok(pair)
+    }
+
+    /// Addresses of the frames: a broadcast is forwarded by whoever forwards at all.
+    fn fill(&mut self, size: u16) {
+        for id in 0..size {
+            let at = self.tx.at(id);
+            // Header of zeros up to 12; destination ff:ff:ff:ff:ff:ff, source 02:00:00:00:00:01,
+            // EtherType 0x88b5, which is for local experiments (IEEE 802).
+            self.tx.buffers.store32(at + FRAME_AT, u32::MAX);
+            self.tx.buffers.store32(at + FRAME_AT + 4, 0x0002_ffff);
+            self.tx.buffers.store32(at + FRAME_AT + 8, 0x0100_0000);
+            self.tx.buffers.store16(at + FRAME_AT + 12, 0xb588);
+        }
+        while let Some(id) = self.rx.ring.ids().take() {
+            self.rx.post(id, self.rx.place.capacity);
+        }
+        // Nobody listens yet: whether a kick is wanted is known once the back-end runs.
+        let _ = self.rx.ring.publish();
+    }
+
+    /// Eventfds of the receive and the transmit ring: kick and call each.
+    pub(super) fn eventfds(&self) -> [(&EventFd, &EventFd); 2] {
+        [&self.rx, &self.tx].map(|side| (&side.kick, &side.call))
+    }
+
+    /// Kicks both rings, once: buffers were posted before the back-end could ask for kicks.
+    pub(super) fn wake(&self) {
+        let _ = (self.rx.kick.write(1), self.tx.kick.write(1));
+    }
+
+    /// Frames that were sent and did not come back.
+    pub(super) fn missing(&self) -> u64 {
+        self.sent.saturating_sub(self.received)
+    }
+
+    /// Waits no longer for the frames that are missing.
+    pub(super) fn write_off(&mut self) {
+        self.written_off = self.missing();
+        self.awaited_from = self.sent;
+    }
+
+    /// Takes what came back, up to a turn's worth.
+    ///
+    /// # Errors
+    /// When the device breaks the rules of its ring.
+    #[inline]
+    pub(super) fn receive(&mut self, tally: &mut Tally) -> Result<(), NotInFlight> {
+        let (mut buffers, mut frames, mut now) = (0, 0, None);
+        while buffers < TURN {
+            let Some((id, written)) = self.rx.ring.used()? else {
+                break;
+            };
+            buffers += 1;
+            tally.bytes += u64::from(written);
+            if self.continued > 0 {
+                self.continued -= 1;
+            } else {
+                frames += 1;
+                if self.mergeable {
+                    let count = self.rx.buffers.load16(self.rx.at(id) + BUFFERS_AT);
+                    self.continued = count.saturating_sub(1);
+                }
+                if (self.received + frames) & self.sample == 0 {
+                    let now = *now.get_or_insert_with(|| nanos(self.start));
+                    self.look(id, written, now, tally);
+                }
+            }
+            self.rx.post(id, self.rx.place.capacity);
+        }
+        if buffers > 0 {
+            tally.bytes = tally.bytes.saturating_sub(frames * FRAME_AT as u64);
+            tally.received += frames;
+            self.received += frames;
+            self.rx.publish(tally);
+        }
+        Ok(())
+    }
+
+    /// Looks whether a frame is one of ours, whole, and later than those before it.
+    fn look(&mut self, id: u16, written: u32, now: u64, tally: &mut Tally) {
+        let at = self.rx.at(id);
+        let word = |offset| self.rx.buffers.load64(at + offset);
+        let (number, time, length) = (word(NUMBER_AT), word(TIME_AT), word(LENGTH_AT));
+        let whole = u64::from(written) == (length & 0xffff) + FRAME_AT as u64;
+        let good = word(CHECK_AT) == number ^ MAGIC
+            && length >> 16 == self.number
+            && (whole || self.continued > 0)
+            && (self.next_number..self.sent).contains(&number);
+        if !good {
+            tally.mismatched += 1;
+            return;
+        }
+        self.next_number = number + 1;
+        if number < self.awaited_from {
+            // Late, not lost.
+            self.written_off = 0;
+        }
+        tally.latency.record(now.saturating_sub(time));
+    }
+
+    /// Sends as many frames as may be in flight, up to a turn's worth.
+    ///
+    /// # Errors
+    /// When the device breaks the rules of its ring.
+    #[inline]
+    pub(super) fn send(&mut self, tally: &mut Tally) -> Result<(), NotInFlight> {
+        let awaited = self.missing().saturating_sub(self.written_off);
+        let allowed = u64::from(self.in_flight).saturating_sub(awaited);
+        if allowed < u64::from(self.least) {
+            return Ok(());
+        }
+        let count = u16::try_from(allowed).unwrap_or(TURN).min(TURN);
+        if self.tx.ring.ids().room() < count {
+            while let Some((id, _)) = self.tx.ring.used()? {
+                self.tx.ring.ids().put(id);
+            }
+        }
+        let count = count.min(self.tx.ring.ids().room());
+        if count == 0 {
+            return Ok(());
+        }
+        let now = nanos(self.start);
+        for _ in 0..count {
+            if let Some(id) = self.tx.ring.ids().take() {
+                self.send_one(id, now);
+            }
+        }
+        tally.sent += u64::from(count);
+        self.tx.publish(tally);
+        Ok(())
+    }
+
+    #[inline]
+    fn send_one(&mut self, id: u16, now: u64) {
+        let length = self.lengths[self.turn];
+        self.turn += 1;
+        if self.turn == self.lengths.len() {
+            self.turn = 0;
+        }
+        let (at, to) = (self.tx.at(id), &self.tx.buffers);
+        to.store64(at + NUMBER_AT, self.sent);
+        to.store64(at + TIME_AT, now);
+        to.store64(at + CHECK_AT, self.sent ^ MAGIC);
+        to.store64(at + LENGTH_AT, u64::from(length) | self.number << 16);
+        self.sent += 1;
+        self.tx.post(id, u32::from(length) + FRAME_AT as u32);
+    }
+}
+
+/// Nanoseconds since `start`.
+#[inline]
+fn nanos(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}

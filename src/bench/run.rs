@@ -1,0 +1,366 @@
+//! A measurement from connecting to the last frame awaited.
+
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+
+use super::BenchError;
+use super::client::{Client, PROTOCOL_MQ, Vring};
+use super::layout::{Layout, Memory};
+use super::pair::{Pair, Tally};
+use super::report::Report;
+use super::ring::{LoadRing, NotInFlight, PackedLoad, SplitLoad};
+use crate::config::BenchConfig;
+use crate::ring::{RingFormat, VringBase};
+use crate::sys::cpu;
+
+/// Rounds over all queues between two looks at the clock.
+const ROUNDS: usize = 16;
+/// What comes before the measured time: a tenth of it, but not more than this.
+const WARM_UP_MAX: Duration = Duration::from_millis(250);
+/// How often it is looked whether the back-end is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Frames that are missing for so long, with none arriving, are not waited for before others are
+/// sent.
+const WRITE_OFF_AFTER: Duration = Duration::from_millis(500);
+/// After so long without any frame the back-end is taken for dead.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// How long after the last frame others are awaited at the end.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// Connects, measures, and says what was found.
+///
+/// # Errors
+/// [`BenchError`]; none takes longer than some seconds beyond the time to be measured.
+pub fn run(config: &BenchConfig) -> Result<Report, BenchError> {
+    cpu::pin_to_core(config.core).map_err(BenchError::Core)?;
+    if config.packed {
+        load::<PackedLoad>(config)
+    } else {
+        load::<SplitLoad>(config)
+    }
+}
+
+fn load<R: LoadRing>(config: &BenchConfig) -> Result<Report, BenchError> {
+    let mut client = Client::connect(&config.socket)?;
+    let wanted = features(config, &client)?;
+    let several = config.queues > 1;
+    client.negotiate(wanted, several)?;
+    if several {
+        let offered = client.queue_num()?;
+        if offered < u64::from(config.queues) {
+            return Err(BenchError::Queues {
+                queues: config.queues,
+                offered,
+            });
+        }
+    }
+    let layout = Layout::new::<R::Format>(config);
+    let memory = layout.memory()?;
+    let start = Instant::now();
+    let pair = |number| Pair::new(config, &memory.ram, &layout, number, start);
+    let pairs = (0..config.queues).map(pair).collect::<Result<_, _>>()?;
+    let mut load = Load::<R> {
+        config,
+        client,
+        pairs,
+        tally: Tally::default(),
+        last_frame: start,
+        last_look: start,
+        seen: 0,
+    };
+    load.start(&memory, &layout)?;
+    load.measure(&memory, layout.in_flight(config))
+}
+
+/// The device features to acknowledge, all of which are offered.
+fn features(config: &BenchConfig, client: &Client) -> Result<u64, BenchError> {
+    let flag = |set: bool, flag: &str| set.then(|| flag.to_owned());
+    let queues = || {
+        flag(
+            config.queues > 1,
+            &format!("--queues \"{}\"", config.queues),
+        )
+    };
+    let wanted = [
+        (
+            Some("bench net".to_owned()),
+            VIRTIO_F_VERSION_1,
+            "VIRTIO_F_VERSION_1",
+        ),
+        (
+            flag(config.packed, "--format \"packed\""),
+            VIRTIO_F_RING_PACKED,
+            "VIRTIO_F_RING_PACKED",
+        ),
+        (
+            flag(config.in_order, "--in-order"),
+            VIRTIO_F_IN_ORDER,
+            "VIRTIO_F_IN_ORDER",
+        ),
+        (
+            flag(config.mergeable, "--mergeable"),
+            VIRTIO_NET_F_MRG_RXBUF,
+            "VIRTIO_NET_F_MRG_RXBUF",
+        ),
+        (
+            flag(config.event_idx, "--event-idx"),
+            VIRTIO_RING_F_EVENT_IDX,
+            "VIRTIO_F_EVENT_IDX",
+        ),
+        (queues(), VIRTIO_NET_F_MQ, "VIRTIO_NET_F_MQ"),
+    ];
+    let mut mask = 0;
+    for (flag, bit, name) in wanted {
+        let Some(flag) = flag else { continue };
+        if client.features() & (1 << bit) == 0 {
+            return Err(BenchError::Feature { flag, name, bit });
+        }
+        mask |= 1 << bit;
+    }
+    if let (Some(flag), 0) = (queues(), client.protocol() & PROTOCOL_MQ) {
+        return Err(BenchError::Feature {
+            flag,
+            name: "VHOST_USER_PROTOCOL_F_MQ",
+            bit: PROTOCOL_MQ.trailing_zeros(),
+        });
+    }
+    Ok(mask)
+}
+
+/// A measurement under way.
+struct Load<'a, R> {
+    config: &'a BenchConfig,
+    client: Client,
+    pairs: Vec<Pair<R>>,
+    tally: Tally,
+    /// When it was seen last that a frame had arrived, and how many there were then.
+    last_frame: Instant,
+    seen: u64,
+    /// When it was looked last whether the back-end is there.
+    last_look: Instant,
+}
+
+impl<R: LoadRing> Load<'_, R> {
+    /// Shares the memory, starts and enables the vrings.
+    fn start(&mut self, memory: &Memory, layout: &Layout) -> Result<(), BenchError> {
+        self.client.share(memory.region(), memory.fd())?;
+        let mut index = 0;
+        for pair in &self.pairs {
+            for (kick, call) in pair.eventfds() {
+                let base = VringBase::fresh(R::Format::PACKED).to_u32(R::Format::PACKED);
+                self.client.start(&Vring {
+                    index,
+                    size: self.config.ring_size,
+                    base,
+                    at: layout.place(index as usize).rings_at(),
+                    kick: kick.as_raw_fd(),
+                    call: call.as_raw_fd(),
+                })?;
+                index += 1;
+            }
+        }
+        (0..index).try_for_each(|index| self.client.enable(index))?;
+        self.pairs.iter().for_each(Pair::wake);
+        self.client.fall_silent()
+    }
+
+    fn measure(mut self, memory: &Memory, in_flight: u16) -> Result<Report, BenchError> {
+        let warm_up = (self.config.duration / 10).min(WARM_UP_MAX);
+        let mut line = Line::new(self.config.json);
+        self.last_frame = Instant::now();
+        self.flood(self.last_frame + warm_up, &mut line)?;
+        // Nothing is measured before the first frame is back.
+        while self.tally.received == 0 {
+            self.flood(Instant::now(), &mut line)?;
+        }
+        let cpu_before = self.backend_cpu()?;
+        let (frames_before, bytes_before) = (self.tally.received, self.tally.bytes);
+        let kicks_before = self.tally.kicks;
+        self.tally.latency.clear();
+        let start = Instant::now();
+        self.flood(start + self.config.duration, &mut line)?;
+        let elapsed = start.elapsed();
+        let cpu_after = self.backend_cpu()?;
+        let (frames, bytes) = (self.tally.received, self.tally.bytes);
+        let latency = self.tally.latency.clone();
+        let kicks = self.tally.kicks - kicks_before;
+        self.drain()?;
+        line.end();
+        Ok(Report {
+            config: self.config.clone(),
+            in_flight,
+            huge_pages: memory.huge,
+            elapsed,
+            frames: frames - frames_before,
+            bytes: bytes - bytes_before,
+            sent: self.tally.sent,
+            received: self.tally.received,
+            lost: self.missing(),
+            mismatched: self.tally.mismatched,
+            kicks,
+            latency,
+            backend_cpu: cpu_after
+                .zip(cpu_before)
+                .map(|(after, before)| after - before),
+        })
+    }
+
+    /// Sends and receives until `end`, one round at least.
+    fn flood(&mut self, end: Instant, line: &mut Line) -> Result<(), BenchError> {
+        loop {
+            for _ in 0..ROUNDS {
+                self.round(true)?;
+            }
+            let now = Instant::now();
+            self.look_after(now)?;
+            line.show(now, self.tally.received);
+            if now >= end {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One turn of every queue.
+    #[inline]
+    fn round(&mut self, send: bool) -> Result<(), BenchError> {
+        for (queue, pair) in self.pairs.iter_mut().enumerate() {
+            let mut turn = || -> Result<(), NotInFlight> {
+                pair.receive(&mut self.tally)?;
+                if send {
+                    pair.send(&mut self.tally)?;
+                }
+                Ok(())
+            };
+            turn().map_err(|fault| BenchError::Ring {
+                queue,
+                problem: fault.to_string(),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether the back-end is there and answers; gives frames up that it keeps for too long.
+    fn look_after(&mut self, now: Instant) -> Result<(), BenchError> {
+        if self.tally.received != self.seen {
+            self.seen = self.tally.received;
+            self.last_frame = now;
+        }
+        if now - self.last_look >= LOOK_EVERY {
+            self.last_look = now;
+            if self.client.is_closed() {
+                return Err(BenchError::Gone {
+                    received: self.tally.received,
+                });
+            }
+        }
+        let silence = now - self.last_frame;
+        if silence >= SILENCE_MAX {
+            return Err(self.silent(silence));
+        }
+        if silence >= WRITE_OFF_AFTER {
+            self.pairs.iter_mut().for_each(Pair::write_off);
+        }
+        Ok(())
+    }
+
+    /// Waits for the frames in flight; those that don't come are lost.
+    fn drain(&mut self) -> Result<(), BenchError> {
+        let before = self.tally.received;
+        self.last_frame = Instant::now();
+        while self.missing() > 0 {
+            self.round(false)?;
+            let now = Instant::now();
+            // A back-end that loses frames sends others back: if none comes at all, it is dead.
+            self.look_after(now)?;
+            if self.tally.received > before && now - self.last_frame >= DRAIN {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn missing(&self) -> u64 {
+        self.pairs.iter().map(Pair::missing).sum()
+    }
+
+    fn silent(&self, silence: Duration) -> BenchError {
+        BenchError::Silent {
+            missing: self.missing(),
+            received: self.tally.received,
+            silence,
+        }
+    }
+
+    /// CPU time of the back-end's threads until now, in nanoseconds.
+    fn backend_cpu(&self) -> Result<Option<u64>, BenchError> {
+        let Some(pid) = self.config.pid else {
+            return Ok(None);
+        };
+        let directory = format!("/proc/{pid}/task");
+        let unreadable = |source: io::Error| BenchError::CpuTime {
+            pid,
+            path: directory.clone(),
+            source,
+        };
+        let mut sum = 0;
+        for task in fs::read_dir(&directory).map_err(unreadable)? {
+            let path = task.map_err(unreadable)?.path().join("schedstat");
+            // A thread may end between the two looks.
+            let Ok(text) = fs::read_to_string(path) else {
+                continue;
+            };
+            let time = text
+                .split_whitespace()
+                .next()
+                .and_then(|n| n.parse::<u64>().ok());
+            sum += time.unwrap_or(0);
+        }
+        Ok(Some(sum))
+    }
+}
+
+/// The line that shows on a terminal that something is going on.
+struct Line {
+    shown: bool,
+    next: Option<Instant>,
+    start: Instant,
+    received: u64,
+}
+
+impl Line {
+    fn new(quiet: bool) -> Line {
+        let start = Instant::now();
+        let wanted = !quiet && io::stderr().is_terminal();
+        Line {
+            shown: false,
+            next: wanted.then(|| start + Duration::from_secs(1)),
+            start,
+            received: 0,
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a rate for the eye")]
+    fn show(&mut self, now: Instant, received: u64) {
+        let Some(next) = self.next.filter(|next| now >= *next) else {
+            return;
+        };
+        let span = (now - next + Duration::from_secs(1)).as_secs_f64();
+        let rate = (received - self.received) as f64 / span / 1e6;
+        let seconds = (now - self.start).as_secs();
+        let _ = write!(io::stderr(), "\r{seconds:4} s {rate:10.3} Mpps ");
+        (self.received, self.shown) = (received, true);
+        self.next = Some(now + Duration::from_secs(1));
+    }
+
+    fn end(&mut self) {
+        if self.shown {
+            let _ = writeln!(io::stderr());
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The settings of `vringd bench net`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::error::{ConfigError, Problem};
+use super::size::{parse_digits, parse_duration};
+
+/// What `bench net` was given, before it is understood.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BenchGiven {
+    /// The back-end's socket.
+    pub socket: PathBuf,
+    /// `--size`.
+    pub size: Option<String>,
+    /// `--queues`.
+    pub queues: Option<String>,
+    /// `--format`.
+    pub format: Option<String>,
+    /// `--in-order`.
+    pub in_order: bool,
+    /// `--mergeable`.
+    pub mergeable: bool,
+    /// `--event-idx`.
+    pub event_idx: bool,
+    /// `--ring-size`.
+    pub ring_size: Option<String>,
+    /// `--in-flight`.
+    pub in_flight: Option<String>,
+    /// `--mode`.
+    pub mode: Option<String>,
+    /// `--duration`.
+    pub duration: Option<String>,
+    /// `--core`.
+    pub core: Option<String>,
+    /// `--pid`.
+    pub pid: Option<String>,
+    /// `--json`.
+    pub json: bool,
+}
+
+/// What `bench net` does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BenchConfig {
+    /// The back-end's socket.
+    pub socket: PathBuf,
+    /// Length of the frames.
+    pub size: FrameSize,
+    /// Queue pairs, 1..=128.
+    pub queues: u16,
+    /// Packed rings, not split ones.
+    pub packed: bool,
+    /// Negotiate VIRTIO_F_IN_ORDER.
+    pub in_order: bool,
+    /// Negotiate VIRTIO_NET_F_MRG_RXBUF.
+    pub mergeable: bool,
+    /// Negotiate VIRTIO_F_EVENT_IDX.
+    pub event_idx: bool,
+    /// Descriptors of each ring: a power of two, 2..=32768.
+    pub ring_size: u16,
+    /// Frames in flight per queue at most, 1..=`ring_size`.
+    pub in_flight: u16,
+    /// What is measured.
+    pub mode: BenchMode,
+    /// How long it is measured, more than zero.
+    pub duration: Duration,
+    /// The core to run on.
+    pub core: usize,
+    /// The back-end's process, whose CPU time is counted.
+    pub pid: Option<u32>,
+    /// Print one JSON object instead of a table.
+    pub json: bool,
+}
+
+/// Length of frames in bytes, without virtio-net header and checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameSize {
+    /// All the same, 60..=9000.
+    Fixed(u16),
+    /// 7 of 64, 4 of 590 and 1 of 1518, in rotation.
+    Mix,
+}
+
+/// What `bench net` measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BenchMode {
+    /// Frames per second, with as many in flight as allowed.
+    Flood,
+    /// The time that one frame takes there and back, one at a time.
+    PingPong,
+}
+
+const QUEUES_MAX: u64 = 128;
+const RING_SIZES: &str = "a power of two in 2..=32768";
+
+/// Understands and checks everything that was given; `online_cores` are those of this machine.
+///
+/// # Errors
+/// [`ConfigError::Flag`] for the first flag that is refused.
+pub fn load_bench(given: &BenchGiven, online_cores: &[usize]) -> Result<BenchConfig, ConfigError> {
+    let mode = flag("--mode", given.mode.as_ref(), mode)?.unwrap_or(BenchMode::Flood);
+    let ring_size = flag("--ring-size", given.ring_size.as_ref(), ring_size)?.unwrap_or(1024);
+    let most = u64::from(ring_size);
+    let in_flight = flag("--in-flight", given.in_flight.as_ref(), |text| match mode {
+        BenchMode::Flood => small(text, 1, most),
+        BenchMode::PingPong => Err(Problem::OnlyWith("--mode flood")),
+    })?;
+    let in_flight = match mode {
+        BenchMode::Flood => in_flight.unwrap_or(ring_size),
+        BenchMode::PingPong => 1,
+    };
+    let one_core = |text: &str| core(text, online_cores);
+    Ok(BenchConfig {
+        socket: given.socket.clone(),
+        size: flag("--size", given.size.as_ref(), frame_size)?.unwrap_or(FrameSize::Fixed(64)),
+        queues: flag("--queues", given.queues.as_ref(), |text| {
+            small(text, 1, QUEUES_MAX)
+        })?
+        .unwrap_or(1),
+        packed: flag("--format", given.format.as_ref(), packed)?.unwrap_or(false),
+        in_order: given.in_order,
+        mergeable: given.mergeable,
+        event_idx: given.event_idx,
+        ring_size,
+        in_flight,
+        mode,
+        duration: flag("--duration", given.duration.as_ref(), duration)?
+            .unwrap_or(Duration::from_secs(5)),
+        core: flag("--core", given.core.as_ref(), one_core)?
+            .or(online_cores.first().copied())
+            .unwrap_or(0),
+        pid: flag("--pid", given.pid.as_ref(), pid)?,
+        json: given.json,
+    })
+}
+
+fn flag<T>(
+    flag: &'static str,
+    value: Option<&String>,
+    understand: impl FnOnce(&str) -> Result<T, Problem>,
+) -> Result<Option<T>, ConfigError> {
+    let Some(value) = value else {
+        return Ok(None);
+    };
+    let refused = |problem| ConfigError::Flag {
+        flag,
+        value: value.clone(),
+        problem: Box::new(problem),
+    };
+    understand(value).map(Some).map_err(refused)
+}
+
+fn small(text: &str, min: u64, max: u64) -> Result<u16, Problem> {
+    let number = parse_digits(text, "a number")?;
+    match u16::try_from(number) {
+        Ok(small) if (min..=max).contains(&number) => Ok(small),
+        _ => Err(Problem::OutOfRange { min, max }),
+    }
+}
+
+fn frame_size(text: &str) -> Result<FrameSize, Problem> {
+    if text == "mix" {
+        return Ok(FrameSize::Mix);
+    }
+    if !text.starts_with(|first: char| first.is_ascii_digit()) {
+        return Err(Problem::Expected("bytes, or mix".to_owned()));
+    }
+    small(text, 60, 9000).map(FrameSize::Fixed)
+}
+
+fn ring_size(text: &str) -> Result<u16, Problem> {
+    small(text, 2, 32768)
+        .ok()
+        .filter(|size| size.is_power_of_two())
+        .ok_or_else(|| Problem::Expected(RING_SIZES.to_owned()))
+}
+
+fn packed(text: &str) -> Result<bool, Problem> {
+    match text {
+        "split" => Ok(false),
+        "packed" => Ok(true),
+        _ => Err(Problem::UnknownKind {
+            what: "ring format",
+            given: text.to_owned(),
+            known: "split, packed",
+        }),
+    }
+}
+
+fn mode(text: &str) -> Result<BenchMode, Problem> {
+    match text {
+        "flood" => Ok(BenchMode::Flood),
+        "pingpong" => Ok(BenchMode::PingPong),
+        _ => Err(Problem::UnknownKind {
+            what: "mode",
+            given: text.to_owned(),
+            known: "flood, pingpong",
+        }),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, Problem> {
+    let duration = parse_duration(text)?;
+    if duration.is_zero() {
+        return Err(Problem::Expected("more than 0 seconds".to_owned()));
+    }
+    Ok(duration)
+}
+
+fn core(text: &str, online: &[usize]) -> Result<usize, Problem> {
+    let core = parse_digits(text, "the number of a core")?;
+    let found = online.iter().find(|online| **online as u64 == core);
+    found.copied().ok_or_else(|| Problem::NoSuchCore {
+        core,
+        online: online
+            .iter()
+            .map(usize::to_string)
+            .collect::<Vec<_>>()
+            .join(","),
+    })
+}
+
+fn pid(text: &str) -> Result<u32, Problem> {
+    let pid = parse_digits(text, "the number of a process")?;
+    let pid = u32::try_from(pid).map_err(|_| Problem::TooLarge)?;
+    if !Path::new(&format!("/proc/{pid}/task")).is_dir() {
+        return Err(Problem::Path("no such process".to_owned()));
+    }
+    Ok(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(change: impl FnOnce(&mut BenchGiven)) -> Result<BenchConfig, ConfigError> {
+        let mut given = BenchGiven::default();
+        change(&mut given);
+        load_bench(&given, &[2, 3])
+    }
+
+    #[test]
+    fn what_is_not_given_has_its_default() {
+        let config = load(|_| ()).unwrap();
+        assert_eq!(config.size, FrameSize::Fixed(64));
+        assert_eq!((config.queues, config.packed), (1, false));
+        assert_eq!((config.ring_size, config.in_flight), (1024, 1024));
+        assert_eq!(config.mode, BenchMode::Flood);
+        assert_eq!(config.duration, Duration::from_secs(5));
+        assert_eq!((config.core, config.pid), (2, None));
+    }
+
+    #[test]
+    fn values_are_understood() {
+        let some = |text: &str| Some(text.to_owned());
+        let config = load(|given| {
+            given.size = some("mix");
+            given.queues = some("2");
+            given.format = some("packed");
+            given.ring_size = some("256");
+            given.in_flight = some("100");
+            given.duration = some("300ms");
+            given.core = some("3");
+            given.pid = Some(std::process::id().to_string());
+        });
+        let config = config.unwrap();
+        assert_eq!(config.size, FrameSize::Mix);
+        assert_eq!((config.queues, config.packed), (2, true));
+        assert_eq!((config.ring_size, config.in_flight), (256, 100));
+        assert_eq!(config.duration, Duration::from_millis(300));
+        assert_eq!((config.core, config.pid), (3, Some(std::process::id())));
+        let config = load(|given| given.mode = some("pingpong")).unwrap();
+        assert_eq!((config.mode, config.in_flight), (BenchMode::PingPong, 1));
+        let config = load(|given| given.ring_size = some("64")).unwrap();
+        assert_eq!(config.in_flight, 64);
+    }
+
+    #[test]
+    fn a_refused_value_is_named_with_its_flag() {
+        type Set = fn(&mut BenchGiven, String);
+        let cases: &[(&str, Set, &[&str])] = &[
+            (
+                "--size",
+                |g, v| g.size = Some(v),
+                &["59", "9001", "big", ""],
+            ),
+            ("--queues", |g, v| g.queues = Some(v), &["0", "129", "-1"]),
+            ("--format", |g, v| g.format = Some(v), &["Split", "both"]),
+            (
+                "--ring-size",
+                |g, v| g.ring_size = Some(v),
+                &["0", "1", "1000", "65536"],
+            ),
+            ("--in-flight", |g, v| g.in_flight = Some(v), &["0", "1025"]),
+            ("--mode", |g, v| g.mode = Some(v), &["ping"]),
+            ("--duration", |g, v| g.duration = Some(v), &["0", "5m"]),
+            ("--core", |g, v| g.core = Some(v), &["1", "2,3"]),
+            ("--pid", |g, v| g.pid = Some(v), &["x", "4294967295"]),
+        ];
+        for (flag, set, values) in cases {
+            for value in *values {
+                let error = load(|given| set(given, (*value).to_owned())).unwrap_err();
+                let message = error.to_string();
+                assert!(
+                    message.starts_with(&format!("{flag} {value:?}: ")),
+                    "{message}"
+                );
+            }
+        }
+        let error = load(|given| {
+            given.mode = Some("pingpong".to_owned());
+            given.in_flight = Some("7".to_owned());
+        });
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "--in-flight \"7\": only has a meaning with --mode flood"
+        );
+    }
+}
