@@ -10,7 +10,11 @@
 //! is the number of a ring path. `--null` puts DPDK in vringd's place as well: the ratio must
 //! then be 1, and how far it is from that is how far the method errs. `--against BINARY` puts
 //! another build of vringd in DPDK's place. `--bursts N` sets the frames in flight, 32 each.
+//! `--write` measures all ten paths at 64, 256 and 1518 bytes and puts table and chart into
+//! docs/performance.md.
 
+#[path = "support/chart.rs"]
+mod chart;
 #[path = "../tests/support/testpmd.rs"]
 mod testpmd;
 
@@ -38,7 +42,9 @@ const ATTEMPTS_PER_PAIR: usize = 4;
 struct Options {
     paths: Vec<RingPath>,
     pairs: usize,
-    size: u32,
+    sizes: Vec<u32>,
+    /// Put the results into the documentation.
+    write: bool,
     seconds: Duration,
     null: bool,
     against: Option<PathBuf>,
@@ -51,7 +57,8 @@ impl Options {
         let mut options = Self {
             paths: Vec::new(),
             pairs: 5,
-            size: 64,
+            sizes: vec![64],
+            write: false,
             seconds: Duration::from_secs(1),
             null: false,
             against: None,
@@ -70,9 +77,10 @@ impl Options {
             };
             match arg.as_str() {
                 "--pairs" => options.pairs = value()? as usize,
-                "--size" => options.size = value()?,
+                "--size" => options.sizes = vec![value()?],
                 "--seconds" => options.seconds = Duration::from_secs(value()?.into()),
                 "--bursts" => options.bursts = value()?,
+                "--write" => options.write = true,
                 "--null" => options.null = true,
                 // Added by cargo.
                 "--bench" => {}
@@ -89,11 +97,19 @@ impl Options {
                     ),
             }
         }
+        if options.write {
+            options.paths = (1..=10).filter_map(RingPath::number).collect();
+            options.sizes = vec![64, 256, 1518];
+        }
         if options.paths.is_empty() {
             options.paths = [1, 5].into_iter().filter_map(RingPath::number).collect();
         }
-        if !(60..=1518).contains(&options.size) {
-            return Err(format!("--size is 60 to 1518 bytes, not {}", options.size));
+        if let Some(size) = options
+            .sizes
+            .iter()
+            .find(|size| !(60..=1518).contains(*size))
+        {
+            return Err(format!("--size is 60 to 1518 bytes, not {size}"));
         }
         Ok(options)
     }
@@ -244,6 +260,7 @@ fn probe_ns() -> Result<f64, probe::ProbeError> {
 fn run(
     peer: Peer,
     path: &RingPath,
+    size: u32,
     options: &Options,
     dir: &SocketDir,
 ) -> Result<Run, probe::ProbeError> {
@@ -251,7 +268,7 @@ fn run(
     let socket = dir.fresh_socket();
     let back_end = BackEnd::start(peer, options, &socket);
     let mut front_end = Testpmd::start(&path.front_end(&socket));
-    front_end.start_traffic(&options.size.to_string(), options.bursts);
+    front_end.start_traffic(&size.to_string(), options.bursts);
     thread::sleep(WARM_UP);
     // The rate in an answer is that since the question before.
     let warm = front_end.stats(0);
@@ -278,6 +295,7 @@ struct Pairs {
 /// Runs both in turns until one class of conditions has seen as many pairs as wanted.
 fn pairs(
     path: &RingPath,
+    size: u32,
     options: &Options,
     dir: &SocketDir,
 ) -> Result<Vec<Pairs>, probe::ProbeError> {
@@ -286,12 +304,15 @@ fn pairs(
         runs: Vec::new(),
     });
     for _ in 0..options.pairs * ATTEMPTS_PER_PAIR {
-        let ours = run(options.ours(), path, options, dir)?;
-        let theirs = run(options.theirs(), path, options, dir)?;
+        let ours = run(options.ours(), path, size, options, dir)?;
+        let theirs = run(options.theirs(), path, size, options, dir)?;
         let counts = ours.distance().is_some() && ours.distance() == theirs.distance();
         let verdict = if counts { "" } else { ": discarded" };
         let name = options.name(options.theirs());
-        eprintln!("path {}: {ours}, {name} {theirs}{verdict}", path.number);
+        eprintln!(
+            "path {}, {size} bytes: {ours}, {name} {theirs}{verdict}",
+            path.number
+        );
         if let Some(distance) = ours.distance().filter(|_| counts) {
             let class = by_distance.iter_mut().find(|c| c.distance == distance);
             class
@@ -316,42 +337,118 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// A line of the table.
-fn row(path: &RingPath, size: u32, pairs: &Pairs) -> String {
-    let ratios = || pairs.runs.iter().map(|(ours, dpdk)| ours.mpps / dpdk.mpps);
-    let probes = || {
+struct Row {
+    path: String,
+    size: u32,
+    distance: Distance,
+    probe_ns: f64,
+    /// Medians of both, in Mpps.
+    mpps: [f64; 2],
+    ratio: f64,
+    range: (f64, f64),
+    pairs: usize,
+}
+
+impl Row {
+    fn new(path: &RingPath, size: u32, pairs: &Pairs) -> Self {
+        let ratios = || pairs.runs.iter().map(|(ours, dpdk)| ours.mpps / dpdk.mpps);
         let both = |(ours, dpdk): &(Run, Run)| [ours.probes_ns, dpdk.probes_ns].concat();
-        pairs.runs.iter().flat_map(both)
-    };
-    format!(
-        "| {} {} | {size} | {:.1} | {:.1} | {:.2} ({:.2}–{:.2}) | {} | {}, {:.0} ns |",
-        path.number,
-        path.name,
-        median(pairs.runs.iter().map(|(ours, _)| ours.mpps)),
-        median(pairs.runs.iter().map(|(_, dpdk)| dpdk.mpps)),
-        median(ratios()),
-        ratios().fold(f64::INFINITY, f64::min),
-        ratios().fold(0.0, f64::max),
-        pairs.runs.len(),
-        pairs.distance.name(),
-        median(probes()),
-    )
+        Self {
+            path: format!("{} {}", path.number, path.name),
+            size,
+            distance: pairs.distance,
+            probe_ns: median(pairs.runs.iter().flat_map(both)),
+            mpps: [
+                median(pairs.runs.iter().map(|(ours, _)| ours.mpps)),
+                median(pairs.runs.iter().map(|(_, dpdk)| dpdk.mpps)),
+            ],
+            ratio: median(ratios()),
+            range: (
+                ratios().fold(f64::INFINITY, f64::min),
+                ratios().fold(0.0, f64::max),
+            ),
+            pairs: pairs.runs.len(),
+        }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "| {} | {} | {:.1} | {:.1} | {:.2} ({:.2}–{:.2}) | {} | {}, {:.0} ns |",
+            self.path,
+            self.size,
+            self.mpps[0],
+            self.mpps[1],
+            self.ratio,
+            self.range.0,
+            self.range.1,
+            self.pairs,
+            self.distance.name(),
+            self.probe_ns,
+        )
+    }
 }
 
 fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let dir = SocketDir::new()?;
     let mut rows = Vec::new();
     let mut complete = true;
-    for path in &options.paths {
-        let by_distance = pairs(path, options, &dir)?;
-        complete &= by_distance.iter().any(|c| c.runs.len() >= options.pairs);
-        let seen = by_distance.iter().filter(|c| !c.runs.is_empty());
-        rows.extend(seen.map(|class| row(path, options.size, class)));
+    for &size in &options.sizes {
+        for path in &options.paths {
+            let by_distance = pairs(path, size, options, &dir)?;
+            complete &= by_distance.iter().any(|c| c.runs.len() >= options.pairs);
+            let seen = by_distance.iter().filter(|c| !c.runs.is_empty());
+            rows.extend(seen.map(|class| Row::new(path, size, class)));
+        }
     }
-    let [ours, theirs] = [options.ours(), options.theirs()].map(|peer| options.name(peer));
-    println!("| path | bytes | {ours}, Mpps | {theirs}, Mpps | ratio (range) | pairs | probe |");
-    println!("|---|---|---|---|---|---|---|");
-    rows.iter().for_each(|row| println!("{row}"));
+    let table = table(options, &rows);
+    print!("{table}");
+    if options.write {
+        write_docs(&table, &rows, options.pairs)?;
+    }
     Ok(complete)
+}
+
+fn table(options: &Options, rows: &[Row]) -> String {
+    let [ours, theirs] = [options.ours(), options.theirs()].map(|peer| options.name(peer));
+    let mut table = format!(
+        "| path | bytes | {ours}, Mpps | {theirs}, Mpps | ratio (range) | pairs | probe |\n\
+         |---|---|---|---|---|---|---|\n"
+    );
+    for row in rows {
+        table.push_str(&format!("{row}\n"));
+    }
+    table
+}
+
+/// Puts the table between its marks in docs/performance.md, and the chart beside it. The chart has
+/// the rows with all pairs: the others say what was seen in passing.
+fn write_docs(table: &str, rows: &[Row], pairs: usize) -> Result<(), Box<dyn std::error::Error>> {
+    const MARKS: [&str; 2] = ["<!-- rings: begin -->\n", "<!-- rings: end -->"];
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let page = docs.join("performance.md");
+    let text = std::fs::read_to_string(&page)?;
+    let [begin, end] = MARKS.map(|mark| text.find(mark));
+    let (Some(begin), Some(end)) = (begin, end) else {
+        return Err(format!("{} has no marks for the table", page.display()).into());
+    };
+    let (before, after) = (&text[..begin + MARKS[0].len()], &text[end..]);
+    std::fs::write(&page, format!("{before}{table}{after}"))?;
+    let bars: Vec<_> = rows
+        .iter()
+        .filter(|row| row.pairs >= pairs)
+        .map(|row| chart::Bar {
+            panel: format!("{} bytes", row.size),
+            label: format!("{} ({})", row.path, row.distance.name()),
+            ratio: row.ratio,
+            range: row.range,
+        })
+        .collect();
+    let title = "Frames per second, vringd / net_vhost";
+    std::fs::write(docs.join("performance-rings.svg"), chart::svg(title, &bars))?;
+    Ok(())
 }
 
 fn main() -> ExitCode {
