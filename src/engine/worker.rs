@@ -225,7 +225,7 @@ impl Worker {
             if self.stopping {
                 self.answer_stops();
             }
-            // The wake-up of the last command is used up: a worker that sleeps on it sleeps for good.
+            // The wake-up of the last command is used up: sleeping on would be for good.
             if self.idle.after(work) && !self.exit {
                 self.park();
             }
