@@ -3,8 +3,8 @@
 //!
 //! `session` is the model and `models` its tests; `oracle` plays the same bytes to the split queue
 //! of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
-//! each mistake that other back-ends were found to make; `engine` has a worker in the middle; `disk`
-//! compares the disk with a reference.
+//! each mistake that other back-ends were found to make; `engine` has a worker in the middle;
+//! `disk` compares the disk with a reference.
 
 mod support;
 
