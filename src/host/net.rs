@@ -34,6 +34,17 @@ pub struct VnetHeader {
 }
 
 impl VnetHeader {
+    /// The header of a frame that asks nothing of its receiver.
+    pub const PLAIN: VnetHeader = VnetHeader {
+        flags: 0,
+        gso_type: 0,
+        hdr_len: 0,
+        gso_size: 0,
+        csum_start: 0,
+        csum_offset: 0,
+        num_buffers: 0,
+    };
+
     /// Bytes of the header with VIRTIO_F_VERSION_1 or VIRTIO_NET_F_MRG_RXBUF.
     pub const BYTES: usize = 12;
     /// Bytes of the header of a legacy driver that did not negotiate mergeable buffers: there is no

@@ -61,6 +61,8 @@ impl TxHandler {
                     copy::prefetch_read(segment);
                 } else {
                     *segment = segment.skip(self.header);
+                    // Somebody will copy it soon.
+                    copy::prefetch_read(segment);
                 }
                 burst.frames.push(frame);
                 self.held.push(single.id);
