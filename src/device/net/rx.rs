@@ -153,6 +153,18 @@ impl RxHandler {
         answer
     }
 
+    /// Asks the CPU for the first lines of a frame that will be copied soon.
+    #[inline]
+    fn prefetch(&self, payload: &[Segment], to: &Segment) {
+        if let Some(source) = payload.first() {
+            copy::prefetch_read(source);
+        }
+        // The header's line is only read as a rule: asking for it to be written would take it from
+        // the driver, who reads it.
+        copy::prefetch_read(to);
+        copy::prefetch_write(&to.skip(self.header));
+    }
+
     /// Takes chains for the first frames of the burst, as long as frame, header and chain are of the
     /// most frequent kind: in one piece each, nothing asked of the receiver. Returns for how many.
     #[inline]
@@ -170,12 +182,6 @@ impl RxHandler {
                 self.segments.truncate(self.segments.len() - 1);
                 vq.unpop(single.id);
                 break;
-            }
-            if let Some(to) = self.segments.as_slice().last() {
-                // The header's line is only read as a rule: asking for it to be written would take
-                // it from the driver, who reads it.
-                copy::prefetch_read(to);
-                copy::prefetch_write(&to.skip(self.header));
             }
             self.plain.push(single.id);
         }
@@ -195,15 +201,26 @@ impl RxHandler {
             num_buffers: 1,
             ..VnetHeader::PLAIN
         };
-        let targets = self.segments.as_slice().iter();
-        for ((frame, to), id) in frames.iter_mut().zip(targets).zip(self.plain.drain(..)) {
+        let targets = self.segments.as_slice();
+        for index in 0..frames.len().min(targets.len()) {
+            if let (Some(frame), Some(to)) = (
+                frames.get(index + PREFETCH_FRAMES),
+                targets.get(index + PREFETCH_FRAMES),
+            ) {
+                self.prefetch(payloads_of(payloads, frame), to);
+            }
+            let (frame, to) = (&mut frames[index], &targets[index]);
             let (to, bytes) = (core::slice::from_ref(to), frame.bytes as usize);
             write_header(to, &HEADER, self.header);
             copy::between(payloads_of(payloads, frame), 0, to, self.header, bytes);
             frame.verdict = Verdict::Sent;
             tally.sent(bytes as u64);
-            #[expect(clippy::cast_possible_truncation, reason = "at most a chain's bytes")]
-            vq.put_used(id, (self.header + bytes) as u32, to);
+        }
+        // Apart from the copies: stores to lines that the driver holds would keep those back.
+        for ((frame, to), id) in frames.iter().zip(targets).zip(self.plain.drain(..)) {
+            #[expect(clippy::cast_possible_truncation, reason = "10 or 12")]
+            let written = self.header as u32 + frame.bytes;
+            vq.put_used(id, written, core::slice::from_ref(to));
         }
         self.segments.clear();
     }
@@ -297,13 +314,10 @@ impl RxHandler {
         let segments = self.segments.as_slice();
         for (index, take) in self.takes.iter().enumerate() {
             if let Some(ahead) = self.takes.get(index + PREFETCH_FRAMES) {
-                if let Some(source) = burst.payload(&burst.frames[ahead.frame]).first() {
-                    copy::prefetch_read(source);
-                }
-                // The header's line is only read as a rule: asking for it to be written would take
-                // it from the driver, who reads it.
-                copy::prefetch_read(&segments[ahead.first]);
-                copy::prefetch_write(&segments[ahead.first].skip(self.header));
+                self.prefetch(
+                    burst.payload(&burst.frames[ahead.frame]),
+                    &segments[ahead.first],
+                );
             }
             let frame = &burst.frames[take.frame];
             let to = &segments[take.first..take.first + take.segments];

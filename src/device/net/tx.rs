@@ -61,8 +61,6 @@ impl TxHandler {
                     copy::prefetch_read(segment);
                 } else {
                     *segment = segment.skip(self.header);
-                    // Somebody will copy it soon.
-                    copy::prefetch_read(segment);
                 }
                 burst.frames.push(frame);
                 self.held.push(single.id);
