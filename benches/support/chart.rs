@@ -46,7 +46,7 @@ pub fn svg(title: &str, bars: &[Bar]) -> String {
         let (from, to) = (LEFT + bar.range.0 * scale, LEFT + bar.range.1 * scale);
         let _ = writeln!(
             body,
-            r##"<line x1="{from:.1}" y1="{middle}" x2="{to:.1}" y2="{middle}" stroke="#1b1b1b" stroke-width="2"/>"##
+            r##"<path d="M{from:.1} {middle}H{to:.1}" stroke="#1b1b1b" stroke-width="2"/>"##
         );
         let after = LEFT + width.max(bar.range.1 * scale) + 6.0;
         text(
@@ -61,7 +61,7 @@ pub fn svg(title: &str, bars: &[Bar]) -> String {
     let one = LEFT + scale;
     let _ = writeln!(
         body,
-        r##"<line x1="{one:.1}" y1="{TOP}" x2="{one:.1}" y2="{y}" stroke="#b03030" stroke-dasharray="4 3"/>"##
+        r##"<path d="M{one:.1} {TOP}V{y}" stroke="#b03030" stroke-dasharray="4 3"/>"##
     );
     let height = y + 16.0;
     format!(
