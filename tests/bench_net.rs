@@ -96,7 +96,10 @@ mod tests {
             assert!(count("frames") > 0, "{arguments}: {report}");
             // No frame is shorter than 60 bytes, 480 bits.
             let (gbit, mpps) = (report["gbit_per_s"].as_f64(), report["mpps"].as_f64());
-            assert!(gbit > mpps.map(|mpps| mpps * 0.479), "{arguments}: {report}");
+            assert!(
+                gbit > mpps.map(|mpps| mpps * 0.479),
+                "{arguments}: {report}"
+            );
             assert_eq!(count("sent"), count("received"), "{arguments}: {report}");
             assert_eq!(count("lost"), 0, "{arguments}: {report}");
             assert_eq!(count("mismatched"), 0, "{arguments}: {report}");
