@@ -116,6 +116,14 @@ pub enum BenchError {
         /// What it did.
         problem: String,
     },
+    /// One of several queue pairs is dead: the back-end offers more than it serves.
+    #[error("queue pair {queue} of {queues} sends nothing back")]
+    Unserved {
+        /// The queue pair, from 0.
+        queue: usize,
+        /// Queue pairs asked for.
+        queues: u16,
+    },
     /// Frames are in flight and none comes back.
     #[error(
         "the back-end sends nothing back: {missing} frames in flight, {received} received, none \

@@ -221,6 +221,11 @@ impl<R: LoadRing> Pair<R> {
         self.sent.saturating_sub(self.received)
     }
 
+    /// Whether no frame ever came back.
+    pub(super) fn is_dead(&self) -> bool {
+        self.received == 0
+    }
+
     /// Waits no longer for the frames that are missing.
     pub(super) fn write_off(&mut self) {
         self.written_off = self.missing();
