@@ -1,7 +1,8 @@
 //! The `vringd` command: arguments to settings to daemon to exit status.
 //!
-//! 0 is a clean end, 1 an end with something lost or a measurement that came to nothing, 2 a command
-//! line or configuration that was refused before anything was started. docs/operations.md has the operator's view.
+//! 0 is a clean end, 1 an end with something lost or a measurement that came to nothing, 2 a
+//! command line or configuration that was refused before anything was started.
+//! docs/operations.md has the operator's view.
 #![forbid(unsafe_code)]
 
 use std::error::Error;

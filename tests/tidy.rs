@@ -143,6 +143,8 @@ mod tests {
             "control",
             &["engine", "device", "memory", "ring", "sys", "sync"],
         ),
+        // A front-end beside the daemon: nothing of device, engine or control.
+        ("bench", &["config", "memory", "ring", "sys", "sync"]),
         ("config", &["sys"]),
         ("cli", &["config", "logging"]),
         ("logging", &[]),

@@ -2,10 +2,10 @@
 
 /// Values below this have a bucket of their own; above, every power of two is cut into half as
 /// many, so that a bucket is at most 1/64 of its values wide.
-const EXACT: u64 = 128;
+const EXACT: usize = 128;
 const EXACT_BITS: u32 = EXACT.trailing_zeros();
-const STEPS: usize = (EXACT / 2) as usize;
-const BUCKETS: usize = EXACT as usize + (64 - EXACT_BITS as usize) * STEPS;
+const STEPS: usize = EXACT / 2;
+const BUCKETS: usize = EXACT + (64 - EXACT_BITS as usize) * STEPS;
 
 /// Counts of values over the whole range of `u64`, each known to 1/64 of itself.
 #[derive(Debug, Clone)]
@@ -73,7 +73,7 @@ impl Histogram {
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "below BUCKETS")]
 fn bucket_of(value: u64) -> usize {
-    if value < EXACT {
+    if value < EXACT as u64 {
         return value as usize;
     }
     // What is left of the leading bits after this shift lies in EXACT / 2..EXACT.
@@ -83,7 +83,7 @@ fn bucket_of(value: u64) -> usize {
 
 /// The greatest value of a bucket.
 fn upper_end(bucket: usize) -> u64 {
-    let Some(above) = bucket.checked_sub(EXACT as usize) else {
+    let Some(above) = bucket.checked_sub(EXACT) else {
         return bucket as u64;
     };
     let shift = above / STEPS + 1;

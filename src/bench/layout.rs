@@ -11,7 +11,7 @@ use crate::ring::RingFormat;
 use crate::sys::share::{self, HUGE_PAGE_BYTES};
 
 /// Where the frame begins in a buffer: after the virtio-net header of VIRTIO 1.3 §5.1.6.
-pub(super) const FRAME_AT: usize = 12;
+pub(super) const FRAME_AT: u16 = 12;
 
 /// Guest physical address of the memory, and what front-end addresses are more than that.
 const GPA: u64 = 1 << 30;
@@ -87,7 +87,7 @@ impl Memory {
 impl Layout {
     /// Places for what `config` asks for, with rings of format `F`.
     pub(super) fn new<F: RingFormat>(config: &BenchConfig) -> Layout {
-        let whole = u32::from(longest(config.size)) + FRAME_AT as u32;
+        let whole = u32::from(longest(config.size)) + u32::from(FRAME_AT);
         let capacity = if config.mergeable {
             whole.min(MERGEABLE_BYTES)
         } else {

@@ -2,8 +2,8 @@
 //! frame back, and reports how fast and how soon.
 //!
 //! One thread, no guest. `config` says what to do; `layout` gives out shared memory, `client` talks
-//! vhost-user, `ring` is the driver side of both ring formats, `pair` one queue pair under load, and
-//! `report` what is printed. Rings are polled; a back-end is kicked only when it asks for it.
+//! vhost-user, `ring` is the driver side of both ring formats, `pair` one queue pair under load,
+//! and `report` what is printed. Rings are polled; a back-end is kicked only when it asks for it.
 //! Nothing waits without a deadline.
 #![forbid(unsafe_code)]
 
@@ -115,6 +115,14 @@ pub enum BenchError {
         queue: usize,
         /// What it did.
         problem: String,
+    },
+    /// One of several queue pairs is dead: the back-end offers more than it serves.
+    #[error("queue pair {queue} of {queues} sends nothing back")]
+    Unserved {
+        /// The queue pair, from 0.
+        queue: usize,
+        /// Queue pairs asked for.
+        queues: u16,
     },
     /// Frames are in flight and none comes back.
     #[error(

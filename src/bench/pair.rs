@@ -191,13 +191,13 @@ impl<R: LoadRing> Pair<R> {
     /// Addresses of the frames: a broadcast is forwarded by whoever forwards at all.
     fn fill(&mut self, size: u16) {
         for id in 0..size {
-            let at = self.tx.at(id);
+            let at = self.tx.at(id) + usize::from(FRAME_AT);
             // Header of zeros up to 12; destination ff:ff:ff:ff:ff:ff, source 02:00:00:00:00:01,
             // EtherType 0x88b5, which is for local experiments (IEEE 802).
-            self.tx.buffers.store32(at + FRAME_AT, u32::MAX);
-            self.tx.buffers.store32(at + FRAME_AT + 4, 0x0002_ffff);
-            self.tx.buffers.store32(at + FRAME_AT + 8, 0x0100_0000);
-            self.tx.buffers.store16(at + FRAME_AT + 12, 0xb588);
+            self.tx.buffers.store32(at, u32::MAX);
+            self.tx.buffers.store32(at + 4, 0x0002_ffff);
+            self.tx.buffers.store32(at + 8, 0x0100_0000);
+            self.tx.buffers.store16(at + 12, 0xb588);
         }
         while let Some(id) = self.rx.ring.ids().take() {
             self.rx.post(id, self.rx.place.capacity);
@@ -219,6 +219,11 @@ impl<R: LoadRing> Pair<R> {
     /// Frames that were sent and did not come back.
     pub(super) fn missing(&self) -> u64 {
         self.sent.saturating_sub(self.received)
+    }
+
+    /// Whether no frame ever came back.
+    pub(super) fn is_dead(&self) -> bool {
+        self.received == 0
     }
 
     /// Waits no longer for the frames that are missing.
@@ -256,7 +261,7 @@ impl<R: LoadRing> Pair<R> {
             self.rx.post(id, self.rx.place.capacity);
         }
         if buffers > 0 {
-            tally.bytes = tally.bytes.saturating_sub(frames * FRAME_AT as u64);
+            tally.bytes = tally.bytes.saturating_sub(frames * u64::from(FRAME_AT));
             tally.received += frames;
             self.received += frames;
             self.rx.publish(tally);
@@ -269,7 +274,7 @@ impl<R: LoadRing> Pair<R> {
         let at = self.rx.at(id);
         let word = |offset| self.rx.buffers.load64(at + offset);
         let (number, time, length) = (word(NUMBER_AT), word(TIME_AT), word(LENGTH_AT));
-        let whole = u64::from(written) == (length & 0xffff) + FRAME_AT as u64;
+        let whole = u64::from(written) == (length & 0xffff) + u64::from(FRAME_AT);
         let good = word(CHECK_AT) == number ^ MAGIC
             && length >> 16 == self.number
             && (whole || self.continued > 0)
@@ -331,7 +336,7 @@ impl<R: LoadRing> Pair<R> {
         to.store64(at + CHECK_AT, self.sent ^ MAGIC);
         to.store64(at + LENGTH_AT, u64::from(length) | self.number << 16);
         self.sent += 1;
-        self.tx.post(id, u32::from(length) + FRAME_AT as u32);
+        self.tx.post(id, u32::from(length) + u32::from(FRAME_AT));
     }
 }
 

@@ -192,6 +192,12 @@ impl<R: LoadRing> Load<'_, R> {
         let kicks = self.tally.kicks - kicks_before;
         self.drain()?;
         line.end();
+        if let Some(queue) = self.pairs.iter().position(Pair::is_dead) {
+            return Err(BenchError::Unserved {
+                queue,
+                queues: self.config.queues,
+            });
+        }
         Ok(Report {
             config: self.config.clone(),
             in_flight,

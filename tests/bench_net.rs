@@ -1,0 +1,174 @@
+//! `vringd bench net` against a daemon of ours: what it counts, and how it fails.
+
+#[path = "support/mod.rs"]
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Output, Stdio};
+    use std::time::{Duration, Instant};
+
+    use serde_json::Value;
+
+    use super::support::daemon::Daemon;
+    use super::support::deadline::wait_until;
+    use super::support::tmp::TempDir;
+
+    /// Longer than any measurement here takes, and any deadline of the command.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// An echo port of two queue pairs and the directory of its socket.
+    struct Echo {
+        daemon: Daemon,
+        socket: String,
+        _directory: TempDir,
+    }
+
+    impl Echo {
+        fn start() -> Echo {
+            let directory = TempDir::new("bench");
+            let socket = directory.path("s").display().to_string();
+            let net = format!("name=n0,socket={socket},link=echo,queues=2");
+            Echo {
+                daemon: Daemon::start(&["run", "--net", &net]),
+                socket,
+                _directory: directory,
+            }
+        }
+
+        fn bench(&self, arguments: &str) -> Output {
+            bench(&format!("--socket {} {arguments}", self.socket))
+        }
+    }
+
+    /// Runs the command to its end, which has to come.
+    fn bench(arguments: &str) -> Output {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_vringd"))
+            .args(["bench", "net"])
+            .args(arguments.split_whitespace())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while child.try_wait().unwrap().is_none() {
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+                panic!("bench net {arguments} does not end");
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.wait_with_output().unwrap()
+    }
+
+    fn text(bytes: &[u8]) -> &str {
+        str::from_utf8(bytes).unwrap()
+    }
+
+    #[track_caller]
+    fn fails(output: &Output, status: i32, says: &str) {
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{message}");
+        assert!(message.contains(says), "{message}");
+        assert_eq!(text(&output.stdout), "");
+    }
+
+    #[test]
+    fn every_frame_comes_back_in_both_formats_and_modes() {
+        let echo = Echo::start();
+        let pid = echo.daemon.pid();
+        for arguments in [
+            "--format split --mode flood",
+            "--format packed --mode flood --queues 2 --size mix",
+            "--format split --mode pingpong --queues 2",
+            "--format packed --mode pingpong --event-idx",
+            "--format split --mode flood --queues 2 --in-order --mergeable --event-idx --size 9000",
+            "--format packed --in-order --event-idx --ring-size 64 --in-flight 10 --size 60",
+        ] {
+            let output = echo.bench(&format!("{arguments} --duration 300ms --pid {pid} --json"));
+            assert!(
+                output.status.success(),
+                "{arguments}: {}",
+                text(&output.stderr)
+            );
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let count = |key: &str| report[key].as_u64().unwrap_or_else(|| panic!("{report}"));
+            assert!(count("frames") > 0, "{arguments}: {report}");
+            // No frame is shorter than 60 bytes, 480 bits.
+            let (gbit, mpps) = (report["gbit_per_s"].as_f64(), report["mpps"].as_f64());
+            assert!(
+                gbit > mpps.map(|mpps| mpps * 0.479),
+                "{arguments}: {report}"
+            );
+            assert_eq!(count("sent"), count("received"), "{arguments}: {report}");
+            assert_eq!(count("lost"), 0, "{arguments}: {report}");
+            assert_eq!(count("mismatched"), 0, "{arguments}: {report}");
+            assert!(count("backend_cpu_ns") > 0, "{arguments}: {report}");
+            let latency = |key: &str| report["latency_ns"][key].as_u64().unwrap();
+            assert!(latency("p50") > 0 && latency("p50") <= latency("p99"));
+            assert!(latency("p99_9") <= latency("max"), "{arguments}: {report}");
+        }
+    }
+
+    #[test]
+    fn without_json_there_is_a_table() {
+        let echo = Echo::start();
+        let output = echo.bench("--duration 50ms");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        for word in ["split rings", "Mpps", "p99.9", " 0 lost, 0 mismatched"] {
+            assert!(text(&output.stdout).contains(word), "{output:?}");
+        }
+        assert_eq!(text(&output.stderr), "");
+    }
+
+    #[test]
+    fn wrong_usage_names_the_flag_and_the_value_with_status_2() {
+        for (arguments, says) in [
+            ("--size 59", "vringd: --size \"59\": not in 60..=9000\n"),
+            ("--format round", "vringd: --format \"round\": unknown ring"),
+            ("--ring-size 1000", "vringd: --ring-size \"1000\": expected"),
+            ("--core 4000", "vringd: --core \"4000\": core 4000"),
+            ("--pid 0", "vringd: --pid \"0\": no such process\n"),
+        ] {
+            fails(&bench(&format!("--socket /none {arguments}")), 2, says);
+        }
+    }
+
+    #[test]
+    fn a_back_end_that_lacks_something_or_is_absent_is_status_1() {
+        let says = "vringd: --socket \"/none\": can't connect: No such file";
+        fails(&bench("--socket /none"), 1, says);
+        let echo = Echo::start();
+        fails(&echo.bench("--queues 3"), 1, "vringd: --queues \"3\": ");
+    }
+
+    /// Starts a measurement, does `harm` to the daemon in the midst of it, and returns what the
+    /// command said then.
+    fn harmed(harm: impl FnOnce(&Daemon)) -> Output {
+        let echo = Echo::start();
+        let daemon = &echo.daemon;
+        let output = std::thread::scope(|scope| {
+            let output = scope.spawn(|| echo.bench("--duration 60s"));
+            wait_until("frames are echoed", PATIENCE, || {
+                (daemon.counter("n0", "rx_frames") > 0).then_some(())
+            });
+            harm(daemon);
+            output.join().unwrap()
+        });
+        // A stopped process would not end by itself.
+        daemon.signal(libc::SIGKILL);
+        output
+    }
+
+    #[test]
+    fn a_back_end_that_is_killed_ends_the_measurement() {
+        let output = harmed(|daemon| daemon.signal(libc::SIGKILL));
+        fails(&output, 1, "vringd: the back-end went away after");
+    }
+
+    #[test]
+    fn a_back_end_that_stops_answering_ends_the_measurement() {
+        let output = harmed(|daemon| daemon.signal(libc::SIGSTOP));
+        fails(&output, 1, "vringd: the back-end sends nothing back: ");
+    }
+}
