@@ -3,15 +3,15 @@
 use std::fmt::Write;
 
 /// One bar.
-pub struct Bar {
+pub(crate) struct Bar {
     /// Which panel it is in.
-    pub panel: String,
+    pub(crate) panel: String,
     /// What stands before it.
-    pub label: String,
+    pub(crate) label: String,
     /// How long it is: 1 is as fast as the peer.
-    pub ratio: f64,
+    pub(crate) ratio: f64,
     /// The smallest and the largest ratio that were measured.
-    pub range: (f64, f64),
+    pub(crate) range: (f64, f64),
 }
 
 const WIDTH: f64 = 760.0;
@@ -23,7 +23,7 @@ const TOP: f64 = 44.0;
 const PANEL_GAP: f64 = 30.0;
 
 /// The chart: a panel for each size, a line where both are equal.
-pub fn svg(title: &str, bars: &[Bar]) -> String {
+pub(crate) fn svg(title: &str, bars: &[Bar]) -> String {
     let longest = bars.iter().map(|bar| bar.range.1).fold(2.0, f64::max);
     let scale = (WIDTH - LEFT - RIGHT) / longest;
     let mut body = String::new();
@@ -68,7 +68,8 @@ pub fn svg(title: &str, bars: &[Bar]) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
          font-family=\"sans-serif\" font-size=\"13\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <text x=\"10\" y=\"24\" font-size=\"15\" font-weight=\"bold\">{title}</text>\n{body}</svg>\n"
+         <text x=\"10\" y=\"24\" font-size=\"15\" font-weight=\"bold\">{title}</text>\n\
+         {body}</svg>\n"
     )
 }
 

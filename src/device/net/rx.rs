@@ -165,8 +165,9 @@ impl RxHandler {
         copy::prefetch_write(&to.skip(self.header));
     }
 
-    /// Takes chains for the first frames of the burst, as long as frame, header and chain are of the
-    /// most frequent kind: in one piece each, nothing asked of the receiver. Returns for how many.
+    /// Takes chains for the first frames of the burst, as long as frame, header and chain are of
+    /// the most frequent kind: in one piece each, nothing asked of the receiver. Returns for how
+    /// many.
     #[inline]
     fn pop_plain<Q: ChainQueue>(&mut self, vq: &mut Q, burst: &FrameBurst) -> usize {
         for frame in &burst.frames {

@@ -180,8 +180,8 @@ fn verdict(writable: bool, bytes: u32) -> Verdict {
     }
 }
 
-/// Takes the header, of `header` bytes, off the front of `frame`, whose segments are in `segments`. A
-/// frame that is dropped may be shorter than that.
+/// Takes the header, of `header` bytes, off the front of `frame`, whose segments are in `segments`.
+/// A frame that is dropped may be shorter than that.
 #[inline]
 fn strip(segments: &mut [Segment], frame: &mut Frame, header: usize) {
     let first = frame.first as usize;
