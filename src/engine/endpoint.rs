@@ -55,7 +55,7 @@ pub(crate) struct Fill {
 pub(crate) trait GuestSource: VringEndpoint + FrameSource {
     /// Kicks on; whether a frame is there already.
     fn arm_source(&mut self) -> bool;
-    /// Frames that are available for sure, without looking for more than `want` of them.
+    /// Frames that seem to be available, without looking for more than `want` of them.
     fn backlog(&mut self, want: u16) -> u16;
     /// A frame's buffer was not accessible: the ring's driver broke it.
     fn latch(&mut self, fault: RingFault);

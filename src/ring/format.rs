@@ -182,8 +182,9 @@ pub trait RingFormat: sealed::Sealed + core::fmt::Debug + Send + Sized + 'static
     /// answer 0 or 1.
     fn available(&mut self) -> Result<u16, RingFault>;
 
-    /// Chains that are available for sure, without looking for more than `want` of them: a guide
-    /// for whoever wants to wait until a burst is worth taking, not a promise that a chain is good.
+    /// Chains that seem to be available, without looking for more than `want` of them: a guide for
+    /// whoever wants to wait until a burst is worth taking. A pop may still find none, where a
+    /// driver fills a packed burst from its end, or find a chain that is not good.
     fn backlog(&mut self, want: u16) -> u16;
 
     /// The descriptor after `desc` in the main ring, with its slot.

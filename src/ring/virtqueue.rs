@@ -182,8 +182,8 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
             .inspect_err(|&fault| self.fault = Some(fault))
     }
 
-    /// Chains that are available for sure, without looking for more than `want` of them. A broken
-    /// ring has none.
+    /// Chains that seem to be available, without looking for more than `want` of them: a guide, not
+    /// a promise. A broken ring has none.
     #[inline]
     pub fn backlog(&mut self, want: u16) -> u16 {
         match self.fault {
