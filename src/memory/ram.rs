@@ -536,6 +536,22 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_lies_in_one_region_whole_and_has_a_byte() {
+        let ram = GuestRam::for_test(&[(0x1000, 0x1000), (0x2000, 0x1000), (0x8000, 0x1000)]);
+        let len = |addr, len| ram.segment(addr, len).map(|segment| segment.len());
+        assert_eq!(len(0x1000, 0x1000), Some(0x1000));
+        assert_eq!(len(0x1fff, 1), Some(1));
+        assert_eq!(len(0x1fff, 2), None, "two regions are for `translate`");
+        assert_eq!(len(0x8000, 0x1001), None, "past the end");
+        assert_eq!(len(0x8fff, u32::MAX), None);
+        assert_eq!(len(0x1000, 0), None);
+        assert_eq!(len(0xfff, 1), None);
+        assert_eq!(len(u64::MAX, 1), None);
+        let segment = ram.segment(0x2010, 8).expect("mapped");
+        assert_eq!(ram.gpa_of(&segment), Some(0x2010));
+    }
+
+    #[test]
     fn a_buffer_spans_two_adjacent_regions_and_faults_past_them() {
         let ram = GuestRam::for_test(&[(MIB, MIB), (0, MIB)]);
         let mut out = Segments::with_capacity(8);
