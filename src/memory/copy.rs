@@ -77,58 +77,10 @@ pub fn between(
         let (source, target) = (source.skip(from_skip), target.skip(to_skip));
         let bytes = bytes.min(source.len()).min(target.len());
         // SAFETY: both lie in mappings that the callers' `GuestRam`s hold, for at least `bytes`.
-        unsafe {
-            if (16..=128).contains(&bytes) {
-                copy_short(source.base(), target.base(), bytes);
-            } else {
-                ptr::copy(source.base(), target.base(), bytes);
-            }
-        }
+        unsafe { ptr::copy(source.base(), target.base(), bytes) };
         return bytes;
     }
     between_many(from, from_skip, to, to_skip, bytes)
-}
-
-/// As `ptr::copy`, for 16 to 128 bytes, without a call: most frames are short. Everything is loaded
-/// before anything is stored, so that the two may overlap.
-///
-/// # Safety
-/// `bytes` bytes are readable at `from` and writable at `to`.
-#[inline(always)]
-unsafe fn copy_short(from: *const u8, to: *mut u8, bytes: usize) {
-    type Chunk = [u64; 2];
-    const CHUNK: usize = size_of::<Chunk>();
-    let last = bytes - CHUNK;
-    // SAFETY: the caller's promise; every offset is at most `last`.
-    unsafe {
-        let load = |at: usize| from.add(at).cast::<Chunk>().read_unaligned();
-        let store = |at: usize, chunk: Chunk| to.add(at).cast::<Chunk>().write_unaligned(chunk);
-        // Chunks from both ends, which meet or overlap in the middle.
-        let (a, z) = (load(0), load(last));
-        if bytes <= 2 * CHUNK {
-            store(0, a);
-            store(last, z);
-            return;
-        }
-        let (b, y) = (load(CHUNK), load(last - CHUNK));
-        if bytes <= 4 * CHUNK {
-            store(0, a);
-            store(CHUNK, b);
-            store(last - CHUNK, y);
-            store(last, z);
-            return;
-        }
-        let (c, d) = (load(2 * CHUNK), load(3 * CHUNK));
-        let (w, x) = (load(last - 3 * CHUNK), load(last - 2 * CHUNK));
-        store(0, a);
-        store(CHUNK, b);
-        store(2 * CHUNK, c);
-        store(3 * CHUNK, d);
-        store(last - 3 * CHUNK, w);
-        store(last - 2 * CHUNK, x);
-        store(last - CHUNK, y);
-        store(last, z);
-    }
 }
 
 fn between_many(
@@ -260,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn short_copies_are_exact_at_every_length_and_overlap() {
+    fn copies_are_exact_at_every_length_and_overlap() {
         let ram = GuestRam::for_test(&[(0, 4096)]);
         let data: Vec<u8> = (0..=255).cycle().take(600).collect();
         for bytes in 0..200usize {

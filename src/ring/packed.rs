@@ -86,7 +86,7 @@ impl Packed {
     }
 
     /// Writes one used descriptor for `slots` slots, the last chain of which has the buffer `id`.
-    #[inline]
+    #[inline(always)]
     fn write_used(&mut self, id: u16, slots: u16, written: u32) {
         let flags = if self.next_used.wrap { AVAIL | USED } else { 0 };
         // WRITE says that `len` counts (VIRTIO 1.3 §2.8.9).
@@ -254,7 +254,7 @@ impl RingFormat for Packed {
         self.known = 0;
     }
 
-    #[inline]
+    #[inline(always)]
     fn put_used(&mut self, chain: &ChainId, written: u32) {
         self.unsignalled = true;
         if self.in_order && written == 0 {

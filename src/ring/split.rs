@@ -235,7 +235,7 @@ impl RingFormat for Split {
         self.next_avail = self.next_avail.wrapping_sub(1);
     }
 
-    #[inline]
+    #[inline(always)]
     fn put_used(&mut self, chain: &ChainId, written: u32) {
         // Entries from `published` on are ours until `idx` moves.
         let at = RING + 8 * self.mask(self.next_used);

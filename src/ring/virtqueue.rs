@@ -370,7 +370,7 @@ impl<F: RingFormat, J: Journal> ChainQueue for Virtqueue<F, J> {
         self.format.untake(&chain);
     }
 
-    #[inline]
+    #[inline(always)]
     fn put_used(&mut self, chain: ChainId, written: u32, writable: &[Segment]) {
         if let Some(log) = &self.log {
             log.mark(&self.ram, writable);

@@ -72,7 +72,7 @@ fn leave_readable_out(chain: &Chain, segments: &mut Segments) {
 
 /// Writes `header`, of `bytes` bytes, at the start of `to` unless it is there already: most headers
 /// are alike, and a line that is not written stays in the driver's cache.
-#[inline]
+#[inline(always)]
 pub(super) fn write_header(to: &[Segment], header: &VnetHeader, bytes: usize) {
     let (low, high) = header.words();
     if bytes == VnetHeader::BYTES {
