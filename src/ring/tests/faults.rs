@@ -186,6 +186,17 @@ fn an_avail_index_that_jumps_is_a_fault() {
     let mut rig = Rig::<SplitDriver>::new(4);
     rig.driver.raw().driver.store16(2, 5);
     assert_eq!(rig.fault(), RingFault::AvailIndexJump);
+
+    // Seen first by somebody who only looks: the pop after it must not walk on with that index.
+    for look in [
+        |vq: &mut Virtqueue<Split>| assert!(vq.set_kicks(true), "counts as work"),
+        |vq: &mut Virtqueue<Split>| assert_eq!(vq.backlog(8), 8, "ends a wait"),
+    ] {
+        let mut rig = Rig::<SplitDriver>::new(4);
+        rig.driver.raw().driver.store16(2, 5);
+        look(&mut rig.vq);
+        assert_eq!(rig.fault(), RingFault::AvailIndexJump);
+    }
 }
 
 #[test]
