@@ -21,7 +21,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vringd::device::net::{QueueCounters, RxHandler, TxHandler, feature};
 use vringd::host::net::FrameBurst;
 use vringd::memory::{GuestRam, Segments};
-use vringd::ring::{ChainQueue, Popped, Virtqueue};
+use vringd::ring::{ChainQueue, Popped, Single, Virtqueue};
 use vringd::sys::cpu;
 use vringd::testing::driver::{Buf, Driver, PackedDriver, RingMemory, SplitDriver};
 
@@ -33,13 +33,15 @@ use vringd::testing::driver::{Buf, Driver, PackedDriver, RingMemory, SplitDriver
 type Locked = Mutex<Queue>;
 
 const CHAINS: u64 = 256;
+/// As many, to count with.
+const ALL: usize = 256;
 const SIZE: u16 = 1024;
 const BUFFERS: u64 = 0x10_0000;
 /// From one buffer to the next, as in DPDK's pools: not a power of two, which would put all of them
 /// into the same few sets of the cache.
 const BUFFER: u64 = 2432;
 const RAM: u64 = 0x100_0000;
-const BURSTS: [u64; 4] = [1, 8, 32, 256];
+const BURSTS: [usize; 4] = [1, 8, 32, 256];
 
 /// The buffers of chain `number`: `count` descriptors, the last of them writable.
 fn bufs(number: u64, count: u64) -> Vec<Buf> {
@@ -60,14 +62,29 @@ fn post(driver: &mut impl Driver, descriptors: u64) {
     driver.publish();
 }
 
+/// What a device keeps between bursts.
+struct Scratch {
+    singles: Vec<Single>,
+    segments: Segments,
+}
+
+impl Scratch {
+    fn new() -> Scratch {
+        Scratch {
+            singles: (0..ALL).map(|_| Single::EMPTY).collect(),
+            segments: Segments::with_capacity(4096),
+        }
+    }
+}
+
 /// Takes and uses all chains in bursts of `burst`.
-fn drain<D: Driver>(vq: &mut Virtqueue<D::Format>, segments: &mut Segments, burst: u64) {
-    for _ in 0..CHAINS / burst {
-        segments.clear();
-        for _ in 0..burst {
-            if let Some(single) = vq.pop_single(segments) {
-                vq.put_used(single.id, 128, &[]);
-            } else if let Ok(Popped::Chain(chain)) = vq.pop(segments) {
+fn drain<D: Driver>(vq: &mut Virtqueue<D::Format>, scratch: &mut Scratch, burst: usize) {
+    for _ in 0..ALL / burst {
+        scratch.segments.clear();
+        let taken = vq.pop_singles(true, &mut scratch.singles[..burst]);
+        vq.put_used_singles(&scratch.singles[..taken], core::iter::repeat(128));
+        for _ in taken..burst {
+            if let Ok(Popped::Chain(chain)) = vq.pop(&mut scratch.segments) {
                 vq.put_used(chain.id, 128, &[]);
             }
         }
@@ -83,7 +100,7 @@ fn ours<D: Driver>(c: &mut Criterion, name: &str) {
             let ram = GuestRam::for_test(&[(0, RAM)]);
             let memory = RingMemory::new::<D::Format>(&ram, 0, SIZE);
             let (mut driver, mut vq) = (D::new(&memory, true), memory.device::<D::Format>(true));
-            let mut segments = Segments::with_capacity(4096);
+            let mut scratch = Scratch::new();
             let id = BenchmarkId::new(name, format!("{descriptors} descriptors, burst {burst}"));
             group.bench_function(id, |b| {
                 b.iter_custom(|rounds| {
@@ -93,7 +110,7 @@ fn ours<D: Driver>(c: &mut Criterion, name: &str) {
                         |(driver, vq), start| {
                             post(*driver, descriptors);
                             *start = Instant::now();
-                            drain::<D>(vq, &mut segments, burst);
+                            drain::<D>(vq, &mut scratch, burst);
                             let took = start.elapsed();
                             while driver.used().is_some() {}
                             took
@@ -150,9 +167,9 @@ fn theirs(c: &mut Criterion, locked: bool) {
 }
 
 /// Takes and uses all chains; `locked` as a vring of vhost-user-backend does, lock by lock.
-fn their_drain(queue: &Locked, memory: &GuestMemoryMmap, burst: u64, locked: bool) {
+fn their_drain(queue: &Locked, memory: &GuestMemoryMmap, burst: usize, locked: bool) {
     let lock = || queue.lock().expect("no bench panics with it");
-    for _ in 0..CHAINS / burst {
+    for _ in 0..ALL / burst {
         let mut held = (!locked).then(lock);
         for _ in 0..burst {
             let chain = match &mut held {
@@ -265,12 +282,10 @@ fn threads<D: Driver + Send>(c: &mut Criterion, name: &str) {
     let stopped = Arc::clone(&stop);
     let device = std::thread::spawn(move || {
         cpu::pin_to_core(last).expect("the core is online");
-        let mut segments = Segments::with_capacity(4096);
+        let mut singles = Scratch::new().singles;
         while !stopped.load(Ordering::Relaxed) {
-            segments.clear();
-            while let Some(single) = vq.pop_single(&mut segments) {
-                vq.put_used(single.id, 128, &[]);
-            }
+            let taken = vq.pop_singles(false, &mut singles);
+            vq.put_used_singles(&singles[..taken], core::iter::repeat(128));
             vq.publish();
         }
     });

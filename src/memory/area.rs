@@ -18,6 +18,7 @@ mod body {
     use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
     use super::{Arc, GuestRam};
+    use crate::memory::prefetch;
 
     /// A bounds-checked window on ring memory.
     #[derive(Debug)]
@@ -49,32 +50,16 @@ mod body {
             self.len
         }
 
-        /// Asks the CPU to fetch the line at `offset`; out of bounds does nothing.
+        /// Asks the CPU to fetch the line at `offset`.
         #[inline]
         pub fn prefetch(&self, offset: usize) {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: a prefetch of any address has no architectural effect.
-            unsafe {
-                use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T0>(self.base.wrapping_add(offset).cast());
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            let _ = offset;
+            prefetch::for_read(self.base.wrapping_add(offset));
         }
-    }
 
-    impl Area {
         /// Asks the CPU to fetch the line at `offset` in order to write it.
         #[inline]
         pub fn prefetch_write(&self, offset: usize) {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: a prefetch of any address has no architectural effect.
-            unsafe {
-                use core::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_ET0>(self.base.wrapping_add(offset).cast());
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            let _ = offset;
+            prefetch::for_write(self.base.wrapping_add(offset));
         }
     }
 

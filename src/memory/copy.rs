@@ -6,7 +6,7 @@
 
 use core::ptr;
 
-use super::Segment;
+use super::{Segment, prefetch};
 
 /// Copies guest bytes, beginning `skip` bytes into `from`, to `to`. Returns the bytes copied.
 #[inline]
@@ -63,6 +63,16 @@ pub fn zero(to: &[Segment], mut skip: usize, bytes: usize) -> usize {
     done
 }
 
+/// Copies up to `bytes` bytes from one guest's segment straight into another's. Returns the bytes
+/// copied.
+#[inline(always)]
+pub fn one(source: Segment, target: Segment, bytes: usize) -> usize {
+    let bytes = bytes.min(source.len()).min(target.len());
+    // SAFETY: both lie in mappings that the callers' `GuestRam`s hold, for at least `bytes`.
+    unsafe { ptr::copy(source.base(), target.base(), bytes) };
+    bytes
+}
+
 /// Copies up to `bytes` bytes from one guest's segments (from `from_skip` on) straight into
 /// another's (from `to_skip` on). Returns the bytes copied.
 #[inline]
@@ -74,11 +84,7 @@ pub fn between(
     bytes: usize,
 ) -> usize {
     if let ([source], [target]) = (from, to) {
-        let (source, target) = (source.skip(from_skip), target.skip(to_skip));
-        let bytes = bytes.min(source.len()).min(target.len());
-        // SAFETY: both lie in mappings that the callers' `GuestRam`s hold, for at least `bytes`.
-        unsafe { ptr::copy(source.base(), target.base(), bytes) };
-        return bytes;
+        return one(source.skip(from_skip), target.skip(to_skip), bytes);
     }
     between_many(from, from_skip, to, to_skip, bytes)
 }
@@ -147,27 +153,13 @@ pub fn write_if_different(to: &[Segment], low: u64, high: u32) {
 /// Asks the CPU to fetch the first line of `segment` for reading.
 #[inline]
 pub fn prefetch_read(segment: &Segment) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch of any address has no architectural effect.
-    unsafe {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(segment.base().cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = segment;
+    prefetch::for_read(segment.base());
 }
 
 /// Asks the CPU to fetch the first line of `segment` for writing.
 #[inline]
 pub fn prefetch_write(segment: &Segment) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch of any address has no architectural effect.
-    unsafe {
-        use core::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_ET0>(segment.base().cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = segment;
+    prefetch::for_write(segment.base());
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod area;
 mod bounce;
 pub mod copy;
 mod dirty;
+mod prefetch;
 mod ram;
 mod region;
 mod segment;

@@ -159,6 +159,25 @@ struct Region {
     hva: *mut u8,
 }
 
+impl Region {
+    /// `len` bytes at `addr`, an address in this region, if there is one and all are in it.
+    #[inline(always)]
+    fn segment(&self, addr: u64, len: u32) -> Option<Segment> {
+        let (offset, len) = (addr - self.gpa, u64::from(len));
+        if len == 0 || len > self.len - offset {
+            return None;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "offsets of a mapping fit usize"
+        )]
+        Some(Segment::new(
+            self.hva.wrapping_add(offset as usize),
+            len as usize,
+        ))
+    }
+}
+
 /// One memory table as sent by the front-end.
 #[derive(Debug)]
 pub struct GuestRam {
@@ -289,22 +308,19 @@ impl GuestRam {
         self.translate_spanning(addr, len, access, out)
     }
 
-    /// Translates a guest buffer that lies in one region and has a byte at least.
-    #[inline]
-    pub fn segment(&self, addr: u64, len: u32) -> Option<Segment> {
-        let region = self.region_of(addr)?;
-        let (offset, len) = (addr - region.gpa, u64::from(len));
-        if len == 0 || len > region.len - offset {
-            return None;
+    /// Translates guest buffers that lie in one region and have a byte at least, looking first into
+    /// the region of the address before.
+    #[inline(always)]
+    pub fn finder(&self) -> impl FnMut(u64, u32) -> Option<Segment> {
+        let mut last = self.regions.first().copied();
+        move |addr, len| {
+            let mut region = last?;
+            if addr.wrapping_sub(region.gpa) >= region.len {
+                region = *self.region_of(addr)?;
+                last = Some(region);
+            }
+            region.segment(addr, len)
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "offsets of a mapping fit usize"
-        )]
-        Some(Segment::new(
-            region.hva.wrapping_add(offset as usize),
-            len as usize,
-        ))
     }
 
     #[cold]
@@ -538,7 +554,8 @@ mod tests {
     #[test]
     fn a_segment_lies_in_one_region_whole_and_has_a_byte() {
         let ram = GuestRam::for_test(&[(0x1000, 0x1000), (0x2000, 0x1000), (0x8000, 0x1000)]);
-        let len = |addr, len| ram.segment(addr, len).map(|segment| segment.len());
+        let mut find = ram.finder();
+        let mut len = |addr, len| find(addr, len).map(|segment| segment.len());
         assert_eq!(len(0x1000, 0x1000), Some(0x1000));
         assert_eq!(len(0x1fff, 1), Some(1));
         assert_eq!(len(0x1fff, 2), None, "two regions are for `translate`");
@@ -547,7 +564,7 @@ mod tests {
         assert_eq!(len(0x1000, 0), None);
         assert_eq!(len(0xfff, 1), None);
         assert_eq!(len(u64::MAX, 1), None);
-        let segment = ram.segment(0x2010, 8).expect("mapped");
+        let segment = ram.finder()(0x2010, 8).expect("mapped");
         assert_eq!(ram.gpa_of(&segment), Some(0x2010));
     }
 

@@ -110,6 +110,19 @@ impl Segments {
         true
     }
 
+    /// Appends `segments`, as many as there is [`Segments::room`] for.
+    #[inline]
+    pub fn extend(&mut self, segments: impl ExactSizeIterator<Item = Segment>) {
+        let room = self.room();
+        self.list.extend(segments.take(room));
+    }
+
+    /// How many more segments there is room for.
+    #[inline]
+    pub fn room(&self) -> usize {
+        self.capacity - self.list.len()
+    }
+
     /// Number of segments.
     #[inline]
     pub fn len(&self) -> usize {

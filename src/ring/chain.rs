@@ -96,26 +96,65 @@ pub enum Popped {
     Wait,
 }
 
-/// A chain of one descriptor in one region: its only segment was appended.
-#[derive(Debug, PartialEq, Eq)]
+/// A chain of one descriptor in one region, with a byte at least.
+#[derive(Debug)]
 pub struct Single {
-    /// To be given back by `put_used` or `unpop`.
-    pub id: ChainId,
-    /// Bytes in its segment, at least one.
-    pub bytes: u32,
-    /// Whether the segment is device-writable.
-    pub writable: bool,
+    /// Its only segment.
+    pub segment: Segment,
+    id: ChainId,
+}
+
+impl Single {
+    /// Room for a chain.
+    pub const EMPTY: Single = Single {
+        segment: Segment::EMPTY,
+        id: ChainId {
+            id: 0,
+            slots: 0,
+            entry: 0,
+        },
+    };
+
+    /// The chain `id` with its segment; queues make it.
+    #[inline]
+    pub fn new(id: ChainId, segment: Segment) -> Single {
+        Single { segment, id }
+    }
+
+    /// Its identity.
+    #[inline]
+    pub fn id(&self) -> &ChainId {
+        &self.id
+    }
+
+    /// Its identity, to be given back by `put_used` or `unpop`; nothing is left.
+    #[inline]
+    pub fn take_id(&mut self) -> ChainId {
+        core::mem::replace(&mut self.id, Single::EMPTY.id)
+    }
 }
 
 /// What a device sees of a virtqueue.
 pub trait ChainQueue {
-    /// Takes the next available chain if it is the simplest there is, and appends its segment.
-    /// `None` says nothing: `pop` tells why, or takes it.
+    /// Takes available chains into `out`, from its start, as long as they are the simplest there
+    /// are: one descriptor in one region, device-writable or not as `writable` says. Returns how
+    /// many; fewer than have room say nothing: `pop` tells why, or takes the next.
     ///
-    /// This is most of all chains of a network queue. It is apart from `pop` so that what it
-    /// returns stays in registers: a result that is put together in memory and copied from there
-    /// waits for all stores before it, payload on its way to the other core among them.
-    fn pop_single(&mut self, segments: &mut Segments) -> Option<Single>;
+    /// These are most of all chains of a network queue. They are apart from `pop` so that a burst
+    /// of them is one short loop whose state stays in registers.
+    fn pop_singles(&mut self, writable: bool, out: &mut [Single]) -> usize;
+
+    /// As `put_used` for the oldest of `singles`, as many as `written` has lengths.
+    fn put_used_singles(&mut self, singles: &[Single], written: impl Iterator<Item = u32>);
+
+    /// As `pop_singles`, one chain.
+    fn pop_single(&mut self, writable: bool) -> Option<Single> {
+        let mut one = [Single::EMPTY];
+        (self.pop_singles(writable, &mut one) == 1).then(|| {
+            let [single] = one;
+            single
+        })
+    }
 
     /// Takes the next available chain and appends its segments, readable ones first.
     ///

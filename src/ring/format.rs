@@ -6,7 +6,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRI
 
 use crate::memory::{Area, GuestRam, MemoryError};
 
-use super::{ChainId, RingFault};
+use super::{ChainId, RingFault, Single};
 
 /// Largest ring of either format (VIRTIO 1.3 §2.7, §2.8.10.1).
 pub(super) const SIZE_MAX: u16 = 32768;
@@ -206,11 +206,24 @@ pub trait RingFormat: sealed::Sealed + core::fmt::Debug + Send + Sized + 'static
     /// with `last`.
     fn take(&mut self, head: u16, slots: u16, last: &Desc) -> ChainId;
 
+    /// Takes chains of one descriptor, device-writable or not as `writable` says, into `out` as
+    /// long as `made` makes something of them. Returns how many. It ends without a word before
+    /// anything that is not such a chain.
+    fn take_singles(
+        &mut self,
+        writable: bool,
+        out: &mut [Single],
+        made: impl FnMut(ChainId, &Desc) -> Option<Single>,
+    ) -> usize;
+
     /// Gives back the chain taken last.
     fn untake(&mut self, chain: &ChainId);
 
     /// Writes a used element where the driver does not look yet.
     fn put_used(&mut self, chain: &ChainId, written: u32);
+
+    /// As `put_used` for chains of one descriptor each: id and length of what was written.
+    fn put_used_singles(&mut self, used: impl Iterator<Item = (u16, u32)>);
 
     /// Shows all written used elements by one release store.
     fn publish(&mut self);

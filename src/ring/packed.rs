@@ -13,7 +13,8 @@ use crate::sync::{Ordering, fence};
 
 use super::event::{PackedCursor, packed_need_event};
 use super::format::{Areas, Desc, Head, RingConfig, RingFormat, SIZE_MAX, VringBase};
-use super::{ChainId, RingFault};
+use super::{ChainId, RingFault, Single};
+use crate::memory::Area;
 
 const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
 const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
@@ -85,13 +86,19 @@ impl Packed {
         Packed::is_available(self.areas.desc.load64(Packed::word_at(at.slot)), at.wrap)
     }
 
+    /// The second word of a used descriptor.
+    #[inline(always)]
+    fn used_word(id: u16, written: u32, wrap: bool) -> u64 {
+        let flags = if wrap { AVAIL | USED } else { 0 };
+        // WRITE says that `len` counts (VIRTIO 1.3 §2.8.9).
+        let flags = flags | if written > 0 { Desc::WRITE } else { 0 };
+        u64::from(written) | (u64::from(id) << 32) | (u64::from(flags) << 48)
+    }
+
     /// Writes one used descriptor for `slots` slots, the last chain of which has the buffer `id`.
     #[inline(always)]
     fn write_used(&mut self, id: u16, slots: u16, written: u32) {
-        let flags = if self.next_used.wrap { AVAIL | USED } else { 0 };
-        // WRITE says that `len` counts (VIRTIO 1.3 §2.8.9).
-        let flags = flags | if written > 0 { Desc::WRITE } else { 0 };
-        let word = u64::from(written) | (u64::from(id) << 32) | (u64::from(flags) << 48);
+        let word = Packed::used_word(id, written, self.next_used.wrap);
         let offset = Packed::word_at(self.next_used.slot);
         if self.held.is_none() {
             self.held = Some(Held { offset, word });
@@ -113,15 +120,21 @@ impl Packed {
 
     #[inline]
     fn load_head(&self) -> Option<Head> {
-        let slot = self.next_avail.slot;
+        Packed::load_at(&self.areas.desc, self.next_avail)
+    }
+
+    /// The descriptor at `at`, if it is the available head of a chain.
+    #[inline(always)]
+    fn load_at(desc: &Area, at: PackedCursor) -> Option<Head> {
+        let slot = at.slot;
         // Acquire: pairs with the driver's write barrier before it stores the flags of the head
         // (VIRTIO 1.3 §2.8.6). Without it the address, or the rest of the chain, could be read from
         // before it was written.
-        let word = self.areas.desc.load64_acquire(Packed::word_at(slot));
-        if !Packed::is_available(word, self.next_avail.wrap) {
+        let word = desc.load64_acquire(Packed::word_at(slot));
+        if !Packed::is_available(word, at.wrap) {
             return None;
         }
-        let addr = self.areas.desc.load64(usize::from(slot) * 16);
+        let addr = desc.load64(usize::from(slot) * 16);
         Some(Head {
             slot,
             desc: Packed::decode([addr, word]),
@@ -249,6 +262,38 @@ impl RingFormat for Packed {
     }
 
     #[inline]
+    fn take_singles(
+        &mut self,
+        writable: bool,
+        out: &mut [Single],
+        mut made: impl FnMut(ChainId, &Desc) -> Option<Single>,
+    ) -> usize {
+        let (area, size, mut next) = (&self.areas.desc, self.size, self.next_avail);
+        let direction = if writable { Desc::WRITE } else { 0 };
+        let mut taken = 0;
+        for place in out {
+            let Some(Head { desc, .. }) = Packed::load_at(area, next) else {
+                break;
+            };
+            if desc.flags & (Desc::NEXT | Desc::INDIRECT | Desc::WRITE) != direction {
+                break;
+            }
+            let Some(single) = made(ChainId::new(desc.id, 1), &desc) else {
+                break;
+            };
+            *place = single;
+            next.advance(1, size);
+            taken += 1;
+        }
+        self.next_avail = next;
+        #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+        {
+            self.known = self.known.saturating_sub(taken as u16);
+        }
+        taken
+    }
+
+    #[inline]
     fn untake(&mut self, chain: &ChainId) {
         self.next_avail.retreat(chain.slots(), self.size);
         self.known = 0;
@@ -268,6 +313,27 @@ impl RingFormat for Packed {
         }
         self.end_run();
         self.write_used(chain.id(), chain.slots(), written);
+    }
+
+    #[inline]
+    fn put_used_singles(&mut self, mut used: impl Iterator<Item = (u16, u32)>) {
+        if self.in_order {
+            used.for_each(|(id, written)| self.put_used(&ChainId::new(id, 1), written));
+            return;
+        }
+        let Some((id, written)) = used.next() else {
+            return;
+        };
+        self.unsignalled = true;
+        self.write_used(id, 1, written);
+        let (area, size, mut next) = (&self.areas.desc, self.size, self.next_used);
+        for (id, written) in used {
+            // The driver looks at the first slot of the burst, held back, before these.
+            let word = Packed::used_word(id, written, next.wrap);
+            area.store64(Packed::word_at(next.slot), word);
+            next.advance(1, size);
+        }
+        self.next_used = next;
     }
 
     #[inline]

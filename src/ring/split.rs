@@ -6,7 +6,8 @@ use crate::sync::{Ordering, fence};
 
 use super::event::need_event;
 use super::format::{Areas, Desc, Head, RingConfig, RingFormat, SIZE_MAX, VringBase};
-use super::{ChainId, RingFault};
+use super::{ChainId, RingFault, Single};
+use crate::memory::Area;
 
 /// `flags`, `idx`, then the ring, in both rings.
 const RING: usize = 4;
@@ -85,9 +86,9 @@ impl Split {
     /// use their descriptors in the same order again and again, and a line that is not written
     /// stays in the driver's cache.
     #[inline]
-    fn store_if_different(&self, at: usize, value: u32) {
-        if self.areas.device.load32(at) != value {
-            self.areas.device.store32(at, value);
+    fn store_if_different(device: &Area, at: usize, value: u32) {
+        if device.load32(at) != value {
+            device.store32(at, value);
         }
     }
 
@@ -231,6 +232,47 @@ impl RingFormat for Split {
     }
 
     #[inline]
+    fn take_singles(
+        &mut self,
+        writable: bool,
+        out: &mut [Single],
+        mut made: impl FnMut(ChainId, &Desc) -> Option<Single>,
+    ) -> usize {
+        let direction = if writable { Desc::WRITE } else { 0 };
+        let mut taken = 0;
+        let mut places = out.iter_mut();
+        while places.len() > 0
+            && (self.next_avail != self.seen_avail || self.refresh().is_ok_and(|count| count > 0))
+        {
+            let (size, mut next, end) = (self.size, self.next_avail, self.seen_avail);
+            let before = taken;
+            let known = usize::from(end.wrapping_sub(next));
+            for place in places.by_ref().take(known) {
+                let at = RING + 2 * usize::from(next & (size - 1));
+                let slot = self.areas.driver.load16(at);
+                if slot >= size {
+                    break;
+                }
+                let desc = self.desc(slot);
+                if desc.flags & (Desc::NEXT | Desc::INDIRECT | Desc::WRITE) != direction {
+                    break;
+                }
+                let Some(single) = made(ChainId::new(slot, 1), &desc) else {
+                    break;
+                };
+                *place = single;
+                next = next.wrapping_add(1);
+                taken += 1;
+            }
+            self.next_avail = next;
+            if next != end || taken == before {
+                break;
+            }
+        }
+        taken
+    }
+
+    #[inline]
     fn untake(&mut self, _chain: &ChainId) {
         self.next_avail = self.next_avail.wrapping_sub(1);
     }
@@ -239,9 +281,21 @@ impl RingFormat for Split {
     fn put_used(&mut self, chain: &ChainId, written: u32) {
         // Entries from `published` on are ours until `idx` moves.
         let at = RING + 8 * self.mask(self.next_used);
-        self.store_if_different(at, u32::from(chain.id()));
-        self.store_if_different(at + 4, written);
+        Split::store_if_different(&self.areas.device, at, u32::from(chain.id()));
+        Split::store_if_different(&self.areas.device, at + 4, written);
         self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    #[inline]
+    fn put_used_singles(&mut self, used: impl Iterator<Item = (u16, u32)>) {
+        let (area, mask, mut next) = (&self.areas.device, self.size - 1, self.next_used);
+        for (id, written) in used {
+            let at = RING + 8 * usize::from(next & mask);
+            Split::store_if_different(area, at, u32::from(id));
+            Split::store_if_different(area, at + 4, written);
+            next = next.wrapping_add(1);
+        }
+        self.next_used = next;
     }
 
     #[inline]

@@ -5,6 +5,7 @@
 
 mod faults;
 mod in_order;
+mod singles;
 
 use std::sync::Arc;
 
@@ -54,6 +55,8 @@ impl<D: Driver> Rig<D> {
     }
 
     fn fault(&mut self) -> RingFault {
+        let singles = [false, true].map(|write| self.vq.pop_single(write).is_some());
+        assert_eq!(singles, [false; 2], "what is at fault is not simple");
         self.segments.clear();
         let fault = self.vq.pop(&mut self.segments).unwrap_err();
         assert!(
@@ -104,6 +107,8 @@ both! {
     calls_follow_the_event_index(16, 13) = event_index;
     calls_follow_the_flags(16, 13) = call_flags;
     kicks_are_off_while_polling_and_on_when_asked(16, 13) = kicks;
+    simple_chains_go_round_many_at_once(8, 7) = singles::laps;
+    only_simple_chains_are_taken_many_at_once(8, 7) = singles::limits;
     a_chain_longer_than_the_ring_is_a_fault(4, 3) = faults::too_long;
     an_unmapped_buffer_is_a_fault(4, 3) = faults::unmapped;
     a_readable_after_a_writable_is_a_fault(4, 3) = faults::readable_after_writable;

@@ -324,27 +324,45 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
 }
 
 impl<F: RingFormat, J: Journal> ChainQueue for Virtqueue<F, J> {
-    #[inline(always)]
-    fn pop_single(&mut self, segments: &mut Segments) -> Option<Single> {
-        if self.fault.is_some() || self.in_flight >= u32::from(self.size) {
-            return None;
+    #[inline]
+    fn pop_singles(&mut self, writable: bool, out: &mut [Single]) -> usize {
+        if self.fault.is_some() {
+            return 0;
         }
-        let head = self.format.peek().ok()??;
-        if head.desc.has(Desc::NEXT | Desc::INDIRECT) {
-            return None;
+        let room = u32::from(self.size).saturating_sub(self.in_flight) as usize;
+        let room = room.min(out.len());
+        let (ram, journal) = (&self.ram, &mut self.journal);
+        let mut find = ram.finder();
+        let made = |id: ChainId, desc: &Desc| {
+            let segment = find(desc.addr, desc.len)?;
+            let entry = journal.took(&id);
+            Some(Single::new(id.with_entry(entry), segment))
+        };
+        let taken = self.format.take_singles(writable, &mut out[..room], made);
+        #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+        {
+            self.in_flight += taken as u32;
         }
-        let segment = self.ram.segment(head.desc.addr, head.desc.len)?;
-        if !segments.push(segment) {
-            return None;
-        }
-        let id = self.format.take(head.slot, 1, &head.desc);
-        self.in_flight += 1;
-        let entry = self.journal.took(&id);
-        Some(Single {
-            id: id.with_entry(entry),
-            bytes: head.desc.len,
-            writable: head.desc.has(Desc::WRITE),
-        })
+        taken
+    }
+
+    #[inline]
+    fn put_used_singles(&mut self, singles: &[Single], written: impl Iterator<Item = u32>) {
+        let (log, ram, journal) = (&self.log, &self.ram, &mut self.journal);
+        let mut count = 0;
+        let used = singles.iter().zip(written).map(|(single, written)| {
+            if let Some(log) = log
+                && written > 0
+            {
+                log.mark(ram, core::slice::from_ref(&single.segment));
+            }
+            journal.staged(single.id().entry());
+            count += 1;
+            (single.id().id(), written)
+        });
+        self.format.put_used_singles(used);
+        self.in_flight -= count;
+        self.staged += count;
     }
 
     fn pop(&mut self, segments: &mut Segments) -> Result<Popped, RingFault> {

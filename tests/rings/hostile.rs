@@ -158,10 +158,13 @@ impl<D: Driver> Rig<D> {
     /// Pops once, checks what came, and uses it or keeps it. Whether to go on.
     fn pop(&mut self, kept: &mut Vec<Chain>, keep: bool) -> Result<bool, RingFault> {
         self.segments.clear();
-        if keep && let Some(single) = self.vq.pop_single(&mut self.segments) {
-            self.check_segments();
-            self.vq.put_used(single.id, 1, &[]);
-            return Ok(true);
+        for write in [false, true] {
+            if keep && let Some(mut single) = self.vq.pop_single(write) {
+                assert!(self.segments.push(single.segment));
+                self.check_segments();
+                self.vq.put_used(single.take_id(), 1, &[]);
+                return Ok(true);
+            }
         }
         match self.vq.pop(&mut self.segments)? {
             Popped::Chain(chain) => {
@@ -238,7 +241,8 @@ impl<D: Driver> Rig<D> {
                     assert_eq!(self.vq.has_available(), Err(found));
                     assert!(!self.vq.set_kicks(true), "a broken ring reports no work");
                     assert_eq!(self.vq.backlog(1), 0);
-                    assert_eq!(self.vq.pop_single(&mut self.segments), None);
+                    assert!(self.vq.pop_single(true).is_none());
+                    assert!(self.vq.pop_single(false).is_none());
                 }
             }
             assert!(self.vq.in_flight() <= u32::from(attack.size));

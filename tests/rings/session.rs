@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use vringd::memory::{GuestRam, Segment, Segments, copy};
-use vringd::ring::{ChainId, ChainQueue, Desc, Popped, RingFormat, Virtqueue};
+use vringd::ring::{ChainId, ChainQueue, Desc, Popped, RingFormat, Single, Virtqueue};
 use vringd::testing::driver::{Buf, Calls, Driver, RingMemory, write_guest};
 
 use super::script::{Layout, Script, Shape, Step};
@@ -333,47 +333,61 @@ impl<D: Driver> Session<D> {
             assert_eq!(certain > 0, !self.available.is_empty(), "backlog");
             assert!(certain <= self.shown - self.cursor, "backlog");
         }
-        for _ in 0..count {
-            if !self.pop_one(short) {
-                return;
+        let mut left = usize::from(count);
+        while left > 0 {
+            let taken = if short { self.pop_singles(left) } else { 0 };
+            match taken {
+                0 if self.pop_one() => left -= 1,
+                0 => return,
+                _ => left -= taken,
             }
         }
     }
 
-    fn pop_one(&mut self, short: bool) -> bool {
-        self.segments.clear();
-        let (mut id, mut readable, mut writable) = (None, 0, 0);
-        if let Some(single) = short
-            .then(|| self.vq.pop_single(&mut self.segments))
-            .flatten()
-        {
-            (readable, writable) = if single.writable { (0, 1) } else { (1, 0) };
-            let total: usize = self.segments.as_slice().iter().map(Segment::len).sum();
-            assert_eq!(total, single.bytes as usize);
-            id = Some(single.id);
-        }
-        if id.is_none() {
-            match self.vq.pop(&mut self.segments).unwrap() {
-                Popped::Chain(chain) => {
-                    let bytes = |list: &[Segment]| list.iter().map(Segment::len).sum::<usize>();
-                    let sums = (chain.readable_bytes as usize, chain.writable_bytes as usize);
-                    assert_eq!(bytes(chain.readable(&self.segments)), sums.0);
-                    assert_eq!(bytes(chain.writable(&self.segments)), sums.1);
-                    assert_eq!(chain.first, 0);
-                    (readable, writable) = (chain.readable as usize, chain.writable as usize);
-                    id = Some(chain.id);
-                }
-                Popped::Empty => {}
-                Popped::Wait => panic!("nothing to wait for"),
+    /// The simplest chains, many at once, of whichever direction comes next.
+    fn pop_singles(&mut self, count: usize) -> usize {
+        let mut singles: Vec<_> = (0..count).map(|_| Single::EMPTY).collect();
+        for write in [false, true] {
+            let taken = self.vq.pop_singles(write, &mut singles);
+            for single in &mut singles[..taken] {
+                self.segments.clear();
+                assert!(self.segments.push(single.segment));
+                self.check(single.take_id(), usize::from(!write));
+            }
+            if taken > 0 {
+                return taken;
             }
         }
-        let (Some(id), Some(posted)) = (id, self.available.front()) else {
-            assert!(self.available.is_empty(), "a chain is available");
-            assert!(self.segments.is_empty(), "no chain, no segments");
-            return false;
-        };
+        0
+    }
+
+    fn pop_one(&mut self) -> bool {
+        self.segments.clear();
+        match self.vq.pop(&mut self.segments).unwrap() {
+            Popped::Chain(chain) => {
+                let bytes = |list: &[Segment]| list.iter().map(Segment::len).sum::<usize>();
+                let sums = (chain.readable_bytes as usize, chain.writable_bytes as usize);
+                assert_eq!(bytes(chain.readable(&self.segments)), sums.0);
+                assert_eq!(bytes(chain.writable(&self.segments)), sums.1);
+                assert_eq!(chain.first, 0);
+                let count = chain.readable as usize + chain.writable as usize;
+                assert_eq!(self.segments.len(), count);
+                self.check(chain.id, chain.readable as usize);
+                true
+            }
+            Popped::Empty => {
+                assert!(self.available.is_empty(), "a chain is available");
+                assert!(self.segments.is_empty(), "no chain, no segments");
+                false
+            }
+            Popped::Wait => panic!("nothing to wait for"),
+        }
+    }
+
+    /// A chain was popped: `self.segments`, the first `readable` of them to be read.
+    fn check(&mut self, id: ChainId, readable: usize) {
+        let posted = self.available.front().expect("no chain was available");
         assert_eq!((id.id(), id.slots()), (posted.id, posted.slots));
-        assert_eq!(self.segments.len(), readable + writable);
         let (ours, theirs) = self.segments.as_slice().split_at(readable);
         assert_eq!(self.seen(ours), posted.readable, "readable buffers");
         assert_eq!(self.seen(theirs), posted.writable, "writable buffers");
@@ -385,7 +399,6 @@ impl<D: Driver> Session<D> {
         let entry = (posted.serial, bytes, posted.writable.clone());
         self.log.popped.push(entry);
         self.popped.push_back((id, posted));
-        true
     }
 
     fn seen(&self, segments: &[Segment]) -> Vec<Piece> {
@@ -407,6 +420,9 @@ impl<D: Driver> Session<D> {
     }
 
     fn use_chains(&mut self, count: u16, which: u16, written: u32) {
+        if which.is_multiple_of(2) {
+            return self.use_singles(usize::from(count), written);
+        }
         for turn in 0..u32::from(count) {
             if self.popped.is_empty() {
                 return;
@@ -422,6 +438,29 @@ impl<D: Driver> Session<D> {
             self.done += u64::from(posted.slots);
             self.staged.push_back((posted, written));
         }
+    }
+
+    /// The oldest chains, those of one descriptor many at once.
+    fn use_singles(&mut self, count: usize, written: u32) {
+        let mut singles = Vec::new();
+        let mut lens = (0..).map(|turn| written.wrapping_add(turn));
+        for _ in 0..count.min(self.popped.len()) {
+            let (id, posted) = self.popped.pop_front().unwrap();
+            self.done += u64::from(posted.slots);
+            let staged = self.staged.len() - singles.len();
+            if posted.slots == 1 {
+                singles.push(Single::new(id, Segment::EMPTY));
+            } else {
+                let before = self.staged.iter().skip(staged).map(|(_, len)| *len);
+                self.vq.put_used_singles(&singles, before);
+                singles.clear();
+                self.vq.put_used(id, lens.clone().next().unwrap(), &[]);
+            }
+            self.staged.push_back((posted, lens.next().unwrap()));
+        }
+        let staged = self.staged.len() - singles.len();
+        let lens = self.staged.iter().skip(staged).map(|(_, len)| *len);
+        self.vq.put_used_singles(&singles, lens);
     }
 
     fn publish_used(&mut self) {

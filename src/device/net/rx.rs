@@ -11,13 +11,19 @@ use crate::host::net::{
     BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, Verdict, VnetHeader, vnet_header_bytes,
 };
 use crate::memory::{SEGMENTS_MAX, Segment, Segments, copy};
-use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault};
+use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault, Single};
 
 use super::counters::{QueueCounters, Tally};
 use super::{feature, header};
 
 /// How many frames ahead of the copy its first lines are fetched.
 const PREFETCH_FRAMES: usize = 16;
+
+/// The header of a frame in one buffer that asks nothing of its receiver.
+const PLAIN_HEADER: VnetHeader = VnetHeader {
+    num_buffers: 1,
+    ..VnetHeader::PLAIN
+};
 
 /// A popped chain of a receive queue; its writable segments lie in its owner's list.
 #[derive(Debug)]
@@ -104,8 +110,8 @@ pub struct RxHandler {
     header: usize,
     /// The segments of `chains`, contiguous and in order.
     segments: Segments,
-    /// Chains of plain frames, in order, a segment each in `segments`.
-    plain: Vec<ChainId>,
+    /// Chains of plain frames, in order.
+    singles: Box<[Single]>,
     /// Chains popped in this burst, in order.
     chains: Vec<RxChain>,
     /// Frames that have their chains, in order.
@@ -121,7 +127,7 @@ impl RxHandler {
             mergeable: features & feature::MRG_RXBUF != 0,
             header: vnet_header_bytes(features),
             segments: Segments::with_capacity(SEGMENTS_MAX),
-            plain: Vec::with_capacity(BURST_FRAMES_MAX),
+            singles: (0..BURST_FRAMES_MAX).map(|_| Single::EMPTY).collect(),
             chains: Vec::with_capacity(usize::from(size)),
             takes: Vec::with_capacity(BURST_FRAMES_MAX),
             counters,
@@ -139,8 +145,7 @@ impl RxHandler {
         burst: &mut FrameBurst,
     ) -> Result<(), RingFault> {
         let mut tally = Tally::default();
-        let plain = self.pop_plain(vq, burst);
-        self.deliver_plain(vq, &mut burst.frames[..plain], &burst.segments, &mut tally);
+        let plain = self.transmit_plain(vq, burst, &mut tally);
         let mut answer = Ok(());
         if plain < burst.frames.len() {
             answer = self.assign(vq, burst, &mut tally);
@@ -154,7 +159,7 @@ impl RxHandler {
     }
 
     /// Asks the CPU for the first lines of a frame that will be copied soon.
-    #[inline]
+    #[inline(always)]
     fn prefetch(&self, payload: &[Segment], to: &Segment) {
         if let Some(source) = payload.first() {
             copy::prefetch_read(source);
@@ -165,65 +170,69 @@ impl RxHandler {
         copy::prefetch_write(&to.skip(self.header));
     }
 
-    /// Takes chains for the first frames of the burst, as long as frame, header and chain are of
-    /// the most frequent kind: in one piece each, nothing asked of the receiver. Returns for how
-    /// many.
-    #[inline]
-    fn pop_plain<Q: ChainQueue>(&mut self, vq: &mut Q, burst: &FrameBurst) -> usize {
-        for frame in &burst.frames {
-            let asks = frame.header.flags | frame.header.gso_type;
-            if frame.verdict != Verdict::Retry || frame.count != 1 || asks != 0 {
-                break;
-            }
-            let Some(single) = vq.pop_single(&mut self.segments) else {
-                break;
-            };
-            let need = self.header + frame.bytes as usize;
-            if !single.writable || (single.bytes as usize) < need {
-                self.segments.truncate(self.segments.len() - 1);
-                vq.unpop(single.id);
-                break;
-            }
-            self.plain.push(single.id);
-        }
-        self.plain.len()
-    }
-
-    /// Copies plain frames, each to its chain, and uses the chains.
-    #[inline]
-    fn deliver_plain<Q: ChainQueue>(
+    /// Delivers the first frames of the burst, as long as frame, header and chain are of the most
+    /// frequent kind: in one piece each, nothing asked of the receiver. Returns how many.
+    fn transmit_plain<Q: ChainQueue>(
         &mut self,
         vq: &mut Q,
-        frames: &mut [Frame],
-        payloads: &Segments,
+        burst: &mut FrameBurst,
         tally: &mut Tally,
-    ) {
-        const HEADER: VnetHeader = VnetHeader {
-            num_buffers: 1,
-            ..VnetHeader::PLAIN
+    ) -> usize {
+        let is_plain = |frame: &&Frame| {
+            let asks = frame.header.flags | frame.header.gso_type;
+            frame.verdict == Verdict::Retry && frame.count == 1 && asks == 0
         };
-        let targets = self.segments.as_slice();
-        for index in 0..frames.len().min(targets.len()) {
-            if let (Some(frame), Some(to)) = (
-                frames.get(index + PREFETCH_FRAMES),
-                targets.get(index + PREFETCH_FRAMES),
-            ) {
-                self.prefetch(payloads_of(payloads, frame), to);
-            }
-            let (frame, to) = (&mut frames[index], &targets[index]);
-            let (to, bytes) = (core::slice::from_ref(to), frame.bytes as usize);
-            write_header(to, &HEADER, self.header);
-            copy::between(payloads_of(payloads, frame), 0, to, self.header, bytes);
-            frame.verdict = Verdict::Sent;
-            tally.sent(bytes as u64);
-        }
+        let plain = burst.frames.iter().take_while(is_plain).count();
+        let popped = vq.pop_singles(true, &mut self.singles[..plain]);
+        let frames = &mut burst.frames[..popped];
+        let delivered = self.copy_plain(frames, &burst.segments, tally);
         // Apart from the copies: stores to lines that the driver holds would keep those back.
-        for ((frame, to), id) in frames.iter().zip(targets).zip(self.plain.drain(..)) {
-            #[expect(clippy::cast_possible_truncation, reason = "10 or 12")]
-            let written = self.header as u32 + frame.bytes;
-            vq.put_used(id, written, core::slice::from_ref(to));
+        #[expect(clippy::cast_possible_truncation, reason = "10 or 12")]
+        let header = self.header as u32;
+        let written = frames[..delivered].iter().map(|frame| header + frame.bytes);
+        vq.put_used_singles(&self.singles[..delivered], written);
+        for single in self.singles[delivered..popped].iter_mut().rev() {
+            vq.unpop(single.take_id());
         }
-        self.segments.clear();
+        delivered
+    }
+
+    /// Copies plain frames, each to its chain, up to one that its chain does not hold.
+    fn copy_plain(&self, frames: &mut [Frame], payloads: &Segments, tally: &mut Tally) -> usize {
+        let payloads = payloads.as_slice();
+        let count = frames.len();
+        let chains = &self.singles[..count];
+        let mut copied = 0;
+        for (frame, chain) in frames.iter().zip(chains).take(PREFETCH_FRAMES) {
+            self.prefetch(&payloads[frame.first as usize..], &chain.segment);
+        }
+        while copied < count {
+            let end = count.min(copied + PREFETCH_FRAMES);
+            let ahead = end..count.min(end + PREFETCH_FRAMES);
+            for (frame, chain) in frames[ahead.clone()].iter().zip(&chains[ahead]) {
+                self.prefetch(&payloads[frame.first as usize..], &chain.segment);
+            }
+            for (frame, chain) in frames[copied..end].iter_mut().zip(&chains[copied..end]) {
+                let bytes = frame.bytes as usize;
+                if chain.segment.len() < self.header + bytes {
+                    return copied;
+                }
+                write_header(
+                    core::slice::from_ref(&chain.segment),
+                    &PLAIN_HEADER,
+                    self.header,
+                );
+                copy::one(
+                    payloads[frame.first as usize],
+                    chain.segment.skip(self.header),
+                    bytes,
+                );
+                frame.verdict = Verdict::Sent;
+                tally.sent(frame.bytes.into());
+                copied += 1;
+            }
+        }
+        copied
     }
 
     /// Pass 1: chains for every frame.
@@ -358,13 +367,6 @@ impl RxHandler {
         drop(chains);
         self.segments.clear();
     }
-}
-
-/// The payload of `frame` among `segments`.
-#[inline]
-fn payloads_of<'a>(segments: &'a Segments, frame: &Frame) -> &'a [Segment] {
-    let first = frame.first as usize;
-    &segments.as_slice()[first..first + frame.count as usize]
 }
 
 /// What [`RxHandler::gather`] found.

@@ -23,7 +23,11 @@ pub struct TxHandler {
     offloads: bool,
     /// Bytes of the virtio-net header.
     header: usize,
-    /// The chains of the burst's frames, in order.
+    /// The chains of the burst's first frames, in order.
+    singles: Box<[Single]>,
+    /// How many of them.
+    plain: usize,
+    /// The chains of the frames after them.
     held: Vec<ChainId>,
     counters: Arc<QueueCounters>,
 }
@@ -35,6 +39,8 @@ impl TxHandler {
             features,
             offloads: features & feature::ANY_HOST_OFFLOAD != 0,
             header: vnet_header_bytes(features),
+            singles: (0..BURST_FRAMES_MAX).map(|_| Single::EMPTY).collect(),
+            plain: 0,
             held: Vec::with_capacity(BURST_FRAMES_MAX),
             counters,
         }
@@ -52,20 +58,10 @@ impl TxHandler {
     ) -> Result<usize, RingFault> {
         debug_assert!(self.held.is_empty(), "the last burst was not completed");
         burst.clear();
-        while burst.frames.len() < burst.limit {
-            if let Some(single) = vq.pop_single(&mut burst.segments) {
-                let first = burst.segments.len() - 1;
-                let frame = self.single_frame(first, &single);
-                let segment = &mut burst.segments.as_mut_slice()[first];
-                if self.offloads {
-                    copy::prefetch_read(segment);
-                } else {
-                    *segment = segment.skip(self.header);
-                }
-                burst.frames.push(frame);
-                self.held.push(single.id);
-                continue;
-            }
+        let limit = burst.limit.min(self.singles.len());
+        self.plain = vq.pop_singles(false, &mut self.singles[..limit]);
+        self.add_singles(burst);
+        while burst.frames.len() < limit {
             match vq.pop(&mut burst.segments) {
                 Ok(Popped::Chain(chain)) => {
                     let mut frame = self.frame(&chain);
@@ -86,6 +82,34 @@ impl TxHandler {
             self.read_headers(burst);
         }
         Ok(burst.frames.len())
+    }
+
+    /// The frames of `self.singles`, the first ones of the burst.
+    #[inline]
+    fn add_singles(&self, burst: &mut FrameBurst) {
+        let singles = &self.singles[..self.plain];
+        let header = if self.offloads { 0 } else { self.header };
+        burst
+            .segments
+            .extend(singles.iter().map(|single| single.segment.skip(header)));
+        burst
+            .frames
+            .extend(singles.iter().zip(0..).map(|(single, first)| {
+                #[expect(clippy::cast_possible_truncation, reason = "came as 32 bits")]
+                let bytes = self.payload_bytes(single.segment.len() as u32);
+                Frame {
+                    header: VnetHeader::PLAIN,
+                    first,
+                    count: 1,
+                    bytes,
+                    verdict: verdict(false, bytes),
+                }
+            }));
+        if self.offloads {
+            for single in singles {
+                copy::prefetch_read(&single.segment);
+            }
+        }
     }
 
     /// The headers, after all of them were asked for.
@@ -123,20 +147,6 @@ impl TxHandler {
         }
     }
 
-    /// As `frame`, of a chain whose only segment is the one at `first`.
-    #[inline]
-    fn single_frame(&self, first: usize, single: &Single) -> Frame {
-        let bytes = self.payload_bytes(single.bytes);
-        #[expect(clippy::cast_possible_truncation, reason = "bounded by SEGMENTS_MAX")]
-        Frame {
-            header: VnetHeader::default(),
-            first: first as u32,
-            count: u32::from(!single.writable),
-            bytes,
-            verdict: verdict(single.writable, bytes),
-        }
-    }
-
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "10 or 12")]
     fn payload_bytes(&self, bytes: u32) -> u32 {
@@ -148,18 +158,24 @@ impl TxHandler {
     pub fn complete<Q: ChainQueue>(&mut self, vq: &mut Q, burst: &mut FrameBurst) {
         let mut tally = Tally::default();
         let mut decided = 0;
-        let mut held = self.held.drain(..);
         for frame in &burst.frames {
             if frame.verdict == Verdict::Retry {
                 break;
             }
-            let Some(chain) = held.next() else { break };
             tally.frame(frame);
-            vq.put_used(chain, 0, &[]);
             decided += 1;
+        }
+        let (plain, singles) = (decided.min(self.plain), &mut self.singles[..self.plain]);
+        vq.put_used_singles(&singles[..plain], core::iter::repeat_n(0, plain));
+        let mut held = self.held.drain(..);
+        for chain in held.by_ref().take(decided - plain) {
+            vq.put_used(chain, 0, &[]);
         }
         for chain in held.rev() {
             vq.unpop(chain);
+        }
+        for single in singles[plain..].iter_mut().rev() {
+            vq.unpop(single.take_id());
         }
         if decided > 0 {
             self.counters.tx.add(&tally);

@@ -130,20 +130,28 @@ impl Script {
 }
 
 impl ChainQueue for Script {
-    fn pop_single(&mut self, segments: &mut Segments) -> Option<Single> {
-        let chain = self.chains.get(self.cursor)?;
-        let [buf] = chain.as_slice() else { return None };
-        let (bytes, writable) = (buf.len, buf.write);
-        if bytes == 0 {
-            return None;
+    fn pop_singles(&mut self, writable: bool, out: &mut [Single]) -> usize {
+        let mut taken = 0;
+        for place in out {
+            match self.chains.get(self.cursor).map(Vec::as_slice) {
+                Some([buf]) if buf.len > 0 && buf.write == writable => {}
+                _ => break,
+            }
+            let mut segments = Segments::with_capacity(1);
+            match self.pop(&mut segments) {
+                Ok(Popped::Chain(chain)) => *place = Single::new(chain.id, segments.as_slice()[0]),
+                other => panic!("a chain was there: {other:?}"),
+            }
+            taken += 1;
         }
-        match self.pop(segments) {
-            Ok(Popped::Chain(chain)) => Some(Single {
-                id: chain.id,
-                bytes,
-                writable,
-            }),
-            other => panic!("a chain was there: {other:?}"),
+        taken
+    }
+
+    fn put_used_singles(&mut self, singles: &[Single], written: impl Iterator<Item = u32>) {
+        for (single, written) in singles.iter().zip(written) {
+            let segments = [single.segment];
+            let writable = if written > 0 { &segments[..] } else { &[] };
+            self.put_used(ChainId::new(single.id().id(), 1), written, writable);
         }
     }
 
