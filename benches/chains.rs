@@ -253,7 +253,11 @@ fn echo<D: Driver>(c: &mut Criterion, name: &str) {
                     rx_driver.publish();
                     *start = Instant::now();
                     from.receive(&mut tx_vq, &mut burst).expect("a legal ring");
-                    to.transmit(&mut rx_vq, &mut burst).expect("a legal ring");
+                    let FrameBurst {
+                        frames, segments, ..
+                    } = &mut burst;
+                    to.transmit(&mut rx_vq, frames, segments)
+                        .expect("a legal ring");
                     from.complete(&mut tx_vq, &mut burst);
                     tx_vq.publish();
                     rx_vq.publish();

@@ -143,7 +143,10 @@ mod tests {
         /// What a worker does for an echo link in one turn.
         fn turn(&mut self) -> usize {
             let count = self.tx.receive(&mut self.tx_vq, &mut self.burst).unwrap();
-            self.rx.transmit(&mut self.rx_vq, &mut self.burst).unwrap();
+            let FrameBurst {
+                frames, segments, ..
+            } = &mut self.burst;
+            self.rx.transmit(&mut self.rx_vq, frames, segments).unwrap();
             let sent = |frame: &&_| {
                 matches!(
                     frame,

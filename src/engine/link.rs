@@ -176,7 +176,7 @@ fn forward(
             blocked: false,
         };
     }
-    sink.transmit(burst);
+    sink.transmit(&mut burst.frames, &burst.segments);
     let left = burst
         .frames
         .iter()

@@ -7,9 +7,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::net::{Refill, RxHandler, RxWindow, TxHandler};
 use crate::host::net::{
-    BURST_FRAMES_MAX, DropReason, FrameBurst, FrameReader, FrameSink, FrameSource, Verdict,
+    BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, FrameReader, FrameSink, FrameSource, Verdict,
 };
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Segments};
 use crate::ring::{Areas, RingFault, RingFormat};
 
 use super::endpoint::{Fill, GuestSink, GuestSource, VringEndpoint};
@@ -167,15 +167,11 @@ enum Filled {
 }
 
 impl<F: RingFormat> FrameSink for NetRx<F> {
-    fn transmit(&mut self, burst: &mut FrameBurst) {
-        if let Err(fault) = self.handler.transmit(&mut self.vring.vq, burst) {
+    fn transmit(&mut self, frames: &mut [Frame], segments: &Segments) {
+        if let Err(fault) = self.handler.transmit(&mut self.vring.vq, frames, segments) {
             self.vring.report(fault);
             // Nobody will ever take these: the sender must not wait for a broken receiver.
-            for frame in burst
-                .frames
-                .iter_mut()
-                .filter(|f| f.verdict == Verdict::Retry)
-            {
+            for frame in frames.iter_mut().filter(|f| f.verdict == Verdict::Retry) {
                 frame.verdict = Verdict::Dropped(DropReason::PeerBroken);
             }
         }

@@ -173,6 +173,15 @@ pub struct Frame {
     pub verdict: Verdict,
 }
 
+impl Frame {
+    /// Its payload among `segments`, the list of its burst.
+    #[inline]
+    pub fn payload<'a>(&self, segments: &'a Segments) -> &'a [Segment] {
+        let first = self.first as usize;
+        &segments.as_slice()[first..first + self.count as usize]
+    }
+}
+
 /// The frames of one burst and their segments. Made once per worker, reused for every burst.
 #[derive(Debug)]
 pub struct FrameBurst {
@@ -203,8 +212,7 @@ impl FrameBurst {
     /// The payload segments of `frame`.
     #[inline]
     pub fn payload(&self, frame: &Frame) -> &[Segment] {
-        let first = frame.first as usize;
-        &self.segments.as_slice()[first..first + frame.count as usize]
+        frame.payload(&self.segments)
     }
 }
 
@@ -227,9 +235,10 @@ pub trait FrameSource: Send {
 
 /// Where frames go.
 pub trait FrameSink: Send {
-    /// Sends the frames that are not dropped yet and sets each verdict. Frames are taken in order:
-    /// after the first that stays [`Verdict::Retry`] none is taken.
-    fn transmit(&mut self, burst: &mut FrameBurst);
+    /// Sends the frames that are not dropped yet, whose payloads are among `segments`, and sets each
+    /// verdict. Frames are taken in order: after the first that stays [`Verdict::Retry`] none is
+    /// taken.
+    fn transmit(&mut self, frames: &mut [Frame], segments: &Segments);
 
     /// Makes everything taken visible to the receiver.
     fn flush(&mut self);

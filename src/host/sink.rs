@@ -2,7 +2,9 @@
 //!
 //! It measures what a guest can send, and stands in where no receiver is wanted.
 
-use super::net::{DropReason, FrameBurst, FrameSink, Verdict};
+use crate::memory::Segments;
+
+use super::net::{DropReason, Frame, FrameSink, Verdict};
 
 /// Drops what it is given.
 #[derive(Debug, Default)]
@@ -16,9 +18,8 @@ impl SinkPort {
 }
 
 impl FrameSink for SinkPort {
-    fn transmit(&mut self, burst: &mut FrameBurst) {
-        for frame in burst
-            .frames
+    fn transmit(&mut self, frames: &mut [Frame], _segments: &Segments) {
+        for frame in frames
             .iter_mut()
             .filter(|frame| frame.verdict == Verdict::Retry)
         {
@@ -31,7 +32,7 @@ impl FrameSink for SinkPort {
 
 #[cfg(test)]
 mod tests {
-    use super::super::net::{Frame, VnetHeader};
+    use super::super::net::{FrameBurst, VnetHeader};
     use super::*;
 
     #[test]
@@ -49,7 +50,7 @@ mod tests {
             });
         }
         let mut sink = SinkPort::new();
-        sink.transmit(&mut burst);
+        sink.transmit(&mut burst.frames, &burst.segments);
         sink.flush();
         let sunk = Verdict::Dropped(DropReason::Sink);
         assert_eq!(

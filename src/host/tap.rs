@@ -12,10 +12,10 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
 };
 
-use crate::memory::Segment;
+use crate::memory::{Segment, Segments};
 use crate::sys::tap::{Tap, TapFd, TapOffloads, WriteError};
 
-use super::net::{DropReason, FrameBurst, FrameReader, FrameSink, Verdict, vnet_header_bytes};
+use super::net::{DropReason, Frame, FrameReader, FrameSink, Verdict, vnet_header_bytes};
 
 /// What `tap` leaves undone for a reader that acknowledged the virtio-net feature bits `features`:
 /// once before its first vring starts, for all queues.
@@ -83,16 +83,15 @@ impl AsRawFd for TapQueue {
 }
 
 impl FrameSink for TapQueue {
-    fn transmit(&mut self, burst: &mut FrameBurst) {
-        for index in 0..burst.frames.len() {
-            let frame = burst.frames[index];
+    fn transmit(&mut self, frames: &mut [Frame], segments: &Segments) {
+        for frame in frames {
             if frame.verdict != Verdict::Retry {
                 continue;
             }
             let answer = self
                 .fd
-                .write_frame(&frame.header.encode(), burst.payload(&frame));
-            burst.frames[index].verdict = match answer {
+                .write_frame(&frame.header.encode(), frame.payload(segments));
+            frame.verdict = match answer {
                 Ok(()) => Verdict::Sent,
                 Err(error) => Verdict::Dropped(self.reason(error)),
             };

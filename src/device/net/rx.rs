@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::host::net::{
-    BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, Verdict, VnetHeader, vnet_header_bytes,
+    BURST_FRAMES_MAX, DropReason, Frame, Verdict, VnetHeader, vnet_header_bytes,
 };
 use crate::memory::{SEGMENTS_MAX, Segment, Segments, copy};
 use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault, Single};
@@ -142,15 +142,17 @@ impl RxHandler {
     pub fn transmit<Q: ChainQueue>(
         &mut self,
         vq: &mut Q,
-        burst: &mut FrameBurst,
+        frames: &mut [Frame],
+        payloads: &Segments,
     ) -> Result<(), RingFault> {
         let mut tally = Tally::default();
-        let plain = self.transmit_plain(vq, burst, &mut tally);
+        let plain = self.transmit_plain(vq, frames, payloads, &mut tally);
+        let frames = &mut frames[plain..];
         let mut answer = Ok(());
-        if plain < burst.frames.len() {
-            answer = self.assign(vq, burst, &mut tally);
-            self.copy_all(burst);
-            self.use_all(vq, burst, &mut tally);
+        if !frames.is_empty() {
+            answer = self.assign(vq, frames, &mut tally);
+            self.copy_all(frames, payloads);
+            self.use_all(vq, frames, &mut tally);
         }
         if !tally.is_empty() {
             self.counters.rx.add(&tally);
@@ -175,17 +177,18 @@ impl RxHandler {
     fn transmit_plain<Q: ChainQueue>(
         &mut self,
         vq: &mut Q,
-        burst: &mut FrameBurst,
+        frames: &mut [Frame],
+        payloads: &Segments,
         tally: &mut Tally,
     ) -> usize {
         let is_plain = |frame: &&Frame| {
             let asks = frame.header.flags | frame.header.gso_type;
             frame.verdict == Verdict::Retry && frame.count == 1 && asks == 0
         };
-        let plain = burst.frames.iter().take_while(is_plain).count();
+        let plain = frames.iter().take_while(is_plain).count();
         let popped = vq.pop_singles(true, &mut self.singles[..plain]);
-        let frames = &mut burst.frames[..popped];
-        let delivered = self.copy_plain(frames, &burst.segments, tally);
+        let frames = &mut frames[..popped];
+        let delivered = self.copy_plain(frames, payloads, tally);
         // Apart from the copies: stores to lines that the driver holds would keep those back.
         #[expect(clippy::cast_possible_truncation, reason = "10 or 12")]
         let header = self.header as u32;
@@ -239,13 +242,13 @@ impl RxHandler {
     fn assign<Q: ChainQueue>(
         &mut self,
         vq: &mut Q,
-        burst: &mut FrameBurst,
+        frames: &mut [Frame],
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
         // Chains and segments that the frames before this one take.
         let (mut chains, mut segments) = (0, 0);
         let mut answer = Ok(());
-        for (index, frame) in burst.frames.iter_mut().enumerate() {
+        for (index, frame) in frames.iter_mut().enumerate() {
             if frame.verdict != Verdict::Retry {
                 continue;
             }
@@ -320,16 +323,16 @@ impl RxHandler {
     }
 
     /// Pass 2: headers and payloads.
-    fn copy_all(&mut self, burst: &FrameBurst) {
+    fn copy_all(&mut self, frames: &[Frame], payloads: &Segments) {
         let segments = self.segments.as_slice();
         for (index, take) in self.takes.iter().enumerate() {
             if let Some(ahead) = self.takes.get(index + PREFETCH_FRAMES) {
                 self.prefetch(
-                    burst.payload(&burst.frames[ahead.frame]),
+                    frames[ahead.frame].payload(payloads),
                     &segments[ahead.first],
                 );
             }
-            let frame = &burst.frames[take.frame];
+            let frame = &frames[take.frame];
             let to = &segments[take.first..take.first + take.segments];
             #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
             let num_buffers = take.chains as u16;
@@ -342,7 +345,7 @@ impl RxHandler {
                 self.header,
             );
             copy::between(
-                burst.payload(frame),
+                frame.payload(payloads),
                 0,
                 to,
                 self.header,
@@ -352,10 +355,10 @@ impl RxHandler {
     }
 
     /// Pass 3: the used ring.
-    fn use_all<Q: ChainQueue>(&mut self, vq: &mut Q, burst: &FrameBurst, tally: &mut Tally) {
+    fn use_all<Q: ChainQueue>(&mut self, vq: &mut Q, frames: &[Frame], tally: &mut Tally) {
         let mut chains = self.chains.drain(..);
         for take in self.takes.drain(..) {
-            let frame = &burst.frames[take.frame];
+            let frame = &frames[take.frame];
             tally.frame(frame);
             let (mut left, mut first) = (self.header + frame.bytes as usize, take.first);
             for chain in chains.by_ref().take(take.chains) {

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::super::net::{Frame, VnetHeader};
 use super::*;
+use crate::host::net::FrameBurst;
 use crate::memory::{Access, GuestRam, Segments, copy};
 use crate::sys::testnet::{DEADLINE, ETHERTYPE, PacketSocket, in_private_netns};
 
@@ -151,7 +152,7 @@ fn frames_reach_the_kernel_byte_exact_from_any_segments() {
                     ..burst.frames[0]
                 },
             );
-            queue.transmit(&mut burst);
+            queue.transmit(&mut burst.frames, &burst.segments);
             queue.flush();
             let verdicts: Vec<_> = burst.frames.iter().map(|frame| frame.verdict).collect();
             assert_eq!(verdicts, [Verdict::Sent, dropped, Verdict::Sent]);
@@ -171,7 +172,7 @@ fn a_tso_frame_reaches_the_kernel_whole_with_its_header() {
         let ram = GuestRam::for_test(&[(0, RAM)]);
         let (header, bytes) = tcp_frame(20_000);
         let mut burst = burst(&ram, &[(header, &bytes)], 4096);
-        queue.transmit(&mut burst);
+        queue.transmit(&mut burst.frames, &burst.segments);
         assert_eq!(burst.frames[0].verdict, Verdict::Sent);
         let (seen, got) = packets.receive_if(is_tcp);
         assert_eq!(got, bytes);
@@ -262,7 +263,7 @@ fn every_attached_queue_sends_and_a_detached_one_gets_nothing() {
         for (seed, queue) in (1..).zip(&mut queues) {
             let bytes = frame(100, seed);
             let mut burst = burst(&ram, &[(VnetHeader::default(), &bytes)], 64);
-            queue.transmit(&mut burst);
+            queue.transmit(&mut burst.frames, &burst.segments);
             assert_eq!(packets.receive().1, bytes);
         }
         tap.set_attached(1, false).unwrap();
@@ -287,7 +288,7 @@ fn frames_that_the_kernel_refuses_are_dropped_and_the_next_goes_on() {
         let many = frame(1100, 2);
         let plain = VnetHeader::default();
         let mut burst = burst(&ram, &[(plain, &short), (plain, &many), (plain, &good)], 1);
-        queue.transmit(&mut burst);
+        queue.transmit(&mut burst.frames, &burst.segments);
         let verdicts: Vec<_> = burst.frames.iter().map(|frame| frame.verdict).collect();
         let error = Verdict::Dropped(DropReason::HostError);
         assert_eq!(
@@ -315,7 +316,7 @@ fn an_interface_that_is_down_drops_and_one_that_is_gone_is_an_error() {
         let bytes = frame(100, 1);
         let send = |queue: &mut TapQueue| {
             let mut burst = burst(&ram, &[(VnetHeader::default(), &bytes)], 64);
-            queue.transmit(&mut burst);
+            queue.transmit(&mut burst.frames, &burst.segments);
             burst.frames[0].verdict
         };
         ip("link set t0 down");
@@ -341,7 +342,7 @@ fn memory_that_went_away_is_the_senders_fault() {
         let mut burst = burst(&ram, &[(VnetHeader::default(), &bytes)], 64);
         // The front-end shrinks the file behind the guest's memory.
         ram.specs()[0].file.set_len(0).unwrap();
-        queue.transmit(&mut burst);
+        queue.transmit(&mut burst.frames, &burst.segments);
         assert_eq!(
             burst.frames[0].verdict,
             Verdict::Dropped(DropReason::HostError)

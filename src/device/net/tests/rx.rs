@@ -44,7 +44,10 @@ impl Wire {
     /// One burst; the verdicts.
     fn turn(&mut self) -> Vec<Verdict> {
         self.tx.receive(&mut self.from, &mut self.burst).unwrap();
-        self.rx.transmit(&mut self.to, &mut self.burst).unwrap();
+        let FrameBurst {
+            frames, segments, ..
+        } = &mut self.burst;
+        self.rx.transmit(&mut self.to, frames, segments).unwrap();
         let verdicts = verdicts(&self.burst);
         self.tx.complete(&mut self.from, &mut self.burst);
         verdicts
@@ -235,7 +238,10 @@ fn frames_before_a_fault_of_the_receiver_are_delivered() {
     wire.send(&pattern(60, 1));
     wire.send(&pattern(60, 2));
     wire.tx.receive(&mut wire.from, &mut wire.burst).unwrap();
-    let answer = wire.rx.transmit(&mut wire.to, &mut wire.burst);
+    let FrameBurst {
+        frames, segments, ..
+    } = &mut wire.burst;
+    let answer = wire.rx.transmit(&mut wire.to, frames, segments);
     assert_eq!(answer, Err(RingFault::Unmapped));
     assert_eq!(verdicts(&wire.burst), [SENT, RETRY]);
     wire.tx.complete(&mut wire.from, &mut wire.burst);
