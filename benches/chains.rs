@@ -236,7 +236,7 @@ fn echo<D: Driver>(c: &mut Criterion, name: &str) {
         let mut rx_vq = rx.device::<D::Format>(false);
         let counters = Arc::new(QueueCounters::default());
         let features = feature::VERSION_1 | feature::MRG_RXBUF;
-        let mut from = TxHandler::new(features, Arc::clone(&counters));
+        let mut from = TxHandler::new(features, 1, Arc::clone(&counters));
         let mut to = RxHandler::new(features, SIZE, counters);
         let mut burst = FrameBurst::new();
         let id = BenchmarkId::new(name, format!("{bytes} bytes"));

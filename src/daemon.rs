@@ -16,7 +16,7 @@ use crate::control::session::{self, Served};
 use crate::device::blk::{BlkModel, BlkSetup};
 use crate::device::net::{NetModel, NetOptions, Offloads};
 use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
-use crate::engine::{self, Backing, DeviceHandle, Engine, EngineOptions, LinkSpec, Parts};
+use crate::engine::{self, Backing, DeviceHandle, Engine, EngineOptions, LinkSpec, Member, Parts};
 use crate::memory::Store;
 use crate::sys::disk::{DiskError, DiskFile, DiskOptions};
 use crate::sys::listen::{ListenError, Listener};
@@ -97,11 +97,17 @@ pub fn run(config: &Config) -> Result<bool, DaemonError> {
     let mut parts = Vec::new();
     for net in &config.nets {
         listeners.push(listen(DeviceKind::Net, &net.name, &net.socket)?);
-        parts.push(net_parts(net)?);
+        parts.push(Member {
+            parts: net_parts(net, &config.nets)?,
+            cores: net.cores.clone(),
+        });
     }
     for blk in &config.blks {
         listeners.push(listen(DeviceKind::Blk, &blk.name, &blk.socket)?);
-        parts.push(blk_parts(blk)?);
+        parts.push(Member {
+            parts: blk_parts(blk)?,
+            cores: blk.cores.clone(),
+        });
     }
     let options = EngineOptions {
         cores: config.engine.cores.clone(),
@@ -113,7 +119,8 @@ pub fn run(config: &Config) -> Result<bool, DaemonError> {
     let exit = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(start("eventfd"))?;
     let mut devices = Vec::new();
     for ((parts, handle), listener) in parts.into_iter().zip(handles).zip(listeners) {
-        let device = serve(&parts, handle, listener, &exit).map_err(start("session thread"))?;
+        let device =
+            serve(&parts.parts, handle, listener, &exit).map_err(start("session thread"))?;
         devices.push(device);
     }
     announce(config);
@@ -134,10 +141,19 @@ fn listen(
     Listener::open(socket).map_err(named)
 }
 
-fn net_parts(net: &NetConfig) -> Result<Parts, DaemonError> {
+/// What stands behind the port `net`, one of `nets`, which are the engine's first devices.
+fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> {
     let (link, queues) = match &net.link {
         LinkConfig::Echo => (LinkSpec::Echo, net.queues),
         LinkConfig::Sink => (LinkSpec::Sink, net.queues),
+        LinkConfig::Wire(peer) => {
+            let peer = nets.iter().position(|other| other.name == *peer);
+            let wire = LinkSpec::Wire {
+                peer: peer.unwrap_or_default(),
+                hold: net.hold,
+            };
+            (wire, net.queues)
+        }
         LinkConfig::Tap(tap) => {
             let open = Tap::open(tap, net.queues, net.mtu);
             let named = |source| DaemonError::Tap {

@@ -6,9 +6,30 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 #[cfg(not(loom))]
-pub(crate) use core::sync::atomic::{AtomicBool, Ordering, fence};
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicBool, Ordering, fence};
+pub(crate) use loom::cell::UnsafeCell as Cell;
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+
+/// A place that one thread at a time may access, as loom's cell shows it.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct Cell<T>(core::cell::UnsafeCell<T>);
+
+#[cfg(not(loom))]
+impl<T> Cell<T> {
+    /// A cell that holds `value`.
+    pub(crate) fn new(value: T) -> Cell<T> {
+        Cell(core::cell::UnsafeCell::new(value))
+    }
+
+    /// Lends the place; whoever looks into it sees to it that nobody else does.
+    #[inline(always)]
+    pub(crate) fn with_mut<R>(&self, look: impl FnOnce(*mut T) -> R) -> R {
+        look(self.0.get())
+    }
+}
 
 /// A counter with one writer and any number of readers.
 ///

@@ -98,7 +98,7 @@ mod tests {
                 rx_driver: D::new(&rx, true),
                 tx_vq: tx.device::<D::Format>(true),
                 rx_vq: rx.device::<D::Format>(true),
-                tx: TxHandler::new(features, Arc::clone(&counters)),
+                tx: TxHandler::new(features, 1, Arc::clone(&counters)),
                 rx: RxHandler::new(features, SIZE, counters),
                 burst: FrameBurst::new(),
                 ram,

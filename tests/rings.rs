@@ -4,7 +4,7 @@
 //! `session` is the model and `models` its tests; `oracle` plays the same bytes to the split queue
 //! of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
 //! each mistake that other back-ends were found to make; `engine` has a worker in the middle;
-//! `disk` compares the disk with a reference.
+//! `wire` joins two ports; `disk` compares the disk with a reference.
 
 mod support;
 
@@ -21,4 +21,5 @@ mod rings {
     mod hostile;
     mod models;
     mod oracle;
+    mod wire;
 }

@@ -208,6 +208,28 @@ pub enum Problem {
         /// The system's answer.
         message: String,
     },
+    /// A core that the engine has no worker on.
+    #[error("core {core} has no worker (engine.cores: {cores})")]
+    NoWorker {
+        /// The core.
+        core: u64,
+        /// The cores that have one, as a list of ranges.
+        cores: String,
+    },
+    /// The end of a wire that is no port.
+    #[error("there is no port {0:?}")]
+    NoSuchPort(String),
+    /// A wire from a port to itself.
+    #[error("a wire joins two ports (to get its own frames back, a port has link = \"echo\")")]
+    WireToItself,
+    /// A port that is the end of a wire and has another link.
+    #[error("port {peer} has {link} (give the wire on one side, or the same on both)")]
+    WireTaken {
+        /// The other port.
+        peer: String,
+        /// Its link.
+        link: String,
+    },
     /// A value that another device has already.
     #[error("already used by {0}")]
     Duplicate(String),

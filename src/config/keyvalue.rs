@@ -352,7 +352,7 @@ impl ValueDeserializer<'_> {
         match self.value {
             Scalar::List(items) => Ok(items.clone()),
             Scalar::Untyped(text) => Ok(text
-                .split(',')
+                .split([',', '+'])
                 .map(|item| Scalar::Untyped(item.to_owned()))
                 .collect()),
             _ => Err(Problem::Expected("a list".to_owned())),

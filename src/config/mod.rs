@@ -19,6 +19,7 @@ mod size;
 mod tests;
 mod validate;
 mod values;
+mod wires;
 
 pub use crate::sys::listen::{SocketConfig, SocketSource};
 pub use bench::{BenchConfig, BenchGiven, BenchMode, FrameSize, load_bench};
@@ -74,6 +75,10 @@ pub struct NetConfig {
     pub mac: Option<[u8; 6]>,
     /// The MTU that the driver is told, 68..=65535.
     pub mtu: Option<u16>,
+    /// How long frames on a wire wait for a receiver without buffers, at most 100 ms.
+    pub hold: Duration,
+    /// The cores that serve its queues, among those of the engine; not empty.
+    pub cores: Vec<usize>,
     /// What is chosen about its virtqueues.
     pub rings: RingsConfig,
 }
@@ -105,6 +110,8 @@ pub enum LinkConfig {
     Sink,
     /// To and from the host's tap interface of this name.
     Tap(String),
+    /// To and from the other port of this name, whose link is a wire to this one.
+    Wire(String),
 }
 
 /// One virtio-blk device.
@@ -126,6 +133,8 @@ pub struct BlkConfig {
     pub serial: String,
     /// 512 or 4096.
     pub block_size: u32,
+    /// The cores that serve its queues, among those of the engine; not empty.
+    pub cores: Vec<usize>,
     /// What is chosen about its virtqueues.
     pub rings: RingsConfig,
 }

@@ -9,6 +9,7 @@ use vmm_sys_util::tempdir::TempDir;
 use super::*;
 
 mod files;
+mod wires;
 
 fn machine() -> Machine {
     let user_id: AccountLookup = |name| match name {
@@ -143,6 +144,8 @@ fn flags_and_file_give_the_same_settings() {
             queues: 2,
             mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x5f]),
             mtu: Some(9000),
+            hold: Duration::from_micros(100),
+            cores: vec![1, 5],
         }],
         blks: vec![
             BlkConfig {
@@ -158,6 +161,7 @@ fn flags_and_file_give_the_same_settings() {
                 direct: Some(false),
                 serial: "A 1".to_owned(),
                 block_size: 4096,
+                cores: vec![1, 5],
             },
             BlkConfig {
                 rings: RingsConfig::default(),
@@ -172,6 +176,7 @@ fn flags_and_file_give_the_same_settings() {
                 direct: None,
                 serial: "disk0".to_owned(),
                 block_size: 512,
+                cores: vec![1, 5],
             },
         ],
     };
@@ -199,6 +204,8 @@ fn defaults_are_as_documented() {
         queues: 16,
         mac: None,
         mtu: None,
+        hold: Duration::from_micros(100),
+        cores: vec![5],
     };
     assert_eq!(config.nets[0], net);
     assert_eq!(
@@ -300,22 +307,21 @@ fn refused_net_flags_name_key_and_value() {
     for (list, message) in [
         (
             "socket=/n,link=tpa:tap0",
-            r#"--net net0: link = "tpa:tap0": unknown link kind "tpa" (known: tap, echo, sink)"#,
+            r#"--net net0: link = "tpa:tap0": unknown link kind "tpa" (known: tap, wire, echo, sink)"#,
         ),
         (
             "socket=/n,link=xdp:eth0",
             "--net net0: link = \"xdp:eth0\": \
-             link kind \"xdp\" is not supported by this version (known: tap, echo, sink)",
+             link kind \"xdp\" is not supported by this version (known: tap, wire, echo, sink)",
         ),
         (
-            "socket=/n,link=wire:net1",
-            "--net net0: link = \"wire:net1\": \
-             link kind \"wire\" is not supported by this version (known: tap, echo, sink)",
+            "socket=/n,link=wire",
+            r#"--net net0: link = "wire": link kind "wire" needs an argument, as in "wire:net1""#,
         ),
         (
             "socket=/n,link=switch:s",
             "--net net0: link = \"switch:s\": \
-             link kind \"switch\" is not supported by this version (known: tap, echo, sink)",
+             link kind \"switch\" is not supported by this version (known: tap, wire, echo, sink)",
         ),
         (
             "socket=/n,link=tap",
@@ -574,7 +580,7 @@ fn refused_blk_flags_name_key_and_value() {
         (
             "socket=/b,backend=ram:1M,link=echo",
             "--blk disk0: link = \"echo\": unknown key (known: name, socket, path, backend, \
-             queues, read_only, direct, serial, block_size, ring_reset, call_max_used, \
+             queues, read_only, direct, serial, block_size, cores, ring_reset, call_max_used, \
              call_max_us, \
              socket_owner, socket_group, socket_mode)",
         ),

@@ -16,6 +16,7 @@ use super::values::{
     SERIAL_MAX, account_id, bounded, check_disk, check_name, check_serial, parse_backend,
     parse_block_size, parse_link, parse_mac, parse_mode, parse_socket,
 };
+use super::wires;
 use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, LinkConfig,
     Machine, NetConfig, RingsConfig, SocketConfig, SocketSource,
@@ -31,6 +32,9 @@ const CALL_USED_MAX: u64 = 32768;
 const CALL_US_MAX: u64 = 10_000;
 /// Where only a number of buffers is given: what an interrupt may wait without being felt.
 const CALL_US_DEFAULT: u64 = 50;
+/// What a receiver that is only late takes to post buffers.
+const HOLD_US_DEFAULT: u64 = 100;
+const HOLD_US_MAX: u64 = 50_000;
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 const IDLE_POLICIES: &str = "spin, adaptive, interrupt";
@@ -56,6 +60,8 @@ struct RawNet {
     queues: Option<u64>,
     mac: Option<String>,
     mtu: Option<u64>,
+    hold_us: Option<u64>,
+    cores: Option<Vec<u64>>,
     ring_reset: Option<bool>,
     call_max_used: Option<u64>,
     call_max_us: Option<u64>,
@@ -76,6 +82,7 @@ struct RawBlk {
     direct: Option<bool>,
     serial: Option<String>,
     block_size: Option<TextOrNumber>,
+    cores: Option<Vec<u64>>,
     ring_reset: Option<bool>,
     call_max_used: Option<u64>,
     call_max_us: Option<u64>,
@@ -119,7 +126,7 @@ pub fn load(given: &Given, machine: &Machine) -> Result<Config, ConfigError> {
         match table.kind {
             Kind::Engine => {}
             Kind::Net => {
-                let net = net(table, machine)?;
+                let net = net(table, machine, &config.engine)?;
                 taken.claim(table, "name", &net.name)?;
                 taken.claim_socket(table, &net.socket.source)?;
                 if let LinkConfig::Tap(tap) = &net.link {
@@ -128,7 +135,7 @@ pub fn load(given: &Given, machine: &Machine) -> Result<Config, ConfigError> {
                 config.nets.push(net);
             }
             Kind::Blk => {
-                let blk = blk(table, machine)?;
+                let blk = blk(table, machine, &config.engine)?;
                 taken.claim(table, "name", &blk.name)?;
                 taken.claim_socket(table, &blk.socket.source)?;
                 config.blks.push(blk);
@@ -138,6 +145,8 @@ pub fn load(given: &Given, machine: &Machine) -> Result<Config, ConfigError> {
     if config.nets.is_empty() && config.blks.is_empty() {
         return Err(ConfigError::NoDevice);
     }
+    let nets = tables.iter().filter(|table| table.kind == Kind::Net);
+    wires::join(&nets.collect::<Vec<_>>(), &mut config.nets)?;
     Ok(config)
 }
 
@@ -268,7 +277,7 @@ fn ranges(cores: &[usize]) -> String {
     text.collect::<Vec<_>>().join(",")
 }
 
-fn net(table: &Table, machine: &Machine) -> Result<NetConfig, ConfigError> {
+fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetConfig, ConfigError> {
     let raw: RawNet = table.deserialize()?;
     let name = raw.name.unwrap_or_else(|| table.name.clone());
     check_name(&name).map_err(|problem| table.key_error("name", problem))?;
@@ -278,14 +287,20 @@ fn net(table: &Table, machine: &Machine) -> Result<NetConfig, ConfigError> {
         group: raw.socket_group,
         mode: raw.socket_mode,
     };
-    let link = raw
-        .link
-        .ok_or_else(|| table.error(Problem::Missing("link")))?;
     let in_key = |key: &'static str| move |problem| table.key_error(key, problem);
     Ok(NetConfig {
         name,
         socket: socket_config(table, socket, machine)?,
-        link: parse_link(&link).map_err(in_key("link"))?,
+        // Without a key it must be the other end of a wire, which is seen when all are known.
+        link: match raw.link.as_deref() {
+            Some(link) => parse_link(link).map_err(in_key("link"))?,
+            None => LinkConfig::Wire(String::new()),
+        },
+        hold: Duration::from_micros(u64::from(
+            bounded(raw.hold_us.unwrap_or(HOLD_US_DEFAULT), 0, HOLD_US_MAX)
+                .map_err(in_key("hold_us"))?,
+        )),
+        cores: device_cores(table, raw.cores.as_deref(), engine)?,
         queues: bounded(raw.queues.unwrap_or(QUEUES_DEFAULT), 1, QUEUES_MAX)
             .map_err(in_key("queues"))?,
         mac: raw
@@ -300,6 +315,27 @@ fn net(table: &Table, machine: &Machine) -> Result<NetConfig, ConfigError> {
             .transpose()
             .map_err(in_key("mtu"))?,
         rings: ring_options(table, raw.ring_reset, [raw.call_max_used, raw.call_max_us])?,
+    })
+}
+
+/// The cores that serve a device: all of the engine's unless it says which.
+fn device_cores(
+    table: &Table,
+    cores: Option<&[u64]>,
+    engine: &EngineConfig,
+) -> Result<Vec<usize>, ConfigError> {
+    let Some(cores) = cores else {
+        return Ok(engine.cores.clone());
+    };
+    cores_online(cores, &engine.cores).map_err(|problem| {
+        let problem = match problem {
+            Problem::NoSuchCore { core, online } => Problem::NoWorker {
+                core,
+                cores: online,
+            },
+            other => other,
+        };
+        table.key_error("cores", problem)
     })
 }
 
@@ -325,7 +361,7 @@ fn ring_options(
     })
 }
 
-fn blk(table: &Table, machine: &Machine) -> Result<BlkConfig, ConfigError> {
+fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkConfig, ConfigError> {
     let raw: RawBlk = table.deserialize()?;
     let name = raw.name.unwrap_or_else(|| table.name.clone());
     check_name(&name).map_err(|problem| table.key_error("name", problem))?;
@@ -363,6 +399,7 @@ fn blk(table: &Table, machine: &Machine) -> Result<BlkConfig, ConfigError> {
         direct: raw.direct,
         serial,
         block_size,
+        cores: device_cores(table, raw.cores.as_deref(), engine)?,
         rings: ring_options(table, raw.ring_reset, [raw.call_max_used, raw.call_max_us])?,
     })
 }

@@ -17,8 +17,8 @@ const TAP_NAME_MAX: usize = 15;
 /// VIRTIO 1.3 §5.2.6: the device ID string has 20 bytes.
 pub(super) const SERIAL_MAX: usize = 20;
 
-const LINKS: &str = "tap, echo, sink";
-const LINKS_TO_COME: [&str; 3] = ["xdp", "wire", "switch"];
+const LINKS: &str = "tap, wire, echo, sink";
+const LINKS_TO_COME: [&str; 2] = ["xdp", "switch"];
 const BACKENDS: &str = "ram, null";
 
 pub(super) fn bounded(value: u64, min: u64, max: u64) -> Result<u16, Problem> {
@@ -140,6 +140,12 @@ pub(super) fn parse_link(text: &str) -> Result<LinkConfig, Problem> {
             what,
             given,
             example: "tap:tap0",
+        }),
+        ("wire", Some(peer)) if !peer.is_empty() => Ok(LinkConfig::Wire(peer.to_owned())),
+        ("wire", _) => Err(Problem::NeedsArgument {
+            what,
+            given,
+            example: "wire:net1",
         }),
         ("echo" | "sink", Some(_)) => Err(Problem::TakesNoArgument { what, given }),
         (kind, _) if LINKS_TO_COME.contains(&kind) => Err(Problem::NotSupported {

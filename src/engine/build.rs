@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64};
+use std::sync::atomic::AtomicU16;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use crate::sys::tap::Tap;
 
 use super::disk::{DiskQueue, HostDisk, IN_FLIGHT_MAX};
 use super::endpoint::Endpoint;
+use super::fabric::{Fabric, Gate, Inbound, LANE_PARCELS, Lane, Outlet, Running, lane};
 use super::handle::{DeviceHandle, Place};
 use super::idle::IdlePolicy;
 use super::link::{End, Link};
@@ -30,7 +31,7 @@ use super::mailbox::{Command, Mailbox, Retired};
 use super::net::{NetRx, NetTx};
 use super::placement::worker_of;
 use super::runner::VringSetup;
-use super::started::{Vring, VringCounters};
+use super::started::Vring;
 use super::worker::{Worker, WorkerConfig, WorkerCounters};
 
 /// Old memory tables waiting to be unmapped at most; beyond that the worker unmaps itself.
@@ -45,6 +46,13 @@ pub enum LinkSpec {
     Sink,
     /// To and from a tap with a queue for each queue pair.
     Tap(Arc<Tap>),
+    /// To and from another port of this daemon, whose link is a wire to this one.
+    Wire {
+        /// Number of the other port's device.
+        peer: usize,
+        /// How long frames wait for a receiver without buffers.
+        hold: Duration,
+    },
 }
 
 /// Where the blocks of a disk are.
@@ -68,7 +76,7 @@ pub enum Parts {
 }
 
 impl Parts {
-    fn model(&self) -> &dyn DeviceModel {
+    pub(super) fn model(&self) -> &dyn DeviceModel {
         match self {
             Parts::Net(model, _) => model.as_ref(),
             Parts::Blk(model, _) => model.as_ref(),
@@ -81,8 +89,9 @@ impl Parts {
         setup: VringSetup,
         areas: Areas,
         label: String,
-        counters: Arc<VringCounters>,
+        place: &Place,
     ) -> Result<Endpoint, RingFault> {
+        let counters = Arc::clone(&place.counters);
         let (index, size, features) = (setup.index, setup.size, setup.features);
         // VIRTIO 1.3 §5.1.2: receiveq1, transmitq1, receiveq2, …
         let transmits = matches!(self, Parts::Net(..)) && index % 2 == 1;
@@ -101,7 +110,7 @@ impl Parts {
             Parts::Net(model, _) => {
                 let pair = Arc::clone(model.pair_counters(index / 2).ok_or(missing)?);
                 if transmits {
-                    let tx = NetTx::new(vring, TxHandler::new(features, pair));
+                    let tx = NetTx::new(vring, TxHandler::new(features, place.bursts, pair));
                     return Ok(Endpoint::Source(Box::new(tx)));
                 }
                 let window = RxWindow::new(features, size, model.mtu(), Arc::clone(&pair));
@@ -158,6 +167,16 @@ impl Parts {
     }
 }
 
+/// A device, and who may serve it.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// What stands behind its vrings.
+    pub parts: Parts,
+    /// The cores whose workers may serve it; those that have none are left out, and when none is
+    /// left all may.
+    pub cores: Vec<usize>,
+}
+
 /// How the engine is set up.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
@@ -167,6 +186,26 @@ pub struct EngineOptions {
     pub idle: IdlePolicy,
     /// How long a stop waits for requests in flight.
     pub stop_timeout: Duration,
+}
+
+impl Member {
+    /// How long what it sends into a wire may wait.
+    fn hold(&self) -> Duration {
+        match self.parts {
+            Parts::Net(_, LinkSpec::Wire { hold, .. }) => hold,
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// The numbers of the workers, one for each of `cores`, that may serve it.
+    fn workers(&self, cores: &[usize]) -> Vec<usize> {
+        let serves = |worker: &usize| self.cores.contains(&cores[*worker]);
+        let workers: Vec<_> = (0..cores.len()).filter(serves).collect();
+        if workers.is_empty() {
+            return (0..cores.len()).collect();
+        }
+        workers
+    }
 }
 
 /// The workers.
@@ -179,8 +218,9 @@ pub struct Engine {
 /// What a worker will be made of.
 struct Plan {
     mailbox: Arc<Mailbox>,
-    slots: usize,
+    slots: Vec<Running>,
     links: Vec<Link>,
+    inbounds: Vec<Inbound>,
     taps: Vec<TapQueue>,
     needs_uring: bool,
 }
@@ -192,27 +232,35 @@ impl Engine {
     /// A core that can't be used, or what the kernel refuses.
     pub fn start(
         options: &EngineOptions,
-        devices: Vec<Parts>,
+        devices: Vec<Member>,
     ) -> io::Result<(Engine, Vec<Arc<DeviceHandle>>)> {
         let mut plans = Vec::new();
         for _ in &options.cores {
             plans.push(Plan {
                 mailbox: Arc::new(Mailbox::new()?),
-                slots: 0,
+                slots: Vec::new(),
                 links: Vec::new(),
+                inbounds: Vec::new(),
                 taps: Vec::new(),
                 needs_uring: false,
             });
         }
-        let mut handles = Vec::new();
-        for (number, parts) in devices.into_iter().enumerate() {
-            handles.push(Arc::new(place(
-                &mut plans,
-                number,
-                parts,
+        let mut places: Vec<Vec<Place>> = (0..)
+            .zip(&devices)
+            .map(|(number, device)| {
+                let workers = device.workers(&options.cores);
+                place(&mut plans, number, &device.parts, &workers)
+            })
+            .collect();
+        join_all(&mut plans, &mut places, &devices);
+        let handle = |(device, places): (Member, _)| {
+            Arc::new(DeviceHandle::new(
+                device.parts,
+                places,
                 options.stop_timeout,
-            )));
-        }
+            ))
+        };
+        let handles: Vec<_> = devices.into_iter().zip(places).map(handle).collect();
         let (retired, receive): (Sender<Retired>, Receiver<Retired>) = bounded(RETIRED_MAX);
         let retire = std::thread::Builder::new()
             .name("retire".into())
@@ -229,6 +277,7 @@ impl Engine {
                 policy: options.idle,
                 slots: plan.slots,
                 links: plan.links,
+                inbounds: plan.inbounds,
                 taps: plan.taps,
                 needs_uring: plan.needs_uring,
                 retired: retired.clone(),
@@ -274,59 +323,124 @@ impl Engine {
     }
 }
 
-/// Gives every vring of a device its place, and the links between them.
-fn place(plans: &mut [Plan], device: usize, parts: Parts, stop_timeout: Duration) -> DeviceHandle {
-    let vrings = parts.model().vrings_max();
-    let per_unit = if matches!(parts, Parts::Net(..)) {
-        2
-    } else {
-        1
+/// Gives every vring of a device its place.
+fn place(plans: &mut [Plan], device: usize, parts: &Parts, workers: &[usize]) -> Vec<Place> {
+    let (per_unit, group) = match parts {
+        // The ends of a wire are served side by side.
+        Parts::Net(_, LinkSpec::Wire { peer, .. }) => (2, device.min(*peer)),
+        Parts::Net(..) => (2, device),
+        Parts::Blk(..) => (1, device),
     };
     let mut places = Vec::new();
-    for index in 0..vrings {
-        let unit = index / per_unit;
-        let plan = &mut plans[worker_of(device, unit, plans.len())];
-        let slot = plan.slots;
-        plan.slots += 1;
+    for index in 0..parts.model().vrings_max() {
+        let worker = worker_of(group, index / per_unit, workers);
+        let plan = &mut plans[worker];
+        let running = Running::default();
         places.push(Place {
             mailbox: Arc::clone(&plan.mailbox),
-            slot,
+            worker,
+            slot: plan.slots.len(),
+            running: running.clone(),
+            bursts: 1,
             size: AtomicU16::new(0),
             counters: Arc::default(),
         });
-        match &parts {
-            Parts::Blk(_, backing) => plan.needs_uring |= matches!(backing, Backing::File(_)),
-            Parts::Net(_, link) if index % 2 == 1 => join(plan, link, slot - 1, slot, unit),
-            Parts::Net(..) => {}
+        plan.slots.push(running);
+        if let Parts::Blk(_, Backing::File(_)) = parts {
+            plan.needs_uring = true;
         }
     }
-    DeviceHandle {
-        name: parts.model().name().to_owned(),
-        parts,
-        places,
-        stop_timeout,
-        features: AtomicU64::new(0),
+    places
+}
+
+/// Makes the links of all devices.
+fn join_all(plans: &mut [Plan], places: &mut [Vec<Place>], devices: &[Member]) {
+    for (number, device) in devices.iter().enumerate() {
+        match &device.parts {
+            &Parts::Net(_, LinkSpec::Wire { peer, .. }) => {
+                // Once, for both ends.
+                if let Some(other) = devices.get(peer).filter(|_| number < peer) {
+                    let holds = [device, other].map(Member::hold);
+                    join_wire(plans, places, [number, peer], holds);
+                }
+            }
+            Parts::Net(_, link) => join(plans, &places[number], link),
+            Parts::Blk(..) => {}
+        }
     }
 }
 
-/// Links the vrings `rx` and `tx` of queue pair `pair`.
-fn join(plan: &mut Plan, link: &LinkSpec, rx: usize, tx: usize, pair: u16) {
-    match link {
-        LinkSpec::Echo => plan.links.push(Link::new(End::Vring(tx), End::Vring(rx))),
-        LinkSpec::Sink => plan
-            .links
-            .push(Link::new(End::Vring(tx), End::Sink(SinkPort::new()))),
-        LinkSpec::Tap(tap) => {
-            // A single-queue tap serves the first pair; its frames may come from any.
-            let Some(queue) = TapQueue::new(tap, pair).or_else(|| TapQueue::new(tap, 0)) else {
-                return;
-            };
-            plan.taps.push(queue);
-            let at = plan.taps.len() - 1;
-            plan.links.push(Link::new(End::Vring(tx), End::Tap(at)));
-            if usize::from(pair) < tap.queues() {
-                plan.links.push(Link::new(End::Tap(at), End::Vring(rx)));
-            }
+/// Makes the links of a device whose vrings have these places.
+fn join(plans: &mut [Plan], places: &[Place], link: &LinkSpec) {
+    for (pair, vrings) in (0..).zip(places.chunks_exact(2)) {
+        let (plan, rx, tx) = (&mut plans[vrings[0].worker], vrings[0].slot, vrings[1].slot);
+        match link {
+            LinkSpec::Echo => plan.links.push(Link::new(End::Vring(tx), End::Vring(rx))),
+            LinkSpec::Sink => plan
+                .links
+                .push(Link::new(End::Vring(tx), End::Sink(SinkPort::new()))),
+            LinkSpec::Tap(tap) => join_tap(plan, tap, [rx, tx], pair),
+            LinkSpec::Wire { .. } => {}
         }
     }
+}
+
+/// Links the vrings `rx` and `tx` of queue pair `pair` with a queue of `tap`.
+fn join_tap(plan: &mut Plan, tap: &Tap, [rx, tx]: [usize; 2], pair: u16) {
+    // A single-queue tap serves the first pair; its frames may come from any.
+    let Some(queue) = TapQueue::new(tap, pair).or_else(|| TapQueue::new(tap, 0)) else {
+        return;
+    };
+    plan.taps.push(queue);
+    let at = plan.taps.len() - 1;
+    plan.links.push(Link::new(End::Vring(tx), End::Tap(at)));
+    if usize::from(pair) < tap.queues() {
+        plan.links.push(Link::new(End::Tap(at), End::Vring(rx)));
+    }
+}
+
+/// Joins two devices by a wire.
+fn join_wire(
+    plans: &mut [Plan],
+    places: &mut [Vec<Place>],
+    ends: [usize; 2],
+    holds: [Duration; 2],
+) {
+    let outlet = |vrings: &[Place]| Outlet {
+        worker: vrings[0].worker,
+        slot: vrings[0].slot,
+        running: vrings[0].running.clone(),
+    };
+    let outlets = ends.map(|device| places[device].chunks_exact(2).map(outlet).collect());
+    let fabric = Arc::new(Fabric::wire(outlets, holds));
+    for (port, device) in ends.into_iter().enumerate() {
+        for (pair, vrings) in places[device].chunks_exact_mut(2).enumerate() {
+            let tx = &mut vrings[1];
+            let lanes = lanes(plans, &fabric, port, tx.worker);
+            if !lanes.is_empty() {
+                tx.bursts = LANE_PARCELS;
+            }
+            let gate = Gate::new(Arc::clone(&fabric), [port, pair], tx.worker, lanes);
+            let sink = End::Gate(Box::new(gate));
+            plans[tx.worker]
+                .links
+                .push(Link::new(End::Vring(tx.slot), sink));
+        }
+    }
+}
+
+/// Lanes from a gate of `port` on `worker` to all others on which its peer may receive.
+fn lanes(plans: &mut [Plan], fabric: &Arc<Fabric>, port: usize, worker: usize) -> Vec<Lane> {
+    let mut lanes = Vec::new();
+    for other in fabric.workers_of(1 - port, worker) {
+        let (near, far) = lane(
+            fabric.hold(port),
+            &plans[worker].mailbox,
+            other,
+            &plans[other].mailbox,
+        );
+        plans[other].inbounds.push(far);
+        lanes.push(near);
+    }
+    lanes
 }

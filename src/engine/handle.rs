@@ -16,6 +16,7 @@ use crate::memory::GuestRam;
 use crate::ring::{Areas, Packed, RingFormat, Split};
 
 use super::build::Parts;
+use super::fabric::Running;
 use super::mailbox::{CallFds, Command, Mailbox};
 use super::runner::{EngineError, VringAddr, VringRunner, VringSetup};
 use super::started::VringCounters;
@@ -27,7 +28,13 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) mailbox: Arc<Mailbox>,
+    /// Number of the worker.
+    pub(super) worker: usize,
     pub(super) slot: usize,
+    /// Kept by the worker.
+    pub(super) running: Running,
+    /// Bursts of a transmit vring that may be pending.
+    pub(super) bursts: usize,
     /// Number of descriptors that the vring was last started with.
     pub(super) size: AtomicU16,
     pub(super) counters: Arc<VringCounters>,
@@ -36,16 +43,26 @@ pub(super) struct Place {
 /// The vrings of one device.
 #[derive(Debug)]
 pub struct DeviceHandle {
-    pub(super) name: String,
+    name: String,
     pub(super) parts: Parts,
-    pub(super) places: Vec<Place>,
+    places: Vec<Place>,
     /// How long a stop waits for requests in flight.
-    pub(super) stop_timeout: Duration,
+    stop_timeout: Duration,
     /// The features that the vrings were last started with: they tell the ring format.
-    pub(super) features: AtomicU64,
+    features: AtomicU64,
 }
 
 impl DeviceHandle {
+    pub(super) fn new(parts: Parts, places: Vec<Place>, stop_timeout: Duration) -> DeviceHandle {
+        DeviceHandle {
+            name: parts.model().name().to_owned(),
+            parts,
+            places,
+            stop_timeout,
+            features: AtomicU64::new(0),
+        }
+    }
+
     fn place(&self, index: u16) -> Result<&Place, EngineError> {
         self.places
             .get(usize::from(index))
@@ -121,13 +138,12 @@ impl VringRunner for DeviceHandle {
         self.features.store(setup.features, Ordering::Relaxed);
         place.size.store(setup.size, Ordering::Relaxed);
         let label = format!("{} vring {index}", self.name);
-        let counters = Arc::clone(&place.counters);
         let endpoint = if Self::is_packed(setup.features) {
             let areas = Self::areas::<Packed>(&setup)?;
-            self.parts.endpoint::<Packed>(setup, areas, label, counters)
+            self.parts.endpoint::<Packed>(setup, areas, label, place)
         } else {
             let areas = Self::areas::<Split>(&setup)?;
-            self.parts.endpoint::<Split>(setup, areas, label, counters)
+            self.parts.endpoint::<Split>(setup, areas, label, place)
         };
         let endpoint = endpoint.map_err(|fault| EngineError::Ring { index, fault })?;
         self.parts

@@ -11,6 +11,7 @@ use crate::ring::RingFault;
 
 use super::batch::Batch;
 use super::endpoint::{Endpoint, GuestSource};
+use super::fabric::Gate;
 use super::worker::Slots;
 
 /// One end of a link.
@@ -22,6 +23,8 @@ pub(crate) enum End {
     Tap(usize),
     /// Nowhere: every frame is dropped and counted.
     Sink(SinkPort),
+    /// Another port, by way of a fabric.
+    Gate(Box<Gate>),
 }
 
 /// What a worker may do about a link, disk or slot before it sleeps.
@@ -109,7 +112,11 @@ impl Link {
                 }
                 None => return 0,
             },
-            (End::Tap(_) | End::Sink(_), _) => return 0,
+            (End::Vring(from), End::Gate(gate)) => Turn {
+                moved: gate.poll(*from, slots, burst, &mut self.batch),
+                blocked: false,
+            },
+            (End::Tap(_) | End::Sink(_) | End::Gate(_), _) => return 0,
         };
         self.batch.moved(turn.moved);
         self.blocked = turn.blocked;
@@ -135,6 +142,9 @@ impl Link {
                 .map(|source| source as &mut dyn GuestSource),
             _ => None,
         };
+        if let End::Gate(gate) = &mut self.sink {
+            return gate.arm(from);
+        }
         if !self.blocked {
             // A tap's frames wake us through epoll, whose edge stays pending until we sleep.
             return match from.map(GuestSource::arm_source) {
@@ -148,7 +158,7 @@ impl Link {
                 held = sink.holds_frame();
                 sink.arm_sink()
             }),
-            End::Tap(_) | End::Sink(_) => true,
+            End::Tap(_) | End::Sink(_) | End::Gate(_) => true,
         };
         match (room, self.stalled) {
             // A frame that waits for buffers has a deadline.

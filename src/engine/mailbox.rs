@@ -158,11 +158,17 @@ impl Mailbox {
             command = back;
             std::thread::sleep(Duration::from_micros(100));
         }
+        self.nudge();
+        Ok(())
+    }
+
+    /// Wakes the worker if it sleeps: something lies where it looks before it does.
+    #[inline]
+    pub(crate) fn nudge(&self) {
         if self.parking.must_wake() {
             // A saturated counter has woken the worker already.
             let _ = self.wake.write(1);
         }
-        Ok(())
     }
 
     /// Whether nothing waits: two plain loads.

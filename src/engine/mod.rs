@@ -13,6 +13,7 @@ mod batch;
 mod build;
 mod disk;
 mod endpoint;
+mod fabric;
 mod handle;
 mod idle;
 mod link;
@@ -23,7 +24,7 @@ mod runner;
 mod started;
 mod worker;
 
-pub use build::{Backing, Engine, EngineOptions, LinkSpec, Parts};
+pub use build::{Backing, Engine, EngineOptions, LinkSpec, Member, Parts};
 pub use handle::DeviceHandle;
 pub use idle::IdlePolicy;
 pub use runner::{EngineError, VringAddr, VringRunner, VringSetup};

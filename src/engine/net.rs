@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::Sender;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::net::{Refill, RxHandler, RxWindow, TxHandler};
@@ -22,11 +23,35 @@ use super::worker::WorkerCx;
 pub(super) struct NetTx<F: RingFormat> {
     vring: Vring<F>,
     handler: TxHandler,
+    /// Tables that pending bursts point into, each with the number of bursts to be complete first.
+    old: Vec<(usize, Retired)>,
+    /// Where they go then.
+    retired: Option<Sender<Retired>>,
 }
 
 impl<F: RingFormat> NetTx<F> {
     pub(super) fn new(vring: Vring<F>, handler: TxHandler) -> NetTx<F> {
-        NetTx { vring, handler }
+        NetTx {
+            vring,
+            handler,
+            old: Vec::new(),
+            retired: None,
+        }
+    }
+
+    /// Gives up the tables that nothing points into any more.
+    #[cold]
+    fn retire(&mut self) {
+        let completed = self.handler.completed();
+        while let Some((until, _)) = self.old.first()
+            && *until <= completed
+        {
+            let (_, table) = self.old.remove(0);
+            if let Some(retired) = &self.retired {
+                // When nobody takes it, it is unmapped here.
+                let _ = retired.try_send(table);
+            }
+        }
     }
 }
 
@@ -44,6 +69,9 @@ impl<F: RingFormat> FrameSource for NetTx<F> {
     fn complete(&mut self, burst: &mut FrameBurst) {
         self.handler.complete(&mut self.vring.vq, burst);
         self.vring.publish();
+        if !self.old.is_empty() {
+            self.retire();
+        }
     }
 }
 
@@ -65,8 +93,7 @@ impl<F: RingFormat> VringEndpoint for NetTx<F> {
     }
 
     fn drain(&mut self, _cx: &mut WorkerCx) -> bool {
-        // Frames are held within a burst only.
-        true
+        self.handler.pending() == 0
     }
 
     fn base(&self) -> u32 {
@@ -77,9 +104,15 @@ impl<F: RingFormat> VringEndpoint for NetTx<F> {
         self.vring.set_fds(fds)
     }
 
-    fn swap(&mut self, _cx: &mut WorkerCx, ram: Arc<GuestRam>, areas: Areas) -> Option<Retired> {
+    fn swap(&mut self, cx: &mut WorkerCx, ram: Arc<GuestRam>, areas: Areas) -> Option<Retired> {
         let (ram, areas) = self.vring.swap(ram, areas);
-        Some(Retired { ram, areas })
+        let old = Retired { ram, areas };
+        if self.handler.pending() == 0 {
+            return Some(old);
+        }
+        self.retired = Some(cx.retired.clone());
+        self.old.push((self.handler.received(), old));
+        None
     }
 }
 

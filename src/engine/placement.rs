@@ -1,12 +1,12 @@
 //! Which queue on which core: a pure function of the configuration.
 
 /// The worker of unit `unit` (a queue pair of a port, a queue of a disk) of the device with this
-/// number, among `workers` workers.
+/// number, among `workers`, the numbers of those that may serve it.
 ///
 /// Consecutive units of a device go to consecutive workers, and each device begins one further than
 /// the one before it, so that single-queue devices spread as well.
-pub(super) fn worker_of(device: usize, unit: u16, workers: usize) -> usize {
-    (device + usize::from(unit)) % workers
+pub(super) fn worker_of(device: usize, unit: u16, workers: &[usize]) -> usize {
+    workers[(device + usize::from(unit)) % workers.len()]
 }
 
 #[cfg(test)]
@@ -16,15 +16,17 @@ mod tests {
     #[test]
     fn units_and_devices_spread_over_all_workers() {
         assert_eq!(
-            (0..4).map(|unit| worker_of(0, unit, 2)).collect::<Vec<_>>(),
+            (0..4)
+                .map(|unit| worker_of(0, unit, &[0, 1]))
+                .collect::<Vec<_>>(),
             [0, 1, 0, 1]
         );
         assert_eq!(
             (0..4)
-                .map(|device| worker_of(device, 0, 3))
+                .map(|device| worker_of(device, 0, &[0, 1, 2]))
                 .collect::<Vec<_>>(),
             [0, 1, 2, 0]
         );
-        assert_eq!(worker_of(7, 9, 1), 0);
+        assert_eq!(worker_of(7, 9, &[3]), 3);
     }
 }

@@ -20,6 +20,7 @@ use crate::sys::cpu;
 use crate::sys::uring::Uring;
 
 use super::endpoint::{Endpoint, GuestDisk, GuestSink, GuestSource};
+use super::fabric::{Inbound, Running};
 use super::idle::{Idle, IdlePolicy};
 use super::link::{Armed, Link};
 use super::mailbox::{Command, Mailbox, Stopped};
@@ -62,6 +63,19 @@ struct Slot {
     paused: bool,
     /// Who waits for it to stop.
     stopping: Option<Sender<Stopped>>,
+    /// Whether it runs, for workers that send to it.
+    running: Running,
+}
+
+impl Slot {
+    fn runs(&self) -> bool {
+        !self.paused && self.stopping.is_none()
+    }
+
+    /// Tells other workers whether it runs, after something has changed.
+    fn tell(&self) {
+        self.running.set(self.endpoint.is_some() && self.runs());
+    }
 }
 
 /// The vrings of a worker.
@@ -72,18 +86,25 @@ impl Slots {
     #[inline]
     fn running(&mut self, slot: usize) -> Option<&mut Endpoint> {
         let slot = &mut self.0[slot];
-        if slot.paused || slot.stopping.is_some() {
+        if !slot.runs() {
             return None;
         }
         slot.endpoint.as_mut()
+    }
+
+    /// The vring in `slot` as a source of frames, even if it is paused or about to stop.
+    pub(crate) fn source_in_any_state(&mut self, slot: usize) -> Option<&mut dyn GuestSource> {
+        match &mut self.0[slot].endpoint {
+            Some(Endpoint::Source(source)) => Some(source.as_mut()),
+            _ => None,
+        }
     }
 
     /// Two running vrings at once.
     #[inline]
     pub(crate) fn pair(&mut self, a: usize, b: usize) -> Option<(&mut Endpoint, &mut Endpoint)> {
         let [a, b] = self.0.get_disjoint_mut([a, b]).ok()?;
-        let runs = |slot: &Slot| !slot.paused && slot.stopping.is_none();
-        if !runs(a) || !runs(b) {
+        if !a.runs() || !b.runs() {
             return None;
         }
         Some((a.endpoint.as_mut()?, b.endpoint.as_mut()?))
@@ -122,9 +143,11 @@ impl Slots {
 pub(crate) struct WorkerConfig {
     pub(crate) core: usize,
     pub(crate) policy: IdlePolicy,
-    /// Places for vrings.
-    pub(crate) slots: usize,
+    /// Places for vrings, with what tells other workers of each.
+    pub(crate) slots: Vec<Running>,
     pub(crate) links: Vec<Link>,
+    /// From gates on other workers.
+    pub(crate) inbounds: Vec<Inbound>,
     pub(crate) taps: Vec<TapQueue>,
     /// Some disk of this worker does its I/O through io_uring.
     pub(crate) needs_uring: bool,
@@ -138,6 +161,7 @@ pub(crate) struct WorkerConfig {
 pub(crate) struct Worker {
     slots: Slots,
     links: Vec<Link>,
+    inbounds: Vec<Inbound>,
     taps: Vec<TapQueue>,
     /// Slots with a disk, so that a turn does not look at the others.
     disks: Vec<usize>,
@@ -196,10 +220,15 @@ impl Worker {
         if let Some(uring) = &uring {
             watch(&epoll, uring, EventSet::EDGE_TRIGGERED)?;
         }
-        let slots = (0..config.slots).map(|_| Slot::default()).collect();
+        let slot = |running| Slot {
+            running,
+            ..Slot::default()
+        };
+        let slots = config.slots.into_iter().map(slot).collect();
         Ok(Worker {
             slots: Slots(slots),
             links: config.links,
+            inbounds: config.inbounds,
             taps: config.taps,
             disks: Vec::new(),
             putting_off: Vec::new(),
@@ -254,6 +283,9 @@ impl Worker {
         for link in &mut self.links {
             work += link.poll(&mut self.slots, &mut self.taps, &mut self.burst);
         }
+        for inbound in &mut self.inbounds {
+            work += inbound.poll(&mut self.slots);
+        }
         for &slot in &self.disks {
             let draining = self.slots.0[slot].stopping.is_some();
             let paused = self.slots.0[slot].paused;
@@ -299,6 +331,7 @@ impl Worker {
                 }
                 Command::Stop { slot, reply } => {
                     self.slots.0[slot].stopping = Some(reply);
+                    self.slots.0[slot].tell();
                     self.stopping = true;
                 }
                 Command::Pause {
@@ -307,6 +340,7 @@ impl Worker {
                     reply,
                 } => {
                     self.slots.0[slot].paused = paused;
+                    self.slots.0[slot].tell();
                     let _ = reply.try_send(());
                 }
                 Command::Call { slot, fds, reply } => {
@@ -350,11 +384,10 @@ impl Worker {
         if endpoint.vring().puts_calls_off() {
             self.putting_off.push(slot);
         }
-        self.slots.0[slot] = Slot {
-            endpoint: Some(endpoint),
-            paused: false,
-            stopping: None,
-        };
+        let slot = &mut self.slots.0[slot];
+        slot.endpoint = Some(endpoint);
+        slot.paused = false;
+        slot.tell();
         Ok(())
     }
 
@@ -372,8 +405,9 @@ impl Worker {
                 self.stopping = true;
                 continue;
             }
-            let slot = core::mem::take(slot);
-            if let (Some(reply), Some(endpoint)) = (slot.stopping, slot.endpoint) {
+            let (reply, endpoint) = (slot.stopping.take(), slot.endpoint.take());
+            slot.paused = false;
+            if let (Some(reply), Some(endpoint)) = (reply, endpoint) {
                 self.finish_stop(index, endpoint, &reply);
             }
         }
@@ -429,6 +463,11 @@ impl Worker {
         };
         for link in &mut self.links {
             armed = armed.max(link.arm(&mut self.slots));
+        }
+        for inbound in &mut self.inbounds {
+            if inbound.has_work() {
+                armed = Armed::Work;
+            }
         }
         for &slot in &self.disks {
             let held = self.slots.0[slot].paused || self.slots.0[slot].stopping.is_some();

@@ -124,11 +124,15 @@ pub enum DropReason {
     Sink,
     /// The receiver's ring is broken.
     PeerBroken,
+    /// The receiver had no buffers for as long as a frame may wait.
+    PeerFull,
+    /// Nobody receives at the other port.
+    PeerDown,
 }
 
 impl DropReason {
     /// Number of reasons.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 12;
 
     /// All reasons with the names of their counters.
     pub const NAMES: [(DropReason, &'static str); DropReason::COUNT] = [
@@ -142,6 +146,8 @@ impl DropReason {
         (DropReason::HostError, "drop_host_error"),
         (DropReason::Sink, "drop_sink"),
         (DropReason::PeerBroken, "drop_peer_broken"),
+        (DropReason::PeerFull, "drop_peer_full"),
+        (DropReason::PeerDown, "drop_peer_down"),
     ];
 }
 
@@ -235,9 +241,9 @@ pub trait FrameSource: Send {
 
 /// Where frames go.
 pub trait FrameSink: Send {
-    /// Sends the frames that are not dropped yet, whose payloads are among `segments`, and sets each
-    /// verdict. Frames are taken in order: after the first that stays [`Verdict::Retry`] none is
-    /// taken.
+    /// Sends the frames that are not dropped yet, whose payloads are among `segments`, and sets
+    /// each verdict. Frames are taken in order: after the first that stays [`Verdict::Retry`] none
+    /// is taken.
     fn transmit(&mut self, frames: &mut [Frame], segments: &Segments);
 
     /// Makes everything taken visible to the receiver.

@@ -18,6 +18,8 @@ pub mod share;
 pub mod signals;
 #[expect(unsafe_code, reason = "socket calls that std has no counterpart for")]
 mod socket;
+#[expect(unsafe_code, reason = "places that two threads take turns at")]
+pub mod spsc;
 pub mod systemd;
 #[expect(
     unsafe_code,

@@ -8,8 +8,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vringd::device::DeviceModel;
 use vringd::device::blk::{BlkModel, BlkSetup};
 use vringd::engine::{
-    Backing, DeviceHandle, Engine, EngineOptions, IdlePolicy, Parts, VringAddr, VringRunner,
-    VringSetup,
+    Backing, DeviceHandle, Engine, EngineOptions, IdlePolicy, Member, Parts, VringAddr,
+    VringRunner, VringSetup,
 };
 use vringd::memory::{GuestRam, Store};
 use vringd::ring::RingFormat;
@@ -71,7 +71,14 @@ impl<D: Driver> Machine<D> {
         };
         let store = Arc::new(Store::new(DISK).unwrap());
         let parts = Parts::Blk(Arc::clone(&model), Backing::Ram(store));
-        let (engine, mut handles) = Engine::start(&options, vec![parts]).unwrap();
+        let (engine, mut handles) = Engine::start(
+            &options,
+            vec![Member {
+                parts,
+                cores: vec![0],
+            }],
+        )
+        .unwrap();
         let ram = GuestRam::for_test(&[(0, RAM)]);
         let first = RingMemory::new::<D::Format>(&ram, 0, SIZE);
         let at = first.end::<D::Format>().next_multiple_of(4096);

@@ -21,6 +21,8 @@ const TX_DROPS: [&str; DropReason::COUNT] = [
     "tx_drop_host_error",
     "tx_drop_sink",
     "tx_drop_peer_broken",
+    "tx_drop_peer_full",
+    "tx_drop_peer_down",
 ];
 
 /// Names of the drop counters of the receiving direction, in the same order.
@@ -35,6 +37,8 @@ const RX_DROPS: [&str; DropReason::COUNT] = [
     "rx_drop_host_error",
     "rx_drop_sink",
     "rx_drop_peer_broken",
+    "rx_drop_peer_full",
+    "rx_drop_peer_down",
 ];
 
 /// The counters of one direction of one queue pair, on cache lines of their own.

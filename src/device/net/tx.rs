@@ -15,6 +15,27 @@ use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault, Single};
 use super::counters::{QueueCounters, Tally};
 use super::{FRAME_BYTES_MAX, feature, header};
 
+/// The chains of one burst.
+#[derive(Debug)]
+struct Held {
+    /// The chains of its first frames, in order.
+    singles: Box<[Single]>,
+    /// How many of them.
+    plain: usize,
+    /// The chains of the frames after them.
+    chains: Vec<ChainId>,
+}
+
+impl Held {
+    fn new() -> Held {
+        Held {
+            singles: (0..BURST_FRAMES_MAX).map(|_| Single::EMPTY).collect(),
+            plain: 0,
+            chains: Vec::with_capacity(BURST_FRAMES_MAX),
+        }
+    }
+}
+
 /// The logic of one transmit queue.
 #[derive(Debug)]
 pub struct TxHandler {
@@ -23,30 +44,49 @@ pub struct TxHandler {
     offloads: bool,
     /// Bytes of the virtio-net header.
     header: usize,
-    /// The chains of the burst's first frames, in order.
-    singles: Box<[Single]>,
-    /// How many of them.
-    plain: usize,
-    /// The chains of the frames after them.
-    held: Vec<ChainId>,
+    /// The chains of bursts that are not complete, a ring of them.
+    held: Box<[Held]>,
+    /// Bursts received so far.
+    received: usize,
+    /// As many as are complete.
+    completed: usize,
     counters: Arc<QueueCounters>,
 }
 
 impl TxHandler {
-    /// The handler of a queue whose driver acknowledged `features`.
-    pub fn new(features: u64, counters: Arc<QueueCounters>) -> TxHandler {
+    /// The handler of a queue whose driver acknowledged `features`, with at most `bursts` that are
+    /// received and not complete.
+    pub fn new(features: u64, bursts: usize, counters: Arc<QueueCounters>) -> TxHandler {
         TxHandler {
             features,
             offloads: features & feature::ANY_HOST_OFFLOAD != 0,
             header: vnet_header_bytes(features),
-            singles: (0..BURST_FRAMES_MAX).map(|_| Single::EMPTY).collect(),
-            plain: 0,
-            held: Vec::with_capacity(BURST_FRAMES_MAX),
+            held: (0..bursts.max(1)).map(|_| Held::new()).collect(),
+            received: 0,
+            completed: 0,
             counters,
         }
     }
 
-    /// Fills `burst` with up to `burst.limit` frames and returns their number.
+    /// Bursts that were received and are not complete.
+    #[inline]
+    pub fn pending(&self) -> usize {
+        self.received.wrapping_sub(self.completed)
+    }
+
+    /// Bursts received so far.
+    pub fn received(&self) -> usize {
+        self.received
+    }
+
+    /// Bursts completed so far.
+    pub fn completed(&self) -> usize {
+        self.completed
+    }
+
+    /// Fills `burst` with up to `burst.limit` frames and returns their number: a burst that is to
+    /// be completed, unless it is empty. None are received while as many are pending as the handler
+    /// was made for.
     ///
     /// # Errors
     /// The ring's fault, once all frames before it were received: the ring latches it, so a call
@@ -56,11 +96,15 @@ impl TxHandler {
         vq: &mut Q,
         burst: &mut FrameBurst,
     ) -> Result<usize, RingFault> {
-        debug_assert!(self.held.is_empty(), "the last burst was not completed");
         burst.clear();
-        let limit = burst.limit.min(self.singles.len());
-        self.plain = vq.pop_singles(false, &mut self.singles[..limit]);
-        self.add_singles(burst);
+        if self.pending() == self.held.len() {
+            return Ok(0);
+        }
+        let place = self.received % self.held.len();
+        let limit = burst.limit.min(BURST_FRAMES_MAX);
+        let held = &mut self.held[place];
+        held.plain = vq.pop_singles(false, &mut held.singles[..limit]);
+        self.add_singles(&self.held[place], burst);
         while burst.frames.len() < limit {
             match vq.pop(&mut burst.segments) {
                 Ok(Popped::Chain(chain)) => {
@@ -71,7 +115,7 @@ impl TxHandler {
                         copy::prefetch_read(&burst.segments.as_slice()[chain.first as usize]);
                     }
                     burst.frames.push(frame);
-                    self.held.push(chain.id);
+                    self.held[place].chains.push(chain.id);
                 }
                 Ok(Popped::Empty | Popped::Wait) => break,
                 Err(fault) if burst.frames.is_empty() => return Err(fault),
@@ -81,13 +125,15 @@ impl TxHandler {
         if self.offloads {
             self.read_headers(burst);
         }
-        Ok(burst.frames.len())
+        let count = burst.frames.len();
+        self.received = self.received.wrapping_add(usize::from(count > 0));
+        Ok(count)
     }
 
-    /// The frames of `self.singles`, the first ones of the burst.
+    /// The frames of the simple chains of `held`, the first ones of the burst.
     #[inline]
-    fn add_singles(&self, burst: &mut FrameBurst) {
-        let singles = &self.singles[..self.plain];
+    fn add_singles(&self, held: &Held, burst: &mut FrameBurst) {
+        let singles = &held.singles[..held.plain];
         let header = if self.offloads { 0 } else { self.header };
         burst
             .segments
@@ -153,8 +199,9 @@ impl TxHandler {
         bytes.saturating_sub(self.header as u32)
     }
 
-    /// Ends the burst: chains of frames that were sent or dropped are used, in order; from the
-    /// first frame that is to be tried again on, all go back to the ring and will come again.
+    /// Ends the oldest pending burst: chains of frames that were sent or dropped are used, in
+    /// order; from the first frame that is to be tried again on, all go back to the ring and will
+    /// come again. That is only possible for the burst received last.
     pub fn complete<Q: ChainQueue>(&mut self, vq: &mut Q, burst: &mut FrameBurst) {
         let mut tally = Tally::default();
         let mut decided = 0;
@@ -165,18 +212,25 @@ impl TxHandler {
             tally.frame(frame);
             decided += 1;
         }
-        let (plain, singles) = (decided.min(self.plain), &mut self.singles[..self.plain]);
+        if self.pending() == 0 {
+            return;
+        }
+        debug_assert!(decided == burst.frames.len() || self.pending() == 1);
+        let place = self.completed % self.held.len();
+        let held = &mut self.held[place];
+        let (plain, singles) = (decided.min(held.plain), &mut held.singles[..held.plain]);
         vq.put_used_singles(&singles[..plain], core::iter::repeat_n(0, plain));
-        let mut held = self.held.drain(..);
-        for chain in held.by_ref().take(decided - plain) {
+        let mut chains = held.chains.drain(..);
+        for chain in chains.by_ref().take(decided - plain) {
             vq.put_used(chain, 0, &[]);
         }
-        for chain in held.rev() {
+        for chain in chains.rev() {
             vq.unpop(chain);
         }
         for single in singles[plain..].iter_mut().rev() {
             vq.unpop(single.take_id());
         }
+        self.completed = self.completed.wrapping_add(1);
         if decided > 0 {
             self.counters.tx.add(&tally);
         }

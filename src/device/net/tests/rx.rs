@@ -28,7 +28,7 @@ impl Wire {
         let counters = Arc::new(QueueCounters::default());
         Wire {
             from: Script::new(1024),
-            tx: TxHandler::new(sender | feature::VERSION_1, Arc::default()),
+            tx: TxHandler::new(sender | feature::VERSION_1, 1, Arc::default()),
             to: Script::new(size),
             rx: RxHandler::new(receiver | feature::VERSION_1, size, Arc::clone(&counters)),
             counters,
@@ -254,7 +254,7 @@ fn legacy_drivers_have_a_header_without_num_buffers() {
     for (sender, receiver) in [(0, 0), (0, 1), (1, 0)] {
         let features = |modern: u64| modern * feature::VERSION_1;
         let mut wire = Wire::new(8, 0, 0);
-        wire.tx = TxHandler::new(features(sender), Arc::default());
+        wire.tx = TxHandler::new(features(sender), 1, Arc::default());
         wire.rx = RxHandler::new(features(receiver), 8, Arc::clone(&wire.counters));
         let frame = pattern(60, 3);
         let header = |modern: u64| vec![0; if modern == 1 { 12 } else { 10 }];

@@ -14,7 +14,7 @@ const CSUM_TSO: u64 = feature::CSUM | feature::HOST_TSO4;
 fn handler(features: u64) -> (TxHandler, Arc<QueueCounters>) {
     let counters = Arc::new(QueueCounters::default());
     (
-        TxHandler::new(features | feature::VERSION_1, Arc::clone(&counters)),
+        TxHandler::new(features | feature::VERSION_1, 1, Arc::clone(&counters)),
         counters,
     )
 }

@@ -1,0 +1,150 @@
+//! `Fabric`: ports joined to ports, as all workers see it.
+//!
+//! A *gate* is where the frames of one queue pair enter the fabric; it lives on the worker of that
+//! pair, as the sink of a link. A frame leaves the fabric at a queue pair of another port, which
+//! may live on another worker: then the whole burst travels there by reference in a *parcel*, is
+//! copied into the receiver's buffers by the receiver's worker, and comes back to be completed.
+//! Parcels travel over rings with one producer and one consumer; nothing here takes a lock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::host::net::{DropReason, Frame, Verdict};
+use crate::memory::Segments;
+
+use super::worker::Slots;
+
+mod gate;
+mod lane;
+
+pub(crate) use gate::Gate;
+pub(crate) use lane::{Inbound, LANE_PARCELS, Lane, lane};
+
+/// Whether a receive vring runs: a hint for senders on any worker, kept by the vring's worker.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Running(Arc<AtomicBool>);
+
+impl Running {
+    /// Says whether the vring runs.
+    pub(crate) fn set(&self, running: bool) {
+        self.0.store(running, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Where a queue pair of a port receives.
+#[derive(Debug, Clone)]
+pub(crate) struct Outlet {
+    /// Number of its worker.
+    pub(crate) worker: usize,
+    /// The receive vring's place there.
+    pub(crate) slot: usize,
+    /// Whether it runs.
+    pub(crate) running: Running,
+}
+
+/// Two ports, each of which receives what the other sends.
+#[derive(Debug)]
+pub(crate) struct Fabric {
+    /// The outlets of each port.
+    ports: Box<[Box<[Outlet]>]>,
+    /// How long frames that enter at each port wait for a receiver without buffers.
+    holds: Box<[Duration]>,
+}
+
+impl Fabric {
+    /// A wire between two ports; `holds` is how long what each of them sends may wait.
+    pub(crate) fn wire(ports: [Vec<Outlet>; 2], holds: [Duration; 2]) -> Fabric {
+        Fabric {
+            ports: ports.into_iter().map(Vec::into_boxed_slice).collect(),
+            holds: holds.into(),
+        }
+    }
+
+    /// Where `port` receives what came on queue pair `pair` of another port: on the pair of the
+    /// same number, so that a flow stays on the pair that its guest chose, or another when that
+    /// one does not run. `None` when none does.
+    #[inline]
+    fn outlet(&self, port: usize, pair: usize) -> Option<&Outlet> {
+        let outlets = &self.ports[port];
+        let first = pair % outlets.len().max(1);
+        let (before, from) = outlets.split_at_checked(first)?;
+        from.iter()
+            .chain(before)
+            .find(|outlet| outlet.running.get())
+    }
+
+    /// How long frames that enter at `port` wait for a receiver without buffers.
+    pub(crate) fn hold(&self, port: usize) -> Duration {
+        self.holds[port]
+    }
+
+    /// The workers, other than `worker`, on which `port` may receive.
+    pub(crate) fn workers_of(&self, port: usize, worker: usize) -> Vec<usize> {
+        let mut workers: Vec<usize> = self.ports[port]
+            .iter()
+            .map(|outlet| outlet.worker)
+            .filter(|&other| other != worker)
+            .collect();
+        workers.sort_unstable();
+        workers.dedup();
+        workers
+    }
+}
+
+/// How long the frames at the front have waited for a receiver's buffers.
+#[derive(Debug, Default)]
+struct Hold(Option<Instant>);
+
+impl Hold {
+    /// Frames wait. Whether they have waited for long enough.
+    #[cold]
+    fn expired(&mut self, most: Duration) -> bool {
+        self.0.get_or_insert_with(Instant::now).elapsed() >= most
+    }
+
+    /// Whether frames wait.
+    fn is_active(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// No frame waits.
+    #[inline]
+    fn over(&mut self) {
+        self.0 = None;
+    }
+}
+
+/// Hands `frames` to the receive vring at `slot`. Returns how many are left, at the end, to be
+/// tried again.
+#[inline]
+fn deliver(slots: &mut Slots, slot: usize, frames: &mut [Frame], segments: &Segments) -> usize {
+    let Some(sink) = slots.sink(slot) else {
+        drop_waiting(frames, DropReason::PeerDown);
+        return 0;
+    };
+    sink.transmit(frames, segments);
+    left(frames)
+}
+
+/// Frames at the end that are to be tried again.
+#[inline]
+fn left(frames: &[Frame]) -> usize {
+    let waits = |frame: &&Frame| frame.verdict == Verdict::Retry;
+    frames.iter().rev().take_while(waits).count()
+}
+
+/// Gives up the frames that wait.
+#[cold]
+fn drop_waiting(frames: &mut [Frame], reason: DropReason) {
+    for frame in frames {
+        if frame.verdict == Verdict::Retry {
+            frame.verdict = Verdict::Dropped(reason);
+        }
+    }
+}

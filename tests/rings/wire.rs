@@ -1,0 +1,359 @@
+//! Two ports on a wire, each with a guest of its own, served by one worker or by two.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vringd::device::DeviceModel;
+use vringd::device::net::{NetModel, NetOptions, Offloads, feature};
+use vringd::engine::{
+    DeviceHandle, Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts, VringAddr,
+    VringRunner, VringSetup,
+};
+use vringd::memory::GuestRam;
+use vringd::ring::RingFormat;
+use vringd::testing::driver::{
+    Buf, Driver, PackedDriver, RingMemory, SplitDriver, UVA, read_guest, write_guest,
+};
+
+use crate::support::deadline::wait_until;
+
+const RAM: u64 = 0x40_0000;
+const BUFFERS: u64 = 0x10_0000;
+const BUFFER: u64 = 2048;
+const SIZE: u16 = 64;
+const HEADER: usize = 12;
+const PATIENCE: Duration = Duration::from_secs(10);
+const HOLD: Duration = Duration::from_millis(2);
+const PACKED: u64 = 1 << 34;
+
+/// One port and its guest.
+struct Port<D: Driver> {
+    handle: Arc<DeviceHandle>,
+    model: Arc<NetModel>,
+    ram: Arc<GuestRam>,
+    rings: Vec<RingMemory>,
+    drivers: Vec<D>,
+    started: Vec<u16>,
+}
+
+impl<D: Driver> Port<D> {
+    fn new(handle: Arc<DeviceHandle>, model: Arc<NetModel>) -> Port<D> {
+        let ram = GuestRam::for_test(&[(0, RAM)]);
+        let mut rings = Vec::new();
+        let mut at = 0;
+        for _ in 0..model.vrings_max() {
+            let ring = RingMemory::new::<D::Format>(&ram, at, SIZE);
+            at = ring.end::<D::Format>().next_multiple_of(4096);
+            rings.push(ring);
+        }
+        let drivers = rings.iter().map(|ring| D::new(ring, false)).collect();
+        Port {
+            handle,
+            model,
+            ram,
+            rings,
+            drivers,
+            started: Vec::new(),
+        }
+    }
+
+    fn start(&mut self, index: u16) {
+        let [desc, driver, device] = self.rings[usize::from(index)].at.map(|gpa| gpa + UVA);
+        let packed = if D::Format::PACKED { PACKED } else { 0 };
+        self.handle
+            .start(VringSetup {
+                index,
+                size: SIZE,
+                features: feature::VERSION_1 | feature::MRG_RXBUF | packed,
+                base: None,
+                addr: VringAddr {
+                    desc,
+                    driver,
+                    device,
+                },
+                ram: Arc::clone(&self.ram),
+                kick: None,
+                call: None,
+                err: None,
+            })
+            .unwrap();
+        self.started.push(index);
+    }
+
+    /// Returns the low half of the base: where the ring stands.
+    fn stop(&mut self, index: u16) -> u32 {
+        let base = self.handle.stop(index).unwrap();
+        self.started.retain(|&other| other != index);
+        base & 0xffff
+    }
+
+    /// Where buffer `number` of vring `index` is.
+    fn buffer(index: u16, number: u64) -> u64 {
+        BUFFERS + (u64::from(index) * u64::from(SIZE) + number) * BUFFER
+    }
+
+    /// Posts `count` receive buffers.
+    fn post(&mut self, pair: u16, count: u64) {
+        for number in 0..count {
+            let buf = Buf::writable(Self::buffer(2 * pair, number), 2048);
+            self.drivers[usize::from(2 * pair)].add(&[buf]).unwrap();
+        }
+        self.drivers[usize::from(2 * pair)].publish();
+    }
+
+    /// Sends a frame from place `number`.
+    fn send(&mut self, pair: u16, number: u64, payload: &[u8]) {
+        let (index, at) = (2 * pair + 1, Self::buffer(2 * pair + 1, number));
+        write_guest(&self.ram, at, &[0; HEADER]);
+        write_guest(&self.ram, at + HEADER as u64, payload);
+        let len = u32::try_from(HEADER + payload.len()).unwrap();
+        let driver = &mut self.drivers[usize::from(index)];
+        driver.add(&[Buf::readable(at, len)]).unwrap();
+        driver.publish();
+    }
+
+    /// The next frame received, from buffer `number`.
+    fn receive(&mut self, pair: u16, number: u64) -> Vec<u8> {
+        let driver = &mut self.drivers[usize::from(2 * pair)];
+        let (_, len) = wait_until("a frame comes", PATIENCE, || driver.used());
+        let at = Self::buffer(2 * pair, number);
+        read_guest(&self.ram, at + HEADER as u64, len as usize - HEADER)
+    }
+
+    fn await_sent(&mut self, pair: u16) {
+        let driver = &mut self.drivers[usize::from(2 * pair + 1)];
+        wait_until("the buffer is given back", PATIENCE, || driver.used());
+    }
+
+    fn counter(&self, name: &str) -> u64 {
+        let counters = DeviceModel::counters(self.model.as_ref());
+        counters.iter().find(|(n, _)| *n == name).unwrap().1
+    }
+}
+
+/// Two ports on a wire.
+struct Wire<D: Driver> {
+    engine: Option<Engine>,
+    ports: [Port<D>; 2],
+}
+
+impl<D: Driver> Wire<D> {
+    /// With so many queue pairs each, served by the workers of these cores.
+    fn new(pairs: [u16; 2], cores: [usize; 2]) -> Wire<D> {
+        let models = [0, 1].map(|port| {
+            Arc::new(NetModel::new(NetOptions {
+                name: format!("net{port}"),
+                queue_pairs: pairs[port],
+                mac: None,
+                mtu: None,
+                offloads: Offloads::CSUM_TSO,
+                rings: vringd::device::RingOptions::default(),
+            }))
+        });
+        let member = |port: usize| Member {
+            parts: Parts::Net(
+                Arc::clone(&models[port]),
+                LinkSpec::Wire {
+                    peer: 1 - port,
+                    hold: HOLD,
+                },
+            ),
+            cores: vec![cores[port]],
+        };
+        let mut all = cores.to_vec();
+        all.dedup();
+        let options = EngineOptions {
+            cores: all,
+            idle: IdlePolicy::Adaptive,
+            stop_timeout: PATIENCE,
+        };
+        let (engine, handles) = Engine::start(&options, vec![member(0), member(1)]).unwrap();
+        let port = |at: usize| Port::new(Arc::clone(&handles[at]), Arc::clone(&models[at]));
+        Wire {
+            engine: Some(engine),
+            ports: [port(0), port(1)],
+        }
+    }
+
+    fn start_all(&mut self) {
+        for port in &mut self.ports {
+            (0..port.model.vrings_max()).for_each(|index| port.start(index));
+        }
+    }
+}
+
+impl<D: Driver> Drop for Wire<D> {
+    fn drop(&mut self) {
+        for port in &mut self.ports {
+            for index in port.started.drain(..) {
+                let _ = port.handle.stop(index);
+            }
+        }
+        if let Some(engine) = self.engine.take() {
+            engine.stop();
+        }
+    }
+}
+
+fn payload(seed: u64, bytes: usize) -> Vec<u8> {
+    (0..bytes as u64)
+        .map(|at| (at.wrapping_mul(31) ^ seed.wrapping_mul(0x9e37)).to_le_bytes()[0])
+        .collect()
+}
+
+const ONE_WORKER: [usize; 2] = [0, 0];
+const TWO_WORKERS: [usize; 2] = [0, 1];
+
+/// Every byte arrives, in order, both ways, lap after lap.
+fn frames_cross<D: Driver>(cores: [usize; 2]) {
+    let mut wire = Wire::<D>::new([1, 1], cores);
+    wire.start_all();
+    for lap in 0..40 {
+        let count = 1 + lap % u64::from(SIZE);
+        for (from, to) in [(0, 1), (1, 0)] {
+            wire.ports[to].post(0, count);
+            for number in 0..count {
+                let bytes = 60 + usize::try_from((lap * 131 + number * 17) % 1455).unwrap();
+                wire.ports[from].send(0, number, &payload(lap * 64 + number, bytes));
+            }
+            for number in 0..count {
+                let bytes = 60 + usize::try_from((lap * 131 + number * 17) % 1455).unwrap();
+                let got = wire.ports[to].receive(0, number);
+                assert!(
+                    got == payload(lap * 64 + number, bytes),
+                    "lap {lap}, frame {number}"
+                );
+            }
+            (0..count).for_each(|_| wire.ports[from].await_sent(0));
+        }
+    }
+    for port in &wire.ports {
+        assert_eq!(port.counter("tx_frames"), port.counter("rx_frames"));
+    }
+}
+
+/// A receiver without buffers costs its sender a short wait and then frames, counted as such; one
+/// that is only late costs nothing.
+fn a_full_receiver<D: Driver>(cores: [usize; 2]) {
+    let mut wire = Wire::<D>::new([1, 1], cores);
+    wire.start_all();
+    let start = Instant::now();
+    for number in 0..8 {
+        wire.ports[0].send(0, number, &payload(number, 100));
+    }
+    (0..8).for_each(|_| wire.ports[0].await_sent(0));
+    assert!(start.elapsed() >= HOLD, "they waited");
+    assert_eq!(wire.ports[0].counter("tx_drop_peer_full"), 8);
+    // And the wire works on.
+    wire.ports[1].post(0, 1);
+    wire.ports[0].send(0, 0, &payload(9, 100));
+    assert_eq!(wire.ports[1].receive(0, 0), payload(9, 100));
+}
+
+/// Nobody at the other end: frames are lost at once and counted.
+fn an_absent_receiver<D: Driver>(cores: [usize; 2]) {
+    let mut wire = Wire::<D>::new([1, 1], cores);
+    wire.ports[0].start(1);
+    wire.ports[0].send(0, 0, &payload(1, 64));
+    wire.ports[0].await_sent(0);
+    assert_eq!(wire.ports[0].counter("tx_drop_peer_down"), 1);
+    // It comes, it is disabled, it comes again, it goes.
+    wire.ports[1].start(0);
+    wire.ports[1].post(0, 2);
+    wire.ports[0].send(0, 1, &payload(2, 64));
+    assert_eq!(wire.ports[1].receive(0, 0), payload(2, 64));
+    wire.ports[1].handle.pause(0, true).unwrap();
+    wire.ports[0].await_sent(0);
+    wire.ports[0].send(0, 2, &payload(3, 64));
+    wire.ports[0].await_sent(0);
+    assert_eq!(wire.ports[0].counter("tx_drop_peer_down"), 2);
+    wire.ports[1].handle.pause(0, false).unwrap();
+    wire.ports[0].send(0, 3, &payload(4, 64));
+    assert_eq!(wire.ports[1].receive(0, 1), payload(4, 64));
+    wire.ports[0].await_sent(0);
+    wire.ports[1].stop(0);
+    wire.ports[0].send(0, 4, &payload(5, 64));
+    wire.ports[0].await_sent(0);
+    assert_eq!(wire.ports[0].counter("tx_drop_peer_down"), 3);
+}
+
+/// Four pairs against one, and pairs that stop under way: what is sent on any pair arrives.
+fn uneven_pairs<D: Driver>(cores: [usize; 2]) {
+    let mut wire = Wire::<D>::new([4, 1], cores);
+    wire.start_all();
+    wire.ports[1].post(0, 4);
+    for pair in 0..4 {
+        wire.ports[0].send(pair, 0, &payload(u64::from(pair), 200));
+        let got = wire.ports[1].receive(0, u64::from(pair));
+        assert_eq!(got, payload(u64::from(pair), 200));
+        wire.ports[0].await_sent(pair);
+    }
+    // The other way round all comes on the first pair, and on another once that has stopped.
+    wire.ports[0].post(0, 1);
+    wire.ports[0].post(1, 1);
+    wire.ports[1].send(0, 0, &payload(50, 90));
+    assert_eq!(wire.ports[0].receive(0, 0), payload(50, 90));
+    wire.ports[0].handle.pause(0, true).unwrap();
+    wire.ports[1].await_sent(0);
+    wire.ports[1].send(0, 1, &payload(51, 90));
+    assert_eq!(wire.ports[0].receive(1, 0), payload(51, 90));
+}
+
+/// A sender stops while its frames wait for a receiver: it gets all its buffers back first.
+fn a_stop_under_way<D: Driver>(cores: [usize; 2]) {
+    let mut wire = Wire::<D>::new([1, 1], cores);
+    for round in 0..20 {
+        wire.start_all();
+        for number in 0..16 {
+            wire.ports[0].send(0, number, &payload(number, 64));
+        }
+        let base = wire.ports[0].stop(1);
+        let driver = &mut wire.ports[0].drivers[1];
+        let back = core::iter::from_fn(|| driver.used()).count();
+        // What it took is what came back; the wrap counter is in the top bit.
+        assert_eq!(base as usize & 0x7fff, back, "round {round}");
+        for port in &mut wire.ports {
+            for index in port.started.clone() {
+                port.stop(index);
+            }
+            // A new session: new rings.
+            port.drivers = port.rings.iter().map(fresh).collect();
+        }
+    }
+}
+
+/// A driver over a ring that was zeroed.
+fn fresh<D: Driver>(ring: &RingMemory) -> D {
+    let areas = ring.areas::<D::Format>();
+    for area in [&areas.desc, &areas.driver, &areas.device] {
+        for at in (0..area.len() & !1).step_by(2) {
+            area.store16(at, 0);
+        }
+    }
+    D::new(ring, false)
+}
+
+macro_rules! wires {
+    ($($name:ident)*) => {
+        mod one_worker_split {
+            $(#[test] fn $name() { super::$name::<super::SplitDriver>(super::ONE_WORKER); })*
+        }
+        mod one_worker_packed {
+            $(#[test] fn $name() { super::$name::<super::PackedDriver>(super::ONE_WORKER); })*
+        }
+        mod two_workers_split {
+            $(#[test] fn $name() { super::$name::<super::SplitDriver>(super::TWO_WORKERS); })*
+        }
+        mod two_workers_packed {
+            $(#[test] fn $name() { super::$name::<super::PackedDriver>(super::TWO_WORKERS); })*
+        }
+    };
+}
+
+wires! {
+    frames_cross
+    a_full_receiver
+    an_absent_receiver
+    uneven_pairs
+    a_stop_under_way
+}
