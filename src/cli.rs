@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{BenchGiven, Given};
+use crate::config::{BenchNetGiven, Given};
 use crate::logging::Level;
 
 const EXAMPLES: &str = "\
@@ -47,7 +47,7 @@ pub enum Action {
     /// Say whether the settings are valid.
     Check(Given),
     /// Load a network back-end and print what it does.
-    BenchNet(BenchGiven),
+    BenchNet(BenchNetGiven),
 }
 
 /// A command line that leads to no action: wrong usage, or a request for help or the version.
@@ -239,8 +239,8 @@ struct BenchNetArgs {
 }
 
 impl BenchNetArgs {
-    fn given(self) -> BenchGiven {
-        BenchGiven {
+    fn given(self) -> BenchNetGiven {
+        BenchNetGiven {
             socket: self.socket,
             size: self.size,
             queues: self.queues,
@@ -325,7 +325,7 @@ mod tests {
                     --mergeable --event-idx --ring-size 256 --in-flight 9 --mode flood \
                     --duration 1s --core 3 --pid 7 --json";
         let some = |text: &str| Some(text.to_owned());
-        let given = BenchGiven {
+        let given = BenchNetGiven {
             socket: PathBuf::from("/s"),
             size: some("mix"),
             queues: some("2"),

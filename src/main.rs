@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use vringd::cli::{self, Action};
-use vringd::config::{self, BenchGiven, Machine};
+use vringd::config::{self, BenchNetGiven, Machine};
 use vringd::{bench, daemon, logging, sys};
 
 const REFUSED: u8 = 2;
@@ -57,12 +57,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn bench_net(given: &BenchGiven, online_cores: &[usize]) -> ExitCode {
-    let config = match config::load_bench(given, online_cores) {
+fn bench_net(given: &BenchNetGiven, online_cores: &[usize]) -> ExitCode {
+    let config = match config::load_bench_net(given, online_cores) {
         Ok(config) => config,
         Err(error) => return refused(&error),
     };
-    let report = match bench::run(&config) {
+    let report = match bench::net::run(&config) {
         Ok(report) => report,
         Err(error) => {
             complain(&error);

@@ -114,13 +114,12 @@ impl Client {
         self.protocol
     }
 
-    /// Acknowledges the device features `wanted`, with several queues also the protocol's MQ.
+    /// Acknowledges the device features `wanted`, and those of `protocol` that are offered.
     ///
     /// # Errors
     /// When the back-end refuses them.
-    pub(super) fn negotiate(&mut self, wanted: u64, several: bool) -> Result<(), BenchError> {
-        let mq = if several { PROTOCOL_MQ } else { 0 };
-        let protocol = self.protocol & (PROTOCOL_REPLY_ACK | mq);
+    pub(super) fn negotiate(&mut self, wanted: u64, protocol: u64) -> Result<(), BenchError> {
+        let protocol = self.protocol & (PROTOCOL_REPLY_ACK | protocol);
         if self.features & PROTOCOL_FEATURES != 0 {
             self.send(SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes(), &[])?;
             self.acks = protocol & PROTOCOL_REPLY_ACK != 0;
@@ -251,6 +250,25 @@ impl Client {
         value.copy_from_slice(&reply[12..]);
         Ok(u64::from_ne_bytes(value))
     }
+}
+
+/// The bits of all features that a flag asks for: flag, number, name.
+///
+/// # Errors
+/// For the first that is not among the `offered`.
+pub(super) fn require(
+    offered: u64,
+    wanted: impl IntoIterator<Item = (Option<String>, u32, &'static str)>,
+) -> Result<u64, BenchError> {
+    let mut mask = 0;
+    for (flag, bit, name) in wanted {
+        let Some(flag) = flag else { continue };
+        if offered & (1 << bit) == 0 {
+            return Err(BenchError::Feature { flag, name, bit });
+        }
+        mask |= 1 << bit;
+    }
+    Ok(mask)
 }
 
 fn pair(index: u32, value: u32) -> [u8; 8] {

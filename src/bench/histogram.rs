@@ -7,6 +7,14 @@ const EXACT_BITS: u32 = EXACT.trailing_zeros();
 const STEPS: usize = EXACT / 2;
 const BUCKETS: usize = EXACT + (64 - EXACT_BITS as usize) * STEPS;
 
+/// The percentiles shown: name in JSON, name in the table, value in thousandths.
+pub(super) const PERCENTILES: [(&str, &str, u64); 4] = [
+    ("p50", "p50", 500),
+    ("p90", "p90", 900),
+    ("p99", "p99", 990),
+    ("p99_9", "p99.9", 999),
+];
+
 /// Counts of values over the whole range of `u64`, each known to 1/64 of itself.
 #[derive(Debug, Clone)]
 pub struct Histogram {

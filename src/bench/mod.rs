@@ -1,19 +1,18 @@
-//! `vringd bench net`: a vhost-user front-end that loads any network back-end which sends every
-//! frame back, and reports how fast and how soon.
+//! `vringd bench`: a vhost-user front-end that loads any back-end, and reports how fast and how
+//! soon it answers.
 //!
-//! One thread, no guest. `config` says what to do; `layout` gives out shared memory, `client` talks
-//! vhost-user, `ring` is the driver side of both ring formats, `pair` one queue pair under load,
-//! and `report` what is printed. Rings are polled; a back-end is kicked only when it asks for it.
-//! Nothing waits without a deadline.
+//! No guest. `config` says what to do, [`net`] sends frames. Both stand on `memory` that is shared,
+//! `client`, which talks vhost-user, `ring`, the driver side of both ring formats, `histogram` of
+//! latencies, and `watch` for what is looked at meanwhile. Rings are polled; a back-end is kicked
+//! only when it asks for it. Nothing waits without a deadline.
 #![forbid(unsafe_code)]
 
 mod client;
 mod histogram;
-mod layout;
-mod pair;
-mod report;
+mod memory;
+pub mod net;
 mod ring;
-mod run;
+mod watch;
 
 use std::io;
 use std::path::PathBuf;
@@ -23,8 +22,6 @@ use crate::memory::MemoryError;
 use crate::sys::cpu::CpuError;
 
 pub use histogram::Histogram;
-pub use report::Report;
-pub use run::run;
 
 /// Why a measurement came to nothing.
 #[derive(Debug, thiserror::Error)]

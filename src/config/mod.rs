@@ -21,7 +21,7 @@ mod validate;
 mod values;
 
 pub use crate::sys::listen::{SocketConfig, SocketSource};
-pub use bench::{BenchConfig, BenchGiven, BenchMode, FrameSize, load_bench};
+pub use bench::{BenchMode, BenchNetConfig, BenchNetGiven, FrameSize, load_bench_net};
 pub use error::{ConfigError, Place, Problem};
 pub use size::DURATION_MAX;
 pub use validate::load;
