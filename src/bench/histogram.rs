@@ -42,6 +42,15 @@ impl Histogram {
         self.max = self.max.max(value);
     }
 
+    /// Counts what another counted.
+    pub fn merge(&mut self, other: &Histogram) {
+        for (to, from) in self.counts.iter_mut().zip(&other.counts) {
+            *to += from;
+        }
+        self.samples += other.samples;
+        self.max = self.max.max(other.max);
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.counts.fill(0);
@@ -138,6 +147,17 @@ mod tests {
         assert!(histogram.percentile(990) < 5100);
         assert!((1_000_000..1_020_000).contains(&histogram.percentile(999)));
         assert_eq!(histogram.percentile(1000), 2_000_000);
+    }
+
+    #[test]
+    fn two_merged_are_as_one() {
+        let (mut low, high) = (of(1..=50), of(51..=100));
+        low.merge(&high);
+        let one = of(1..=100);
+        assert_eq!((low.samples(), low.max()), (100, 100));
+        for per_mille in [10, 500, 510, 999] {
+            assert_eq!(low.percentile(per_mille), one.percentile(per_mille));
+        }
     }
 
     #[test]

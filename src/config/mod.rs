@@ -21,6 +21,7 @@ mod validate;
 mod values;
 
 pub use crate::sys::listen::{SocketConfig, SocketSource};
+pub use bench::{BenchBlkConfig, BenchBlkGiven, Chains, Rw, RwKind, Span, load_bench_blk};
 pub use bench::{BenchMode, BenchNetConfig, BenchNetGiven, FrameSize, load_bench_net};
 pub use error::{ConfigError, Place, Problem};
 pub use size::DURATION_MAX;

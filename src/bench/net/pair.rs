@@ -155,6 +155,7 @@ impl<R: LoadRing> Pair<R> {
                 event_idx: config.event_idx,
                 in_order: config.in_order,
                 write,
+                chain: 1,
                 at: place.rings_at(),
             };
             Side::new(ram, &setup, place)

@@ -253,6 +253,7 @@ impl<R: LoadRing> Load<'_, R> {
             if self.client.is_closed() {
                 return Err(BenchError::Gone {
                     received: self.tally.received,
+                    what: "frames",
                 });
             }
         }
@@ -290,6 +291,7 @@ impl<R: LoadRing> Load<'_, R> {
         BenchError::Silent {
             missing: self.missing(),
             received: self.tally.received,
+            what: "frames",
             silence,
         }
     }

@@ -6,8 +6,10 @@ use std::time::Duration;
 use super::error::{ConfigError, Problem};
 use super::size::{parse_digits, parse_duration};
 
+mod blk;
 mod net;
 
+pub use blk::{BenchBlkConfig, BenchBlkGiven, Chains, Rw, RwKind, Span, load_bench_blk};
 pub use net::{BenchMode, BenchNetConfig, BenchNetGiven, FrameSize, load_bench_net};
 
 const QUEUES_MAX: u64 = 128;
