@@ -59,7 +59,7 @@ pub enum Action {
     /// Load a network back-end and print what it does.
     BenchNet(BenchNetGiven),
     /// Load a disk's back-end and print what it does.
-    BenchBlk(BenchBlkGiven),
+    BenchBlk(Box<BenchBlkGiven>),
 }
 
 /// A command line that leads to no action: wrong usage, or a request for help or the version.
@@ -105,12 +105,10 @@ where
             file: Some(check.config),
             ..Given::default()
         }),
-        Command::Bench(BenchArgs {
-            what: BenchCommand::Net(net),
-        }) => Action::BenchNet(net.given()),
-        Command::Bench(BenchArgs {
-            what: BenchCommand::Blk(blk),
-        }) => Action::BenchBlk(blk.given()),
+        Command::Bench(bench) => match bench.what {
+            BenchCommand::Net(net) => Action::BenchNet(net.given()),
+            BenchCommand::Blk(blk) => Action::BenchBlk(Box::new(blk.given())),
+        },
     };
     Ok(Invocation {
         log_level: cli.log_level,
@@ -138,7 +136,7 @@ enum Command {
     /// Say whether a configuration file is valid, and serve nothing
     Check(CheckArgs),
     /// Load a vhost-user back-end, be it vringd or another, and print what it does
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -189,10 +187,10 @@ struct BenchArgs {
 enum BenchCommand {
     /// Send frames to a network back-end that sends every one back (link=echo)
     #[command(after_help = BENCH_EXAMPLES)]
-    Net(BenchNetArgs),
+    Net(Box<BenchNetArgs>),
     /// Send requests to a disk's back-end, with fio's words; writing loads overwrite what is there
     #[command(after_help = BENCH_BLK_EXAMPLES)]
-    Blk(BenchBlkArgs),
+    Blk(Box<BenchBlkArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -515,7 +513,10 @@ mod tests {
             pid: some("7"),
             json: true,
         };
-        assert_eq!(parse_line(line).unwrap().action, Action::BenchBlk(given));
+        assert_eq!(
+            parse_line(line).unwrap().action,
+            Action::BenchBlk(Box::new(given))
+        );
         let fio = "vringd bench blk --socket /s --verify=md5 --cpus_allowed=0 --ramp_time=1 \
                    --randseed=4";
         let Action::BenchBlk(given) = parse_line(fio).unwrap().action else {

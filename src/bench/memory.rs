@@ -15,7 +15,7 @@ pub(super) const TO_UVA: u64 = 1 << 40;
 pub(super) const LINE: usize = 64;
 
 /// Rings begin on a page.
-pub(super) const PAGE: u64 = 4096;
+pub(super) const PAGE: usize = 4096;
 
 /// Memory that a back-end can map.
 #[derive(Debug)]

@@ -76,16 +76,15 @@ impl Layout {
         }
         let ring_size = u16::try_from(ring_size).ok()?;
         let rings = F::area_bytes(ring_size).map(|bytes| bytes.next_multiple_of(LINE));
-        let page = PAGE as usize;
-        let stride = (config.block_bytes as usize).next_multiple_of(page);
-        let data_at = (slots * SLOT_BYTES).next_multiple_of(page);
+        let stride = (config.block_bytes as usize).next_multiple_of(PAGE);
+        let data_at = (slots * SLOT_BYTES).next_multiple_of(PAGE);
         let bytes = data_at + stride * slots;
         let mut end = GPA;
         let place = |_| {
-            let desc = end.next_multiple_of(PAGE);
+            let desc = end.next_multiple_of(PAGE as u64);
             let driver = desc + rings[0] as u64;
             let device = driver + rings[1] as u64;
-            let slots = (device + rings[2] as u64).next_multiple_of(PAGE);
+            let slots = (device + rings[2] as u64).next_multiple_of(PAGE as u64);
             end = slots + bytes as u64;
             Place {
                 rings: [desc, driver, device],

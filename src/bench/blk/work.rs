@@ -77,7 +77,6 @@ impl Work {
 
     /// A random number below `bound`.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "the high half")]
     fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(mix(&mut self.random)) * u128::from(bound)) >> 64) as u64
     }

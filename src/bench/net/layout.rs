@@ -66,10 +66,10 @@ impl Layout {
         let rings = F::area_bytes(config.ring_size).map(|bytes| bytes.next_multiple_of(LINE));
         let mut end = GPA;
         let place = |_| {
-            let desc = end.next_multiple_of(PAGE);
+            let desc = end.next_multiple_of(PAGE as u64);
             let driver = desc + rings[0] as u64;
             let device = driver + rings[1] as u64;
-            let buffers = (device + rings[2] as u64).next_multiple_of(PAGE);
+            let buffers = (device + rings[2] as u64).next_multiple_of(PAGE as u64);
             end = buffers + (stride * usize::from(config.ring_size)) as u64;
             Place {
                 rings: [desc, driver, device],
