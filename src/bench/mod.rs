@@ -2,9 +2,9 @@
 //! soon it answers.
 //!
 //! No guest. `config` says what to do, [`net`] sends frames, [`blk`] requests to a disk. Both stand
-//! on `memory` that is shared, `client`, which talks vhost-user, `ring`, the driver side of both ring formats, `histogram` of
-//! latencies, and `watch` for what is looked at meanwhile. Rings are polled; a back-end is kicked
-//! only when it asks for it. Nothing waits without a deadline.
+//! on `memory` that is shared, `client`, which talks vhost-user, `ring`, the driver side of both
+//! ring formats, `histogram` of latencies, and `watch` for what is looked at meanwhile. Rings are
+//! polled; a back-end is kicked only when it asks for it. Nothing waits without a deadline.
 #![forbid(unsafe_code)]
 
 pub mod blk;

@@ -1,8 +1,8 @@
 //! One request queue under load: what is in flight, and what became of it.
 //!
 //! Every request that may be in flight has a slot, and a slot a chain that is made once. A request
-//! writes its sector, and its type when that changes; nothing else of the chain. The last slot is for
-//! FLUSH. VIRTIO 1.3 §5.2.6.
+//! writes its sector, and its type when that changes; nothing else of the chain. The last slot is
+//! for FLUSH. VIRTIO 1.3 §5.2.6.
 
 use std::sync::Arc;
 

@@ -322,8 +322,12 @@ fn measure<R: LoadRing + Send>(
             let order = order(config, number);
             let worker = Worker::new(part, clock, &shown[number], &stop);
             let watcher = watcher.clone();
+            let stop = &stop;
             handles.push(scope.spawn(move || {
                 let outcome = worker.run(&order, || watcher.unpark());
+                if outcome.is_err() {
+                    stop.store(true, Ordering::Relaxed);
+                }
                 watcher.unpark();
                 outcome
             }));
@@ -332,6 +336,7 @@ fn measure<R: LoadRing + Send>(
             config,
             client,
             shown: &shown,
+            stop: &stop,
         };
         let watched = watch.until_done(&handles);
         stop.store(true, Ordering::Relaxed);
@@ -368,6 +373,8 @@ struct Watch<'a> {
     config: &'a BenchBlkConfig,
     client: &'a Client,
     shown: &'a [Shown],
+    /// Set when a worker has met an error.
+    stop: &'a AtomicBool,
 }
 
 type Outcomes<'s> = [ScopedJoinHandle<'s, Result<Outcome, BenchError>>];
@@ -380,13 +387,8 @@ impl Watch<'_> {
         let mut last = (self.done(), Instant::now());
         let (mut began, mut backend) = (None, None);
         loop {
-            // A worker that ended early has met an error.
-            let ended = handles.iter().filter(|it| it.is_finished()).count();
+            let over = handles.iter().all(ScopedJoinHandle::is_finished);
             let all_measured = self.shown.iter().all(|it| it.phase.get() >= MEASURED);
-            if ended == handles.len() || (ended > 0 && !all_measured) {
-                line.end();
-                return Ok(backend);
-            }
             let now = Instant::now();
             if began.is_none() && self.shown.iter().all(|it| it.phase.get() >= MEASURING) {
                 began = Some((cpu_time(self.config.pid)?, self.done(), now));
@@ -398,6 +400,10 @@ impl Watch<'_> {
                     requests: self.done() - done,
                     elapsed: now - start,
                 });
+            }
+            if over || self.stop.load(Ordering::Relaxed) {
+                line.end();
+                return Ok(backend);
             }
             line.show(now, self.done());
             if self.done() != last.0 {

@@ -1,5 +1,5 @@
-//! What a verified block holds: a stamp that says which block it is, which write of which run, and a
-//! checksum over everything; after it, bytes that follow from the stamp.
+//! What a verified block holds: a stamp that says which block it is, which write of which run, and
+//! a checksum over everything; after it, bytes that follow from the stamp.
 
 /// Bytes of the stamp: magic, offset, generation, seed, checksum, length.
 const STAMP_BYTES: usize = 40;

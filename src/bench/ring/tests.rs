@@ -157,3 +157,96 @@ fn a_kick_is_wanted_only_when_the_device_says_so() {
         assert!(!packed.publish(), "nothing new");
     }
 }
+
+/// Three chains, one of them shorter, in a ring that their length does not divide, given back in another order.
+fn chains<R: LoadRing>(tables: bool) {
+    let ram = GuestRam::for_test(&[(0, 1 << 20)]);
+    let memory = RingMemory::new::<R::Format>(&ram, 4096, 16);
+    let setup = Setup {
+        size: 16,
+        event_idx: false,
+        in_order: false,
+        write: false,
+        chain: if tables { 1 } else { 3 },
+        at: memory.at.map(|gpa| gpa + UVA),
+    };
+    let mut ring = R::new(&ram, &setup).unwrap();
+    let mut device = memory.device::<R::Format>(false);
+    let area = ram.area(BUFFERS + UVA, 65536, 64).unwrap();
+    // Header, data and status; id 2 has no data.
+    let buffers = |id: u16| {
+        let at = BUFFERS + u64::from(id) * 4096;
+        let buffer = |offset, len, flags| Buffer {
+            addr: at + offset,
+            len,
+            flags,
+        };
+        let (head, status) = (buffer(0, 16, 0), buffer(16, 1, Desc::WRITE));
+        match id {
+            2 => vec![head, status],
+            _ => vec![head, buffer(512, 100 + u32::from(id), Desc::WRITE), status],
+        }
+    };
+    for id in 0..3 {
+        let chain = buffers(id);
+        if !tables {
+            ring.set_chain(id, &chain);
+            continue;
+        }
+        let count = u16::try_from(chain.len()).unwrap();
+        for (index, buffer) in (0..count).zip(&chain) {
+            let offset = usize::from(id) * 4096 + 64 + usize::from(index) * 16;
+            let [addr, rest] = R::table_entry(index, count, buffer);
+            area.store64(offset, addr);
+            area.store64(offset + 8, rest);
+        }
+        let table = Buffer {
+            addr: BUFFERS + u64::from(id) * 4096 + 64,
+            len: u32::from(count) * 16,
+            flags: Desc::INDIRECT,
+        };
+        ring.set_chain(id, &[table]);
+    }
+    for lap in 0..40u16 {
+        let ids = [lap % 3, (lap + 1) % 3, (lap + 2) % 3];
+        ids.iter().for_each(|id| ring.post_chain(*id));
+        assert_eq!(ring.used(), Ok(None));
+        ring.publish();
+        let mut segments = Segments::with_capacity(4);
+        let mut taken = ids.map(|id| {
+            segments.clear();
+            let Popped::Chain(chain) = device.pop(&mut segments).unwrap() else {
+                panic!("nothing is available");
+            };
+            let wanted = buffers(id);
+            let lengths: Vec<_> = segments.as_slice().iter().map(|it| it.len()).collect();
+            assert_eq!(
+                lengths,
+                wanted.iter().map(|it| it.len as usize).collect::<Vec<_>>()
+            );
+            for (segment, buffer) in segments.as_slice().iter().zip(&wanted) {
+                let same = ram.segment(buffer.addr, buffer.len).unwrap();
+                assert_eq!(format!("{segment:?}"), format!("{same:?}"));
+            }
+            (chain.id, id)
+        });
+        taken.rotate_left(usize::from(lap % 2));
+        let order: Vec<u16> = taken.iter().map(|(_, id)| *id).collect();
+        for (chain, id) in taken {
+            device.put_used(chain, 1 + u32::from(id), &[]);
+        }
+        device.publish();
+        for id in order {
+            assert_eq!(ring.used(), Ok(Some((id, 1 + u32::from(id)))));
+        }
+        assert_eq!(ring.used(), Ok(None));
+    }
+}
+
+#[test]
+fn chains_made_once_are_posted_again_and_again() {
+    for tables in [false, true] {
+        chains::<SplitLoad>(tables);
+        chains::<PackedLoad>(tables);
+    }
+}
