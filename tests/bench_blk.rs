@@ -1,5 +1,5 @@
-//! `vringd bench blk` against a daemon of ours and QEMU's: what it counts, what it verifies, and how
-//! it fails.
+//! `vringd bench blk` against a daemon of ours and QEMU's: what it counts, what it verifies, and
+//! how it fails.
 
 #[path = "support/mod.rs"]
 mod support;

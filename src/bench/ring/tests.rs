@@ -158,7 +158,8 @@ fn a_kick_is_wanted_only_when_the_device_says_so() {
     }
 }
 
-/// Three chains, one of them shorter, in a ring that their length does not divide, given back in another order.
+/// Three chains, one of them shorter, in a ring that their length does not divide, given back in
+/// another order.
 fn chains<R: LoadRing>(tables: bool) {
     let ram = GuestRam::for_test(&[(0, 1 << 20)]);
     let memory = RingMemory::new::<R::Format>(&ram, 4096, 16);
