@@ -34,6 +34,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of the files behind disks.
 const FILE_BYTES: u64 = 1 << 30;
 
+/// Bytes of a disk in memory.
+const RAM_BYTES: u64 = 256 << 20;
+
 /// Where blocks are.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Medium {
@@ -240,7 +243,7 @@ impl BackEnd {
             _ => {
                 let backend = match case.medium {
                     Medium::Null => format!("backend=null:{FILE_BYTES}"),
-                    Medium::Ram => format!("backend=ram:{FILE_BYTES}"),
+                    Medium::Ram => format!("backend=ram:{RAM_BYTES}"),
                     Medium::Tmpfs => format!("path={path},direct=false"),
                     Medium::Disk => format!("path={path},direct=true"),
                 };
@@ -297,16 +300,25 @@ fn run(peer: Peer, case: &Case, options: &Options, files: &Files) -> Rate {
     }
     let socket = files.sockets.fresh_socket();
     let back_end = BackEnd::start(peer, case, files, &socket);
+    let front_end = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vringd"));
+        command
+            .args(["bench", "blk", "--json", "--socket"])
+            .arg(&socket);
+        command
+    };
+    if case.medium == Medium::Ram {
+        // Pages that were never written are all the same one, and cost a fault to write.
+        object_of(front_end().args(["--rw", "write", "--bs", "1m", "--loops", "1"]));
+    }
     let found = object_of(
-        Command::new(env!("CARGO_BIN_EXE_vringd"))
-            .args(["bench", "blk", "--json", "--event-idx", "--rw", case.rw])
+        front_end()
+            .args(["--event-idx", "--rw", case.rw])
             .args(["--format", case.format])
             .args(["--iodepth", &case.depth.to_string()])
             .args(["--runtime", &options.seconds.to_string()])
             .args(["--cpus-allowed", &FRONT_END_CORE.to_string()])
-            .args(["--pid", &back_end.0.id().to_string()])
-            .arg("--socket")
-            .arg(&socket),
+            .args(["--pid", &back_end.0.id().to_string()]),
     );
     let kind = case.rw.trim_start_matches("rand");
     let value = |value: &Value| value.as_f64().expect("a number in the report");
