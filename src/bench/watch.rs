@@ -73,9 +73,11 @@ impl Line {
         (self.done, self.shown) = (done, true);
         self.next = Some(now + Duration::from_secs(1));
     }
+}
 
-    /// Leaves the line as it is.
-    pub(super) fn end(&mut self) {
+impl Drop for Line {
+    /// What is printed next has a line of its own.
+    fn drop(&mut self) {
         if self.shown {
             let _ = writeln!(io::stderr());
         }

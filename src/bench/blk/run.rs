@@ -402,7 +402,6 @@ impl Watch<'_> {
                 });
             }
             if over || self.stop.load(Ordering::Relaxed) {
-                line.end();
                 return Ok(backend);
             }
             line.show(now, self.done());

@@ -182,7 +182,6 @@ impl<R: LoadRing> Load<'_, R> {
         let latency = self.tally.latency.clone();
         let kicks = self.tally.kicks - kicks_before;
         self.drain()?;
-        line.end();
         if let Some(queue) = self.pairs.iter().position(Pair::is_dead) {
             return Err(BenchError::Unserved {
                 queue,
