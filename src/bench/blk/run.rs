@@ -42,7 +42,7 @@ const MEMORY_MAX: u64 = 64 << 30;
 /// Connects, measures, and says what was found.
 ///
 /// # Errors
-/// [`BenchError`]; a back-end that stops answering is given up after [`SILENCE_MAX`].
+/// [`BenchError`]; a back-end that stops answering is given up after ten seconds.
 pub fn run(config: &BenchBlkConfig) -> Result<Report, BenchError> {
     if config.packed {
         load::<PackedLoad>(config)
