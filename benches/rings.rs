@@ -17,6 +17,8 @@
 mod chart;
 #[path = "../tests/support/testpmd.rs"]
 mod testpmd;
+#[path = "support/turns.rs"]
+mod turns;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -24,19 +26,14 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 use testpmd::{RingPath, Testpmd, TestpmdConfig};
-use vringd::testing::probe::{self, Distance};
-
-const FRONT_END_CORE: usize = 0;
-const BACK_END_CORE: usize = 1;
+use turns::{BACK_END_CORE, BenchDir, Run, Turns, in_turns, median};
+use vringd::testing::probe::ProbeError;
 
 /// Traffic before the measurement, in which caches and batches settle.
 const WARM_UP: Duration = Duration::from_millis(500);
 
 /// How long a back-end may take to be there.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Attempts for each pair that is wanted, before a path is given up.
-const ATTEMPTS_PER_PAIR: usize = 4;
 
 /// What the command line asks for.
 struct Options {
@@ -202,69 +199,21 @@ impl Drop for BackEnd {
     }
 }
 
-/// A directory for sockets, removed at the end.
-struct SocketDir(PathBuf);
-
-impl SocketDir {
-    fn new() -> std::io::Result<Self> {
-        let dir = std::env::temp_dir().join(format!("vringd-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&dir)?;
-        Ok(Self(dir))
-    }
-
-    /// A path where no socket is.
-    fn fresh_socket(&self) -> PathBuf {
-        let socket = self.0.join("net0.sock");
-        let _ = std::fs::remove_file(&socket);
-        socket
-    }
-}
-
-impl Drop for SocketDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// One run: what it moved, and the round trips before and after it.
+/// Million frames per second.
 #[derive(Clone, Copy)]
-struct Run {
-    mpps: f64,
-    probes_ns: [f64; 2],
-}
+struct Mpps(f64);
 
-impl Run {
-    /// The conditions of the run; none when they changed or something else ran.
-    fn distance(&self) -> Option<Distance> {
-        let [before, after] = self.probes_ns.map(Distance::of);
-        (before == after && before != Distance::Disturbed).then_some(before)
-    }
-}
-
-impl fmt::Display for Run {
+impl fmt::Display for Mpps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [before, after] = self.probes_ns;
-        write!(f, "{:.2} Mpps ({before:.0}, {after:.0} ns)", self.mpps)
+        write!(f, "{:.2} Mpps", self.0)
     }
-}
-
-/// Both cores must be free for this: nothing of a run may be alive.
-fn probe_ns() -> Result<f64, probe::ProbeError> {
-    probe::round_trip_ns(FRONT_END_CORE, BACK_END_CORE, probe::ROUND_TRIPS)
 }
 
 #[expect(
     clippy::cast_precision_loss,
     reason = "frames per second are far below 2^53"
 )]
-fn run(
-    peer: Peer,
-    path: &RingPath,
-    size: u32,
-    options: &Options,
-    dir: &SocketDir,
-) -> Result<Run, probe::ProbeError> {
-    let before = probe_ns()?;
+fn run(peer: Peer, path: &RingPath, size: u32, options: &Options, dir: &BenchDir) -> Mpps {
     let socket = dir.fresh_socket();
     let back_end = BackEnd::start(peer, options, &socket);
     let mut front_end = Testpmd::start(&path.front_end(&socket));
@@ -280,67 +229,29 @@ fn run(
     );
     front_end.quit();
     drop(back_end);
-    Ok(Run {
-        mpps: stats.rx_pps as f64 / 1e6,
-        probes_ns: [before, probe_ns()?],
-    })
+    Mpps(stats.rx_pps as f64 / 1e6)
 }
 
-/// The pairs of a path that count.
-struct Pairs {
-    distance: Distance,
-    runs: Vec<(Run, Run)>,
-}
-
-/// Runs both in turns until one class of conditions has seen as many pairs as wanted.
+/// Runs both in turns.
 fn pairs(
     path: &RingPath,
     size: u32,
     options: &Options,
-    dir: &SocketDir,
-) -> Result<Vec<Pairs>, probe::ProbeError> {
-    let mut by_distance = [Distance::Near, Distance::Far].map(|distance| Pairs {
-        distance,
-        runs: Vec::new(),
-    });
-    for _ in 0..options.pairs * ATTEMPTS_PER_PAIR {
-        let ours = run(options.ours(), path, size, options, dir)?;
-        let theirs = run(options.theirs(), path, size, options, dir)?;
-        let counts = ours.distance().is_some() && ours.distance() == theirs.distance();
-        let verdict = if counts { "" } else { ": discarded" };
-        let name = options.name(options.theirs());
-        eprintln!(
-            "path {}, {size} bytes: {ours}, {name} {theirs}{verdict}",
-            path.number
-        );
-        if let Some(distance) = ours.distance().filter(|_| counts) {
-            let class = by_distance.iter_mut().find(|c| c.distance == distance);
-            class
-                .expect("a distance that counts")
-                .runs
-                .push((ours, theirs));
-        }
-        if by_distance.iter().any(|c| c.runs.len() >= options.pairs) {
-            break;
-        }
-    }
-    Ok(by_distance.into())
-}
-
-/// The middle of some values, or the mean of the two in the middle.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let upper = values[values.len() / 2];
-    let lower = values[(values.len() - 1) / 2];
-    f64::midpoint(lower, upper)
+    dir: &BenchDir,
+) -> Result<Vec<Turns<Mpps>>, ProbeError> {
+    let peers = [options.ours(), options.theirs()];
+    let names = peers.map(|peer| options.name(peer));
+    let what = format!("path {}, {size} bytes", path.number);
+    in_turns(&what, options.pairs, &names, |peer| {
+        Run::between_probes(|| run(peers[peer], path, size, options, dir))
+    })
 }
 
 /// A line of the table.
 struct Row {
     path: String,
     size: u32,
-    distance: Distance,
+    distance: &'static str,
     probe_ns: f64,
     /// Medians of both, in Mpps.
     mpps: [f64; 2],
@@ -350,23 +261,16 @@ struct Row {
 }
 
 impl Row {
-    fn new(path: &RingPath, size: u32, pairs: &Pairs) -> Self {
-        let ratios = || pairs.runs.iter().map(|(ours, dpdk)| ours.mpps / dpdk.mpps);
-        let both = |(ours, dpdk): &(Run, Run)| [ours.probes_ns, dpdk.probes_ns].concat();
+    fn new(path: &RingPath, size: u32, pairs: &Turns<Mpps>) -> Self {
+        let (ratio, range) = pairs.ratio(|mpps| mpps.0);
         Self {
             path: format!("{} {}", path.number, path.name),
             size,
-            distance: pairs.distance,
-            probe_ns: median(pairs.runs.iter().flat_map(both)),
-            mpps: [
-                median(pairs.runs.iter().map(|(ours, _)| ours.mpps)),
-                median(pairs.runs.iter().map(|(_, dpdk)| dpdk.mpps)),
-            ],
-            ratio: median(ratios()),
-            range: (
-                ratios().fold(f64::INFINITY, f64::min),
-                ratios().fold(0.0, f64::max),
-            ),
+            distance: pairs.distance.name(),
+            probe_ns: pairs.probe_ns(),
+            mpps: [0, 1].map(|peer| median(pairs.values(peer, |mpps| mpps.0))),
+            ratio,
+            range,
             pairs: pairs.runs.len(),
         }
     }
@@ -385,14 +289,14 @@ impl fmt::Display for Row {
             self.range.0,
             self.range.1,
             self.pairs,
-            self.distance.name(),
+            self.distance,
             self.probe_ns,
         )
     }
 }
 
 fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
-    let dir = SocketDir::new()?;
+    let dir = BenchDir::new(&std::env::temp_dir())?;
     let mut rows = Vec::new();
     let mut complete = true;
     for &size in &options.sizes {
@@ -423,32 +327,21 @@ fn table(options: &Options, rows: &[Row]) -> String {
     table
 }
 
-/// Puts the table between its marks in docs/performance.md, and the chart beside it. The chart has
-/// the rows with all pairs: the others say what was seen in passing.
-fn write_docs(table: &str, rows: &[Row], pairs: usize) -> Result<(), Box<dyn std::error::Error>> {
-    const MARKS: [&str; 2] = ["<!-- rings: begin -->\n", "<!-- rings: end -->"];
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-    let page = docs.join("performance.md");
-    let text = std::fs::read_to_string(&page)?;
-    let [begin, end] = MARKS.map(|mark| text.find(mark));
-    let (Some(begin), Some(end)) = (begin, end) else {
-        return Err(format!("{} has no marks for the table", page.display()).into());
-    };
-    let (before, after) = (&text[..begin + MARKS[0].len()], &text[end..]);
-    std::fs::write(&page, format!("{before}{table}{after}"))?;
+/// Puts table and chart into docs/performance.md. The chart has the rows with all pairs: the others
+/// say what was seen in passing.
+fn write_docs(table: &str, rows: &[Row], pairs: usize) -> Result<(), String> {
     let bars: Vec<_> = rows
         .iter()
         .filter(|row| row.pairs >= pairs)
         .map(|row| chart::Bar {
             panel: format!("{} bytes", row.size),
-            label: format!("{} ({})", row.path, row.distance.name()),
+            label: format!("{} ({})", row.path, row.distance),
             ratio: row.ratio,
             range: row.range,
         })
         .collect();
     let title = "Frames per second, vringd / net_vhost";
-    std::fs::write(docs.join("performance-rings.svg"), chart::svg(title, &bars))?;
-    Ok(())
+    turns::write_docs("rings", table, &chart::svg(title, &bars))
 }
 
 fn main() -> ExitCode {

@@ -65,6 +65,11 @@ need_qemu() {
     esac
 }
 
+# QEMU's own disk back-end. Comes before need_qemu, which goes with its suite.
+need_storage_daemon() {
+    command -v qemu-storage-daemon >/dev/null || need_packages qemu-utils
+}
+
 # cargo of at least the version in Cargo.toml: what is on PATH, else Debian's newest.
 cargo_is_new_enough() {
     command -v cargo >/dev/null || return 1

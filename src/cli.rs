@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{BenchGiven, Given};
+use crate::config::{BenchBlkGiven, BenchNetGiven, Given};
 use crate::logging::Level;
 
 const EXAMPLES: &str = "\
@@ -30,6 +30,16 @@ Example:
     vringd run --core 1 --idle spin --net socket=/tmp/n0.sock,link=echo &
     vringd bench net --socket /tmp/n0.sock --core 0 --pid $!";
 
+const BENCH_BLK_EXAMPLES: &str = "\
+Examples:
+  How many reads of 4 KiB core 1 serves in a second, measured from core 0:
+    vringd run --core 1 --idle spin --blk socket=/tmp/d0.sock,backend=null:1G &
+    vringd bench blk --socket /tmp/d0.sock --rw randread --bs 4k --iodepth 32 \
+      --format packed --cpus-allowed 0 --pid $!
+
+  Write a whole disk and read every block of it back:
+    vringd bench blk --socket /tmp/d0.sock --rw write --loops 1 --iodepth 8 --verify";
+
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invocation {
@@ -47,7 +57,9 @@ pub enum Action {
     /// Say whether the settings are valid.
     Check(Given),
     /// Load a network back-end and print what it does.
-    BenchNet(BenchGiven),
+    BenchNet(BenchNetGiven),
+    /// Load a disk's back-end and print what it does.
+    BenchBlk(Box<BenchBlkGiven>),
 }
 
 /// A command line that leads to no action: wrong usage, or a request for help or the version.
@@ -93,9 +105,10 @@ where
             file: Some(check.config),
             ..Given::default()
         }),
-        Command::Bench(BenchArgs {
-            what: BenchCommand::Net(net),
-        }) => Action::BenchNet(net.given()),
+        Command::Bench(bench) => match bench.what {
+            BenchCommand::Net(net) => Action::BenchNet(net.given()),
+            BenchCommand::Blk(blk) => Action::BenchBlk(Box::new(blk.given())),
+        },
     };
     Ok(Invocation {
         log_level: cli.log_level,
@@ -123,7 +136,7 @@ enum Command {
     /// Say whether a configuration file is valid, and serve nothing
     Check(CheckArgs),
     /// Load a vhost-user back-end, be it vringd or another, and print what it does
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -174,7 +187,10 @@ struct BenchArgs {
 enum BenchCommand {
     /// Send frames to a network back-end that sends every one back (link=echo)
     #[command(after_help = BENCH_EXAMPLES)]
-    Net(BenchNetArgs),
+    Net(Box<BenchNetArgs>),
+    /// Send requests to a disk's back-end, with fio's words; writing loads overwrite what is there
+    #[command(after_help = BENCH_BLK_EXAMPLES)]
+    Blk(Box<BenchBlkArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -239,8 +255,8 @@ struct BenchNetArgs {
 }
 
 impl BenchNetArgs {
-    fn given(self) -> BenchGiven {
-        BenchGiven {
+    fn given(self) -> BenchNetGiven {
+        BenchNetGiven {
             socket: self.socket,
             size: self.size,
             queues: self.queues,
@@ -253,6 +269,128 @@ impl BenchNetArgs {
             mode: self.mode,
             duration: self.duration,
             core: self.core,
+            pid: self.pid,
+            json: self.json,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(max_term_width = 100)]
+struct BenchBlkArgs {
+    /// The back-end's socket
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+
+    /// read, write, rw, trim, or randread, randwrite, randrw, randtrim [default: read]
+    #[arg(long, value_name = "LOAD")]
+    rw: Option<String>,
+
+    /// Share of reads in rw and randrw [default: 50]
+    #[arg(long, value_name = "PERCENT")]
+    rwmixread: Option<String>,
+
+    /// Bytes of a request: 512, 4k, 1m [default: 4k]
+    #[arg(long, value_name = "SIZE")]
+    bs: Option<String>,
+
+    /// Requests in flight per queue [default: 1]
+    #[arg(long, value_name = "N")]
+    iodepth: Option<String>,
+
+    /// Request queues, 1..=128 [default: 1]
+    #[arg(long, value_name = "N")]
+    queues: Option<String>,
+
+    /// Polling threads, which share the queues [default: one per queue]
+    #[arg(long, value_name = "N")]
+    threads: Option<String>,
+
+    /// Format of the rings: split or packed [default: split]
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+
+    /// Descriptors of a request: direct (three in the ring) or indirect [default: direct]
+    #[arg(long, value_name = "KIND")]
+    chains: Option<String>,
+
+    /// Negotiate VIRTIO_F_EVENT_IDX
+    #[arg(long)]
+    event_idx: bool,
+
+    /// Descriptors of a ring, a power of two [default: 128, or more for the depth]
+    #[arg(long, value_name = "N")]
+    ring_size: Option<String>,
+
+    /// How long to measure: 5s, 300ms [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    runtime: Option<String>,
+
+    /// Measure as many requests as the range has blocks, N times, instead of a time
+    #[arg(long, value_name = "N")]
+    loops: Option<String>,
+
+    /// Load before it is measured [default: a tenth of the runtime, 250ms at most]
+    #[arg(long, alias = "ramp_time", value_name = "TIME")]
+    ramp_time: Option<String>,
+
+    /// Bytes of the disk to use, from --offset on [default: all]
+    #[arg(long, value_name = "SIZE")]
+    size: Option<String>,
+
+    /// Where on the disk to begin [default: 0]
+    #[arg(long, value_name = "SIZE")]
+    offset: Option<String>,
+
+    /// Flush after N writes of a queue
+    #[arg(long, value_name = "N")]
+    fsync: Option<String>,
+
+    /// Stamp blocks that are written, read them back, and check blocks that are read
+    #[arg(long, value_name = "crc32c", num_args = 0..=1, require_equals = true,
+          default_missing_value = "crc32c")]
+    verify: Option<String>,
+
+    /// Seed of random offsets and of stamps; stamps that are read have to have it, if given
+    #[arg(long, alias = "randseed", value_name = "N")]
+    seed: Option<String>,
+
+    /// Cores to pin the threads to, in turn: 0, 0-3,8 [default: not pinned]
+    #[arg(long, alias = "cpus_allowed", value_name = "LIST")]
+    cpus_allowed: Option<String>,
+
+    /// The back-end's process: count its CPU time too
+    #[arg(long, value_name = "PID")]
+    pid: Option<String>,
+
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+impl BenchBlkArgs {
+    fn given(self) -> BenchBlkGiven {
+        BenchBlkGiven {
+            socket: self.socket,
+            rw: self.rw,
+            rwmixread: self.rwmixread,
+            bs: self.bs,
+            iodepth: self.iodepth,
+            queues: self.queues,
+            threads: self.threads,
+            format: self.format,
+            chains: self.chains,
+            event_idx: self.event_idx,
+            ring_size: self.ring_size,
+            runtime: self.runtime,
+            loops: self.loops,
+            ramp_time: self.ramp_time,
+            size: self.size,
+            offset: self.offset,
+            fsync: self.fsync,
+            verify: self.verify,
+            seed: self.seed,
+            cpus_allowed: self.cpus_allowed,
             pid: self.pid,
             json: self.json,
         }
@@ -325,7 +463,7 @@ mod tests {
                     --mergeable --event-idx --ring-size 256 --in-flight 9 --mode flood \
                     --duration 1s --core 3 --pid 7 --json";
         let some = |text: &str| Some(text.to_owned());
-        let given = BenchGiven {
+        let given = BenchNetGiven {
             socket: PathBuf::from("/s"),
             size: some("mix"),
             queues: some("2"),
@@ -342,6 +480,53 @@ mod tests {
             json: true,
         };
         assert_eq!(parse_line(line).unwrap().action, Action::BenchNet(given));
+    }
+
+    #[test]
+    fn bench_blk_passes_its_values_on_as_text() {
+        let line = "vringd bench blk --socket /s --rw randrw --rwmixread 70 --bs 4k --iodepth 32 \
+                    --queues 2 --threads 1 --format packed --chains indirect --event-idx \
+                    --ring-size 256 --runtime 5 --loops 3 --ramp-time 1s --size 1G --offset 4k \
+                    --fsync 8 --verify --seed 9 --cpus-allowed 0,2 --pid 7 --json";
+        let some = |text: &str| Some(text.to_owned());
+        let given = BenchBlkGiven {
+            socket: PathBuf::from("/s"),
+            rw: some("randrw"),
+            rwmixread: some("70"),
+            bs: some("4k"),
+            iodepth: some("32"),
+            queues: some("2"),
+            threads: some("1"),
+            format: some("packed"),
+            chains: some("indirect"),
+            event_idx: true,
+            ring_size: some("256"),
+            runtime: some("5"),
+            loops: some("3"),
+            ramp_time: some("1s"),
+            size: some("1G"),
+            offset: some("4k"),
+            fsync: some("8"),
+            verify: some("crc32c"),
+            seed: some("9"),
+            cpus_allowed: some("0,2"),
+            pid: some("7"),
+            json: true,
+        };
+        assert_eq!(
+            parse_line(line).unwrap().action,
+            Action::BenchBlk(Box::new(given))
+        );
+        let fio = "vringd bench blk --socket /s --verify=md5 --cpus_allowed=0 --ramp_time=1 \
+                   --randseed=4";
+        let Action::BenchBlk(given) = parse_line(fio).unwrap().action else {
+            panic!("another action");
+        };
+        assert_eq!((given.verify, given.seed), (some("md5"), some("4")));
+        assert_eq!(
+            (given.cpus_allowed, given.ramp_time),
+            (some("0"), some("1"))
+        );
     }
 
     #[test]
@@ -372,6 +557,7 @@ mod tests {
             "vringd run --help",
             "vringd check -h",
             "vringd bench net --help",
+            "vringd bench blk --help",
             "vringd --version",
         ] {
             assert_eq!(parse_line(line).unwrap_err().exit_status(), 0, "{line}");

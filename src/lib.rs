@@ -19,8 +19,8 @@
 //!                            sync
 //! ```
 //!
-//! Beside the daemon stands `bench`, the front-end of `vringd bench net`, over config, ring, memory
-//! and sys.
+//! Beside the daemon stands `bench`, the front-end of `vringd bench`, over config, ring, memory and
+//! sys.
 //!
 //! A module uses what lies below it along the arrows and nothing else; `tests/tidy.rs` holds that.
 //! Unsafe code lives in `memory` and `sys` alone. docs/architecture.md tells the whole story.

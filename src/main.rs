@@ -6,11 +6,13 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use vringd::bench::BenchError;
 use vringd::cli::{self, Action};
-use vringd::config::{self, BenchGiven, Machine};
+use vringd::config::{self, BenchBlkGiven, BenchNetGiven, Machine};
 use vringd::{bench, daemon, logging, sys};
 
 const REFUSED: u8 = 2;
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
     let given = match &invocation.action {
         Action::Run(given) | Action::Check(given) => given,
         Action::BenchNet(given) => return bench_net(given, &online_cores),
+        Action::BenchBlk(given) => return bench_blk(given, &online_cores),
     };
     let machine = Machine {
         online_cores,
@@ -57,23 +60,42 @@ fn main() -> ExitCode {
     }
 }
 
-fn bench_net(given: &BenchGiven, online_cores: &[usize]) -> ExitCode {
-    let config = match config::load_bench(given, online_cores) {
-        Ok(config) => config,
-        Err(error) => return refused(&error),
-    };
-    let report = match bench::run(&config) {
-        Ok(report) => report,
+fn bench_net(given: &BenchNetGiven, online_cores: &[usize]) -> ExitCode {
+    match config::load_bench_net(given, online_cores) {
+        Ok(config) => {
+            let report = bench::net::run(&config);
+            let report = report.map(|report| (report.json(), report));
+            print_report(report, config.json)
+        }
+        Err(error) => refused(&error),
+    }
+}
+
+fn bench_blk(given: &BenchBlkGiven, online_cores: &[usize]) -> ExitCode {
+    match config::load_bench_blk(given, online_cores) {
+        Ok(config) => {
+            let report = bench::blk::run(&config);
+            let report = report.map(|report| (report.json(), report));
+            print_report(report, config.json)
+        }
+        Err(error) => refused(&error),
+    }
+}
+
+/// Prints what was measured, as JSON or as a table.
+fn print_report(
+    report: Result<(impl fmt::Display, impl fmt::Display), BenchError>,
+    json: bool,
+) -> ExitCode {
+    let mut out = io::stdout();
+    let printed = match report {
+        Ok((object, _)) if json => writeln!(out, "{object}"),
+        Ok((_, table)) => writeln!(out, "{table}"),
+        Err(error) if error.is_refusal() => return refused(&error),
         Err(error) => {
             complain(&error);
             return ExitCode::from(FAILED);
         }
-    };
-    let mut out = io::stdout();
-    let printed = if config.json {
-        writeln!(out, "{}", report.json())
-    } else {
-        writeln!(out, "{report}")
     };
     if printed.is_ok() {
         ExitCode::SUCCESS

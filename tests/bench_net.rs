@@ -135,11 +135,11 @@ mod tests {
     }
 
     #[test]
-    fn a_back_end_that_lacks_something_or_is_absent_is_status_1() {
+    fn a_back_end_that_lacks_something_or_is_absent_is_status_2() {
         let says = "vringd: --socket \"/none\": can't connect: No such file";
-        fails(&bench("--socket /none"), 1, says);
+        fails(&bench("--socket /none"), 2, says);
         let echo = Echo::start();
-        fails(&echo.bench("--queues 3"), 1, "vringd: --queues \"3\": ");
+        fails(&echo.bench("--queues 3"), 2, "vringd: --queues \"3\": ");
     }
 
     /// Starts a measurement, does `harm` to the daemon in the midst of it, and returns what the

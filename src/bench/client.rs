@@ -22,6 +22,8 @@ pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// VHOST_USER_PROTOCOL_F_MQ.
 pub(super) const PROTOCOL_MQ: u64 = 1 << 0;
+/// VHOST_USER_PROTOCOL_F_CONFIG.
+pub(super) const PROTOCOL_CONFIG: u64 = 1 << 9;
 /// VHOST_USER_PROTOCOL_F_REPLY_ACK.
 const PROTOCOL_REPLY_ACK: u64 = 1 << 3;
 
@@ -45,6 +47,10 @@ const GET_PROTOCOL_FEATURES: Request = (15, "GET_PROTOCOL_FEATURES");
 const SET_PROTOCOL_FEATURES: Request = (16, "SET_PROTOCOL_FEATURES");
 const GET_QUEUE_NUM: Request = (17, "GET_QUEUE_NUM");
 const SET_VRING_ENABLE: Request = (18, "SET_VRING_ENABLE");
+const GET_CONFIG: Request = (24, "GET_CONFIG");
+
+/// Offset, size and flags, before the bytes of config space.
+const CONFIG_HEAD_BYTES: usize = 12;
 
 /// A vring as it is described to a back-end.
 #[derive(Debug, Clone, Copy)]
@@ -114,13 +120,12 @@ impl Client {
         self.protocol
     }
 
-    /// Acknowledges the device features `wanted`, with several queues also the protocol's MQ.
+    /// Acknowledges the device features `wanted`, and those of `protocol` that are offered.
     ///
     /// # Errors
     /// When the back-end refuses them.
-    pub(super) fn negotiate(&mut self, wanted: u64, several: bool) -> Result<(), BenchError> {
-        let mq = if several { PROTOCOL_MQ } else { 0 };
-        let protocol = self.protocol & (PROTOCOL_REPLY_ACK | mq);
+    pub(super) fn negotiate(&mut self, wanted: u64, protocol: u64) -> Result<(), BenchError> {
+        let protocol = self.protocol & (PROTOCOL_REPLY_ACK | protocol);
         if self.features & PROTOCOL_FEATURES != 0 {
             self.send(SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes(), &[])?;
             self.acks = protocol & PROTOCOL_REPLY_ACK != 0;
@@ -135,6 +140,24 @@ impl Client {
     /// When no answer comes.
     pub(super) fn queue_num(&mut self) -> Result<u64, BenchError> {
         self.get(GET_QUEUE_NUM)
+    }
+
+    /// The first `N` bytes of the device's config space.
+    ///
+    /// # Errors
+    /// When no answer comes, or another one.
+    pub(super) fn config<const N: usize>(&mut self) -> Result<[u8; N], BenchError> {
+        let mut body = Vec::with_capacity(CONFIG_HEAD_BYTES + N);
+        for word in [0, u32::try_from(N).unwrap_or(u32::MAX), 0] {
+            body.extend_from_slice(&word.to_ne_bytes());
+        }
+        body.extend_from_slice(&[0; N]);
+        self.send(GET_CONFIG, &body, &[])?;
+        let mut reply = vec![0; body.len()];
+        self.receive_into(GET_CONFIG, &mut reply)?;
+        let mut config = [0; N];
+        config.copy_from_slice(&reply[CONFIG_HEAD_BYTES..]);
+        Ok(config)
     }
 
     /// Shares one region of memory: guest physical address, size, front-end address.
@@ -236,21 +259,45 @@ impl Client {
 
     /// A reply of one word.
     fn receive(&mut self, request: Request) -> Result<u64, BenchError> {
-        let mut reply = [0; 20];
-        let read = (&self.socket).read_exact(&mut reply);
-        read.map_err(|source| BenchError::talk(request.1, source))?;
-        let word = |at: usize| {
-            let mut bytes = [0; 4];
-            bytes.copy_from_slice(&reply[at..at + 4]);
-            u32::from_ne_bytes(bytes)
-        };
-        if word(0) != request.0 || word(4) & REPLY == 0 || word(8) != 8 {
-            return Err(BenchError::Nonsense { request: request.1 });
-        }
         let mut value = [0; 8];
-        value.copy_from_slice(&reply[12..]);
+        self.receive_into(request, &mut value)?;
         Ok(u64::from_ne_bytes(value))
     }
+
+    /// A reply as long as `body`.
+    fn receive_into(&mut self, request: Request, body: &mut [u8]) -> Result<(), BenchError> {
+        let failed = |source| BenchError::talk(request.1, source);
+        let mut head = [0; 12];
+        (&self.socket).read_exact(&mut head).map_err(failed)?;
+        let word = |at: usize| {
+            let mut bytes = [0; 4];
+            bytes.copy_from_slice(&head[at..at + 4]);
+            u32::from_ne_bytes(bytes)
+        };
+        if word(0) != request.0 || word(4) & REPLY == 0 || word(8) as usize != body.len() {
+            return Err(BenchError::Nonsense { request: request.1 });
+        }
+        (&self.socket).read_exact(body).map_err(failed)
+    }
+}
+
+/// The bits of all features that a flag asks for: flag, number, name.
+///
+/// # Errors
+/// For the first that is not among the `offered`.
+pub(super) fn require(
+    offered: u64,
+    wanted: impl IntoIterator<Item = (Option<String>, u32, &'static str)>,
+) -> Result<u64, BenchError> {
+    let mut mask = 0;
+    for (flag, bit, name) in wanted {
+        let Some(flag) = flag else { continue };
+        if offered & (1 << bit) == 0 {
+            return Err(BenchError::Feature { flag, name, bit });
+        }
+        mask |= 1 << bit;
+    }
+    Ok(mask)
 }
 
 fn pair(index: u32, value: u32) -> [u8; 8] {

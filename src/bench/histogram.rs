@@ -7,6 +7,14 @@ const EXACT_BITS: u32 = EXACT.trailing_zeros();
 const STEPS: usize = EXACT / 2;
 const BUCKETS: usize = EXACT + (64 - EXACT_BITS as usize) * STEPS;
 
+/// The percentiles shown: name in JSON, name in the table, value in thousandths.
+pub(super) const PERCENTILES: [(&str, &str, u64); 4] = [
+    ("p50", "p50", 500),
+    ("p90", "p90", 900),
+    ("p99", "p99", 990),
+    ("p99_9", "p99.9", 999),
+];
+
 /// Counts of values over the whole range of `u64`, each known to 1/64 of itself.
 #[derive(Debug, Clone)]
 pub struct Histogram {
@@ -32,6 +40,15 @@ impl Histogram {
         self.counts[bucket_of(value)] += 1;
         self.samples += 1;
         self.max = self.max.max(value);
+    }
+
+    /// Counts what another counted.
+    pub fn merge(&mut self, other: &Histogram) {
+        for (to, from) in self.counts.iter_mut().zip(&other.counts) {
+            *to += from;
+        }
+        self.samples += other.samples;
+        self.max = self.max.max(other.max);
     }
 
     /// Forgets everything.
@@ -130,6 +147,17 @@ mod tests {
         assert!(histogram.percentile(990) < 5100);
         assert!((1_000_000..1_020_000).contains(&histogram.percentile(999)));
         assert_eq!(histogram.percentile(1000), 2_000_000);
+    }
+
+    #[test]
+    fn two_merged_are_as_one() {
+        let (mut low, high) = (of(1..=50), of(51..=100));
+        low.merge(&high);
+        let one = of(1..=100);
+        assert_eq!((low.samples(), low.max()), (100, 100));
+        for per_mille in [10, 500, 510, 999] {
+            assert_eq!(low.percentile(per_mille), one.percentile(per_mille));
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
-//! The driver side of a virtqueue for load: one descriptor per chain, one fixed buffer per
-//! descriptor, nothing allocated per frame.
+//! The driver side of a virtqueue for load, nothing allocated per chain.
+//!
+//! Chains are either of one descriptor, for one fixed buffer per id ([`LoadRing::post`]), or made
+//! beforehand and posted again and again ([`LoadRing::set_chain`], [`LoadRing::post_chain`]).
 //!
 //! Ids are handed out in the order in which the device gave them back, from 0 on: a device that
 //! keeps the order meets every id in the same slot for ever, as IN_ORDER asks (VIRTIO 1.3 §2.7.9,
@@ -34,8 +36,31 @@ pub(super) struct Setup {
     pub in_order: bool,
     /// The device writes the buffers.
     pub write: bool,
+    /// Descriptors of a chain at most, up to [`CHAIN_MAX`]: the ring has `size / chain` ids.
+    pub chain: u16,
     /// Front-end addresses of descriptor, driver and device area.
     pub at: [u64; 3],
+}
+
+impl Setup {
+    /// How many ids there are: all, unless chains may have several descriptors.
+    fn ids(&self) -> u16 {
+        self.size / self.chain
+    }
+}
+
+/// Descriptors of a chain at most: header, data and status of a disk's request.
+pub(super) const CHAIN_MAX: usize = 3;
+
+/// One descriptor of a chain made beforehand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Buffer {
+    /// Guest physical address.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u32,
+    /// [`Desc::WRITE`], [`Desc::INDIRECT`] or nothing.
+    pub flags: u16,
 }
 
 /// The driver side of one virtqueue. Calls are off.
@@ -54,6 +79,16 @@ pub(super) trait LoadRing: Sized {
 
     /// Gives the buffer of `id` to the device, from the next [`LoadRing::publish`] on.
     fn post(&mut self, id: u16, addr: u64, len: u32);
+
+    /// Says what [`LoadRing::post_chain`] posts for `id`, which the device must not have now: up to
+    /// `chain` buffers.
+    fn set_chain(&mut self, id: u16, buffers: &[Buffer]);
+
+    /// Gives the chain of `id` to the device, from the next [`LoadRing::publish`] on.
+    fn post_chain(&mut self, id: u16);
+
+    /// The two words of descriptor `index` of an indirect table that has `count`.
+    fn table_entry(index: u16, count: u16, buffer: &Buffer) -> [u64; 2];
 
     /// Shows everything posted. Returns whether the device wants a kick for it.
     fn publish(&mut self) -> bool;
@@ -87,7 +122,8 @@ struct Batch {
 }
 
 impl Ids {
-    fn new(size: u16) -> Ids {
+    fn new(setup: &Setup) -> Ids {
+        let size = setup.ids();
         Ids {
             size,
             free: (0..size).collect(),
@@ -100,7 +136,7 @@ impl Ids {
     }
 
     fn wrap(&self, place: u16) -> u16 {
-        // Sizes are powers of two.
+        // Sizes are powers of two where ids go round: chains of several descriptors stay.
         place & (self.size - 1)
     }
 
@@ -181,6 +217,22 @@ impl SplitLoad {
     fn avail_event_at(&self) -> usize {
         4 + 8 * usize::from(self.setup.size)
     }
+
+    /// The place in either ring where an index points to.
+    #[inline]
+    fn place(&self, index: u16) -> usize {
+        usize::from(index & (self.setup.size - 1))
+    }
+
+    #[inline]
+    fn make_available(&mut self, id: u16) {
+        let place = 4 + 2 * self.place(self.next_avail);
+        if self.areas.driver.load16(place) != id {
+            self.areas.driver.store16(place, id);
+        }
+        self.ids.in_flight[usize::from(id)] = true;
+        self.next_avail = self.next_avail.wrapping_add(1);
+    }
 }
 
 impl LoadRing for SplitLoad {
@@ -196,7 +248,7 @@ impl LoadRing for SplitLoad {
         Ok(SplitLoad {
             areas,
             setup: *setup,
-            ids: Ids::new(setup.size),
+            ids: Ids::new(setup),
             next_avail: 0,
             shown: 0,
             next_used: 0,
@@ -217,12 +269,38 @@ impl LoadRing for SplitLoad {
             self.areas.desc.store64(at, addr);
             self.areas.desc.store64(at + 8, rest);
         }
-        let place = 4 + 2 * usize::from(self.ids.wrap(self.next_avail));
-        if self.areas.driver.load16(place) != id {
-            self.areas.driver.store16(place, id);
+        self.make_available(id);
+    }
+
+    /// The head of a chain is the descriptor with the number of its id; the others of all chains
+    /// stand behind the heads.
+    fn set_chain(&mut self, id: u16, buffers: &[Buffer]) {
+        let behind = self.ids.size + id * (self.setup.chain - 1);
+        let mut slot = id;
+        for (index, buffer) in (0u16..).zip(buffers) {
+            let next = behind + index;
+            let last = usize::from(index) + 1 == buffers.len();
+            let flags = buffer.flags | if last { 0 } else { Desc::NEXT };
+            let link = if last { 0 } else { u64::from(next) };
+            let at = usize::from(slot) * 16;
+            let rest = u64::from(buffer.len) | (u64::from(flags) << 32) | (link << 48);
+            self.areas.desc.store64(at, buffer.addr);
+            self.areas.desc.store64(at + 8, rest);
+            slot = next;
         }
-        self.ids.in_flight[usize::from(id)] = true;
-        self.next_avail = self.next_avail.wrapping_add(1);
+    }
+
+    #[inline]
+    fn post_chain(&mut self, id: u16) {
+        self.make_available(id);
+    }
+
+    fn table_entry(index: u16, count: u16, buffer: &Buffer) -> [u64; 2] {
+        let last = index + 1 == count;
+        let flags = buffer.flags | if last { 0 } else { Desc::NEXT };
+        let next = if last { 0 } else { index + 1 };
+        let rest = u64::from(buffer.len) | (u64::from(flags) << 32) | (u64::from(next) << 48);
+        [buffer.addr, rest]
     }
 
     #[inline]
@@ -252,7 +330,7 @@ impl LoadRing for SplitLoad {
                 return Ok(None);
             }
         }
-        let at = 4 + 8 * usize::from(self.ids.wrap(self.next_used));
+        let at = 4 + 8 * self.place(self.next_used);
         let word = self.areas.device.load32(at);
         let written = self.areas.device.load32(at + 4);
         if self.setup.in_order {
@@ -276,6 +354,37 @@ pub(super) struct PackedLoad {
     shown: PackedCursor,
     held: Option<(usize, u64)>,
     next_used: PackedCursor,
+    /// What the device overwrites in the ring, to write it again.
+    chains: Box<[PackedChain]>,
+}
+
+/// A chain made beforehand: addresses, and words that lack id and lap.
+#[derive(Debug, Clone, Copy, Default)]
+struct PackedChain {
+    words: [[u64; 2]; CHAIN_MAX],
+    count: u16,
+}
+
+impl PackedLoad {
+    #[inline]
+    fn put(&mut self, addr: u64, word: u64) {
+        let at = usize::from(self.next_avail.slot) * 16;
+        self.areas.desc.store64(at, addr);
+        // The flags make a chain available: those of the first of a burst come last.
+        if self.held.is_none() {
+            self.held = Some((at + 8, word));
+        } else {
+            self.areas.desc.store64_release(at + 8, word);
+        }
+        self.next_avail.advance(1, self.setup.size);
+    }
+
+    /// The flags of this lap, in place, and the id.
+    #[inline]
+    fn lap_and_id(&self, id: u16) -> u64 {
+        let lap = if self.next_avail.wrap { AVAIL } else { USED };
+        (u64::from(lap) << 48) | (u64::from(id) << 32)
+    }
 }
 
 impl LoadRing for PackedLoad {
@@ -293,11 +402,12 @@ impl LoadRing for PackedLoad {
         Ok(PackedLoad {
             areas,
             setup: *setup,
-            ids: Ids::new(setup.size),
+            ids: Ids::new(setup),
             next_avail: start,
             shown: start,
             held: None,
             next_used: start,
+            chains: vec![PackedChain::default(); usize::from(setup.ids())].into(),
         })
     }
 
@@ -307,19 +417,40 @@ impl LoadRing for PackedLoad {
 
     #[inline]
     fn post(&mut self, id: u16, addr: u64, len: u32) {
-        let lap = if self.next_avail.wrap { AVAIL } else { USED };
-        let flags = lap | if self.setup.write { Desc::WRITE } else { 0 };
-        let word = u64::from(len) | (u64::from(id) << 32) | (u64::from(flags) << 48);
-        let at = usize::from(self.next_avail.slot) * 16;
-        self.areas.desc.store64(at, addr);
-        // The flags make a chain available: those of the first of a burst come last.
-        if self.held.is_none() {
-            self.held = Some((at + 8, word));
-        } else {
-            self.areas.desc.store64_release(at + 8, word);
+        let flags = if self.setup.write { Desc::WRITE } else { 0 };
+        let word = u64::from(len) | (u64::from(flags) << 48) | self.lap_and_id(id);
+        self.ids.in_flight[usize::from(id)] = true;
+        self.put(addr, word);
+    }
+
+    fn set_chain(&mut self, id: u16, buffers: &[Buffer]) {
+        let chain = &mut self.chains[usize::from(id)];
+        chain.count = 0;
+        for (place, buffer) in chain.words.iter_mut().zip(buffers) {
+            chain.count += 1;
+            let last = usize::from(chain.count) == buffers.len();
+            let flags = buffer.flags | if last { 0 } else { Desc::NEXT };
+            *place = [
+                buffer.addr,
+                u64::from(buffer.len) | (u64::from(flags) << 48),
+            ];
+        }
+    }
+
+    /// Every descriptor carries the id; only the last one's counts (VIRTIO 1.3 §2.8.6).
+    #[inline]
+    fn post_chain(&mut self, id: u16) {
+        let chain = self.chains[usize::from(id)];
+        for [addr, word] in &chain.words[..usize::from(chain.count)] {
+            self.put(*addr, *word | self.lap_and_id(id));
         }
         self.ids.in_flight[usize::from(id)] = true;
-        self.next_avail.advance(1, self.setup.size);
+    }
+
+    /// Entries follow on each other without a link (VIRTIO 1.3 §2.8.7).
+    fn table_entry(_: u16, _: u16, buffer: &Buffer) -> [u64; 2] {
+        let rest = u64::from(buffer.len) | (u64::from(buffer.flags) << 48);
+        [buffer.addr, rest]
     }
 
     #[inline]
@@ -362,167 +493,12 @@ impl LoadRing for PackedLoad {
             self.next_used.advance(count, self.setup.size);
             return self.ids.next_of_batch();
         }
-        self.next_used.advance(1, self.setup.size);
-        Ok(Some((self.ids.come_back(id)?, written)))
+        let id = self.ids.come_back(id)?;
+        let slots = self.chains[usize::from(id)].count.max(1);
+        self.next_used.advance(slots, self.setup.size);
+        Ok(Some((id, written)))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::memory::Segments;
-    use crate::ring::{ChainId, ChainQueue, Popped, Virtqueue};
-    use crate::testing::driver::{RingMemory, UVA};
-
-    const SIZE: u16 = 8;
-    const BUFFERS: u64 = 65536;
-
-    fn ring<R: LoadRing>(in_order: bool, write: bool) -> (R, Virtqueue<R::Format>) {
-        let ram = GuestRam::for_test(&[(0, 1 << 20)]);
-        let memory = RingMemory::new::<R::Format>(&ram, 4096, SIZE);
-        let setup = Setup {
-            size: SIZE,
-            event_idx: false,
-            in_order,
-            write,
-            at: memory.at.map(|gpa| gpa + UVA),
-        };
-        (R::new(&ram, &setup).unwrap(), memory.device(false))
-    }
-
-    fn pop<F: RingFormat>(device: &mut Virtqueue<F>) -> (ChainId, u32) {
-        let mut segments = Segments::with_capacity(4);
-        let Popped::Chain(chain) = device.pop(&mut segments).unwrap() else {
-            panic!("nothing is available");
-        };
-        (chain.id, chain.readable_bytes + chain.writable_bytes)
-    }
-
-    fn post<R: LoadRing>(ring: &mut R, count: u16) {
-        for _ in 0..count {
-            let id = ring.ids().take().unwrap();
-            ring.post(id, BUFFERS + u64::from(id) * 2048, 100 + u32::from(id));
-        }
-        ring.publish();
-    }
-
-    /// Several laps, more in flight or fewer, with a device that swaps each two buffers.
-    fn out_of_order<R: LoadRing>() {
-        let (mut ring, mut device) = ring::<R>(false, true);
-        for lap in 0..20u16 {
-            let count = 2 + lap % 3 * 2;
-            post(&mut ring, count);
-            assert_eq!(ring.used(), Ok(None));
-            for _ in 0..count / 2 {
-                let (first, second) = (pop(&mut device), pop(&mut device));
-                for (chain, bytes) in [second, first] {
-                    device.put_used(chain, bytes, &[]);
-                }
-            }
-            device.publish();
-            for _ in 0..count {
-                let (id, written) = ring.used().unwrap().unwrap();
-                assert_eq!(written, 100 + u32::from(id));
-                ring.ids().put(id);
-            }
-            assert_eq!(ring.used(), Ok(None));
-            assert_eq!(ring.ids().room(), SIZE);
-        }
-    }
-
-    #[test]
-    fn buffers_come_back_in_any_order() {
-        out_of_order::<SplitLoad>();
-        out_of_order::<PackedLoad>();
-    }
-
-    fn in_order<R: LoadRing>() {
-        let (mut ring, mut device) = ring::<R>(true, false);
-        let mut next = 0;
-        for lap in 0..20u16 {
-            let count = 1 + lap % SIZE;
-            post(&mut ring, count);
-            for _ in 0..count {
-                let (chain, bytes) = pop(&mut device);
-                device.put_used(chain, bytes, &[]);
-            }
-            device.publish();
-            for _ in 0..count {
-                let (id, _) = ring.used().unwrap().unwrap();
-                assert_eq!(id, next % SIZE);
-                next += 1;
-                ring.ids().put(id);
-            }
-            assert_eq!(ring.used(), Ok(None));
-        }
-    }
-
-    #[test]
-    fn in_order_the_ids_go_round() {
-        in_order::<SplitLoad>();
-        in_order::<PackedLoad>();
-    }
-
-    #[test]
-    fn one_element_gives_back_all_buffers_up_to_its_own() {
-        let (mut split, _) = ring::<SplitLoad>(true, false);
-        post(&mut split, 5);
-        // The index moves by the whole batch; only the first place is written (§2.7.9).
-        split.areas.device.store32(4, 4);
-        split.areas.device.store16_release(2, 5);
-        let (mut packed, _) = ring::<PackedLoad>(true, false);
-        post(&mut packed, 5);
-        let flags = u64::from(AVAIL | USED);
-        let word = (4 << 32) | (flags << 48);
-        packed.areas.desc.store64_release(8, word);
-        for id in 0..5 {
-            assert_eq!(split.used(), Ok(Some((id, 0))));
-            assert_eq!(packed.used(), Ok(Some((id, 0))));
-        }
-        assert_eq!(split.used(), Ok(None));
-        assert_eq!(packed.used(), Ok(None));
-    }
-
-    #[test]
-    fn a_buffer_that_the_device_does_not_have_is_a_fault() {
-        for in_order in [false, true] {
-            for id in [3, 8, 0xffff_ffff] {
-                let (mut split, _) = ring::<SplitLoad>(in_order, false);
-                post(&mut split, 2);
-                split.areas.device.store32(4, id);
-                split.areas.device.store16_release(2, 1);
-                let found = (0..4).find_map(|_| split.used().err());
-                assert!(found.is_some(), "{id} {in_order}");
-            }
-            let (mut packed, _) = ring::<PackedLoad>(in_order, false);
-            post(&mut packed, 2);
-            let flags = u64::from(AVAIL | USED);
-            packed
-                .areas
-                .desc
-                .store64_release(8, (7 << 32) | (flags << 48));
-            let found = (0..8).find_map(|_| packed.used().err());
-            assert!(found.is_some(), "{in_order}");
-        }
-    }
-
-    #[test]
-    fn a_kick_is_wanted_only_when_the_device_says_so() {
-        let (mut split, mut device) = ring::<SplitLoad>(false, false);
-        for wanted in [true, false, true] {
-            device.set_kicks(wanted);
-            let id = split.ids().take().unwrap();
-            split.post(id, BUFFERS, 64);
-            assert_eq!(split.publish(), wanted);
-            assert!(!split.publish(), "nothing new");
-        }
-        let (mut packed, mut device) = ring::<PackedLoad>(false, false);
-        for wanted in [true, false, true] {
-            device.set_kicks(wanted);
-            let id = packed.ids().take().unwrap();
-            packed.post(id, BUFFERS, 64);
-            assert_eq!(packed.publish(), wanted);
-            assert!(!packed.publish(), "nothing new");
-        }
-    }
-}
+mod tests;

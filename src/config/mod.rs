@@ -22,7 +22,8 @@ mod values;
 mod wires;
 
 pub use crate::sys::listen::{SocketConfig, SocketSource};
-pub use bench::{BenchConfig, BenchGiven, BenchMode, FrameSize, load_bench};
+pub use bench::{BenchBlkConfig, BenchBlkGiven, Chains, Rw, RwKind, Span, load_bench_blk};
+pub use bench::{BenchMode, BenchNetConfig, BenchNetGiven, FrameSize, load_bench_net};
 pub use error::{ConfigError, Place, Problem};
 pub use size::DURATION_MAX;
 pub use validate::load;

@@ -307,7 +307,8 @@ fn refused_net_flags_name_key_and_value() {
     for (list, message) in [
         (
             "socket=/n,link=tpa:tap0",
-            r#"--net net0: link = "tpa:tap0": unknown link kind "tpa" (known: tap, wire, echo, sink)"#,
+            "--net net0: link = \"tpa:tap0\": \
+             unknown link kind \"tpa\" (known: tap, wire, echo, sink)",
         ),
         (
             "socket=/n,link=xdp:eth0",
@@ -352,7 +353,8 @@ fn refused_net_flags_name_key_and_value() {
         (
             "name=a,socket=/n,link=echo,mode=server",
             "--net a: mode = \"server\": unknown key (known: name, socket, link, queues, mac, \
-             mtu, ring_reset, call_max_used, call_max_us, socket_owner, socket_group, socket_mode)",
+             mtu, hold_us, cores, ring_reset, call_max_used, call_max_us, socket_owner, \
+             socket_group, socket_mode)",
         ),
         ("", "--net \"\": \"\" is not of the form key=value"),
         (

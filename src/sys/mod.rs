@@ -3,6 +3,8 @@
 //! One of the two places with unsafe code (the other is `memory`), and the only other one that
 //! names `libc`. It knows nothing of virtio; each module wraps one facility of the kernel.
 
+#[expect(unsafe_code, reason = "the time-stamp counter")]
+pub mod clock;
 #[expect(unsafe_code, reason = "thread affinity takes a pointer")]
 pub mod cpu;
 #[expect(unsafe_code, reason = "statx")]

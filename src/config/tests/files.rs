@@ -7,7 +7,8 @@ fn refused_files_name_the_line() {
     let net = "[[net]]\nsocket = \"/n\"\nlink = \"echo\"\n";
     for (text, message) in [
         ("[[net]]\nlink = \"tpa:t\"\nsocket = \"/n\"", {
-            r#"FILE:2: net net0: link = "tpa:t": unknown link kind "tpa" (known: tap, wire, echo, sink)"#
+            "FILE:2: net net0: link = \"tpa:t\": \
+             unknown link kind \"tpa\" (known: tap, wire, echo, sink)"
         }),
         (
             "\n[[net]]\nname = \"a\"\nlink = \"echo\"",

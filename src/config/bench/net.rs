@@ -1,14 +1,15 @@
 //! The settings of `vringd bench net`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::error::{ConfigError, Problem};
-use super::size::{parse_digits, parse_duration};
+use super::super::error::{ConfigError, Problem};
+use super::super::size::parse_digits;
+use super::{duration, flag, online, packed, pid, queues, ring_size, small};
 
 /// What `bench net` was given, before it is understood.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BenchGiven {
+pub struct BenchNetGiven {
     /// The back-end's socket.
     pub socket: PathBuf,
     /// `--size`.
@@ -41,7 +42,7 @@ pub struct BenchGiven {
 
 /// What `bench net` does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BenchConfig {
+pub struct BenchNetConfig {
     /// The back-end's socket.
     pub socket: PathBuf,
     /// Length of the frames.
@@ -90,14 +91,14 @@ pub enum BenchMode {
     PingPong,
 }
 
-const QUEUES_MAX: u64 = 128;
-const RING_SIZES: &str = "a power of two in 2..=32768";
-
 /// Understands and checks everything that was given; `online_cores` are those of this machine.
 ///
 /// # Errors
 /// [`ConfigError::Flag`] for the first flag that is refused.
-pub fn load_bench(given: &BenchGiven, online_cores: &[usize]) -> Result<BenchConfig, ConfigError> {
+pub fn load_bench_net(
+    given: &BenchNetGiven,
+    online_cores: &[usize],
+) -> Result<BenchNetConfig, ConfigError> {
     let mode = flag("--mode", given.mode.as_ref(), mode)?.unwrap_or(BenchMode::Flood);
     let ring_size = flag("--ring-size", given.ring_size.as_ref(), ring_size)?.unwrap_or(1024);
     let most = u64::from(ring_size);
@@ -110,13 +111,10 @@ pub fn load_bench(given: &BenchGiven, online_cores: &[usize]) -> Result<BenchCon
         BenchMode::PingPong => 1,
     };
     let one_core = |text: &str| core(text, online_cores);
-    Ok(BenchConfig {
+    Ok(BenchNetConfig {
         socket: given.socket.clone(),
         size: flag("--size", given.size.as_ref(), frame_size)?.unwrap_or(FrameSize::Fixed(64)),
-        queues: flag("--queues", given.queues.as_ref(), |text| {
-            small(text, 1, QUEUES_MAX)
-        })?
-        .unwrap_or(1),
+        queues: flag("--queues", given.queues.as_ref(), queues)?.unwrap_or(1),
         packed: flag("--format", given.format.as_ref(), packed)?.unwrap_or(false),
         in_order: given.in_order,
         mergeable: given.mergeable,
@@ -134,30 +132,6 @@ pub fn load_bench(given: &BenchGiven, online_cores: &[usize]) -> Result<BenchCon
     })
 }
 
-fn flag<T>(
-    flag: &'static str,
-    value: Option<&String>,
-    understand: impl FnOnce(&str) -> Result<T, Problem>,
-) -> Result<Option<T>, ConfigError> {
-    let Some(value) = value else {
-        return Ok(None);
-    };
-    let refused = |problem| ConfigError::Flag {
-        flag,
-        value: value.clone(),
-        problem: Box::new(problem),
-    };
-    understand(value).map(Some).map_err(refused)
-}
-
-fn small(text: &str, min: u64, max: u64) -> Result<u16, Problem> {
-    let number = parse_digits(text, "a number")?;
-    match u16::try_from(number) {
-        Ok(small) if (min..=max).contains(&number) => Ok(small),
-        _ => Err(Problem::OutOfRange { min, max }),
-    }
-}
-
 fn frame_size(text: &str) -> Result<FrameSize, Problem> {
     if text == "mix" {
         return Ok(FrameSize::Mix);
@@ -166,25 +140,6 @@ fn frame_size(text: &str) -> Result<FrameSize, Problem> {
         return Err(Problem::Expected("bytes, or mix".to_owned()));
     }
     small(text, 60, 9000).map(FrameSize::Fixed)
-}
-
-fn ring_size(text: &str) -> Result<u16, Problem> {
-    small(text, 2, 32768)
-        .ok()
-        .filter(|size| size.is_power_of_two())
-        .ok_or_else(|| Problem::Expected(RING_SIZES.to_owned()))
-}
-
-fn packed(text: &str) -> Result<bool, Problem> {
-    match text {
-        "split" => Ok(false),
-        "packed" => Ok(true),
-        _ => Err(Problem::UnknownKind {
-            what: "ring format",
-            given: text.to_owned(),
-            known: "split, packed",
-        }),
-    }
 }
 
 fn mode(text: &str) -> Result<BenchMode, Problem> {
@@ -199,44 +154,18 @@ fn mode(text: &str) -> Result<BenchMode, Problem> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, Problem> {
-    let duration = parse_duration(text)?;
-    if duration.is_zero() {
-        return Err(Problem::Expected("more than 0 seconds".to_owned()));
-    }
-    Ok(duration)
-}
-
-fn core(text: &str, online: &[usize]) -> Result<usize, Problem> {
-    let core = parse_digits(text, "the number of a core")?;
-    let found = online.iter().find(|online| **online as u64 == core);
-    found.copied().ok_or_else(|| Problem::NoSuchCore {
-        core,
-        online: online
-            .iter()
-            .map(usize::to_string)
-            .collect::<Vec<_>>()
-            .join(","),
-    })
-}
-
-fn pid(text: &str) -> Result<u32, Problem> {
-    let pid = parse_digits(text, "the number of a process")?;
-    let pid = u32::try_from(pid).map_err(|_| Problem::TooLarge)?;
-    if !Path::new(&format!("/proc/{pid}/task")).is_dir() {
-        return Err(Problem::Path("no such process".to_owned()));
-    }
-    Ok(pid)
+fn core(text: &str, cores: &[usize]) -> Result<usize, Problem> {
+    online(parse_digits(text, "the number of a core")?, cores)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn load(change: impl FnOnce(&mut BenchGiven)) -> Result<BenchConfig, ConfigError> {
-        let mut given = BenchGiven::default();
+    fn load(change: impl FnOnce(&mut BenchNetGiven)) -> Result<BenchNetConfig, ConfigError> {
+        let mut given = BenchNetGiven::default();
         change(&mut given);
-        load_bench(&given, &[2, 3])
+        load_bench_net(&given, &[2, 3])
     }
 
     #[test]
@@ -277,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_refused_value_is_named_with_its_flag() {
-        type Set = fn(&mut BenchGiven, String);
+        type Set = fn(&mut BenchNetGiven, String);
         let cases: &[(&str, Set, &[&str])] = &[
             (
                 "--size",

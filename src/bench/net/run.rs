@@ -1,7 +1,5 @@
 //! A measurement from connecting to the last frame awaited.
 
-use std::fs;
-use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -9,13 +7,15 @@ use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VI
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::BenchError;
-use super::client::{Client, PROTOCOL_MQ, Vring};
-use super::layout::{Layout, Memory};
+use super::super::BenchError;
+use super::super::client::{Client, PROTOCOL_MQ, Vring, require};
+use super::super::memory::Memory;
+use super::super::ring::{LoadRing, NotInFlight, PackedLoad, SplitLoad};
+use super::super::watch::{Line, cpu_time};
+use super::layout::Layout;
 use super::pair::{Pair, Tally};
 use super::report::Report;
-use super::ring::{LoadRing, NotInFlight, PackedLoad, SplitLoad};
-use crate::config::BenchConfig;
+use crate::config::BenchNetConfig;
 use crate::ring::{RingFormat, VringBase};
 use crate::sys::cpu;
 
@@ -37,7 +37,7 @@ const DRAIN: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// [`BenchError`]; none takes longer than some seconds beyond the time to be measured.
-pub fn run(config: &BenchConfig) -> Result<Report, BenchError> {
+pub fn run(config: &BenchNetConfig) -> Result<Report, BenchError> {
     cpu::pin_to_core(config.core).map_err(BenchError::Core)?;
     if config.packed {
         load::<PackedLoad>(config)
@@ -46,11 +46,11 @@ pub fn run(config: &BenchConfig) -> Result<Report, BenchError> {
     }
 }
 
-fn load<R: LoadRing>(config: &BenchConfig) -> Result<Report, BenchError> {
+fn load<R: LoadRing>(config: &BenchNetConfig) -> Result<Report, BenchError> {
     let mut client = Client::connect(&config.socket)?;
     let wanted = features(config, &client)?;
     let several = config.queues > 1;
-    client.negotiate(wanted, several)?;
+    client.negotiate(wanted, if several { PROTOCOL_MQ } else { 0 })?;
     if several {
         let offered = client.queue_num()?;
         if offered < u64::from(config.queues) {
@@ -79,7 +79,7 @@ fn load<R: LoadRing>(config: &BenchConfig) -> Result<Report, BenchError> {
 }
 
 /// The device features to acknowledge, all of which are offered.
-fn features(config: &BenchConfig, client: &Client) -> Result<u64, BenchError> {
+fn features(config: &BenchNetConfig, client: &Client) -> Result<u64, BenchError> {
     let flag = |set: bool, flag: &str| set.then(|| flag.to_owned());
     let queues = || {
         flag(
@@ -115,27 +115,18 @@ fn features(config: &BenchConfig, client: &Client) -> Result<u64, BenchError> {
         ),
         (queues(), VIRTIO_NET_F_MQ, "VIRTIO_NET_F_MQ"),
     ];
-    let mut mask = 0;
-    for (flag, bit, name) in wanted {
-        let Some(flag) = flag else { continue };
-        if client.features() & (1 << bit) == 0 {
-            return Err(BenchError::Feature { flag, name, bit });
-        }
-        mask |= 1 << bit;
-    }
-    if let (Some(flag), 0) = (queues(), client.protocol() & PROTOCOL_MQ) {
-        return Err(BenchError::Feature {
-            flag,
-            name: "VHOST_USER_PROTOCOL_F_MQ",
-            bit: PROTOCOL_MQ.trailing_zeros(),
-        });
-    }
+    let mask = require(client.features(), wanted)?;
+    let mq = PROTOCOL_MQ.trailing_zeros();
+    require(
+        client.protocol(),
+        [(queues(), mq, "VHOST_USER_PROTOCOL_F_MQ")],
+    )?;
     Ok(mask)
 }
 
 /// A measurement under way.
 struct Load<'a, R> {
-    config: &'a BenchConfig,
+    config: &'a BenchNetConfig,
     client: Client,
     pairs: Vec<Pair<R>>,
     tally: Tally,
@@ -172,26 +163,25 @@ impl<R: LoadRing> Load<'_, R> {
 
     fn measure(mut self, memory: &Memory, in_flight: u16) -> Result<Report, BenchError> {
         let warm_up = (self.config.duration / 10).min(WARM_UP_MAX);
-        let mut line = Line::new(self.config.json);
+        let mut line = Line::new(self.config.json, "Mpps");
         self.last_frame = Instant::now();
         self.flood(self.last_frame + warm_up, &mut line)?;
         // Nothing is measured before the first frame is back.
         while self.tally.received == 0 {
             self.flood(Instant::now(), &mut line)?;
         }
-        let cpu_before = self.backend_cpu()?;
+        let cpu_before = cpu_time(self.config.pid)?;
         let (frames_before, bytes_before) = (self.tally.received, self.tally.bytes);
         let kicks_before = self.tally.kicks;
         self.tally.latency.clear();
         let start = Instant::now();
         self.flood(start + self.config.duration, &mut line)?;
         let elapsed = start.elapsed();
-        let cpu_after = self.backend_cpu()?;
+        let cpu_after = cpu_time(self.config.pid)?;
         let (frames, bytes) = (self.tally.received, self.tally.bytes);
         let latency = self.tally.latency.clone();
         let kicks = self.tally.kicks - kicks_before;
         self.drain()?;
-        line.end();
         if let Some(queue) = self.pairs.iter().position(Pair::is_dead) {
             return Err(BenchError::Unserved {
                 queue,
@@ -262,6 +252,7 @@ impl<R: LoadRing> Load<'_, R> {
             if self.client.is_closed() {
                 return Err(BenchError::Gone {
                     received: self.tally.received,
+                    what: "frames",
                 });
             }
         }
@@ -299,74 +290,8 @@ impl<R: LoadRing> Load<'_, R> {
         BenchError::Silent {
             missing: self.missing(),
             received: self.tally.received,
+            what: "frames",
             silence,
-        }
-    }
-
-    /// CPU time of the back-end's threads until now, in nanoseconds.
-    fn backend_cpu(&self) -> Result<Option<u64>, BenchError> {
-        let Some(pid) = self.config.pid else {
-            return Ok(None);
-        };
-        let directory = format!("/proc/{pid}/task");
-        let unreadable = |source: io::Error| BenchError::CpuTime {
-            pid,
-            path: directory.clone(),
-            source,
-        };
-        let mut sum = 0;
-        for task in fs::read_dir(&directory).map_err(unreadable)? {
-            let path = task.map_err(unreadable)?.path().join("schedstat");
-            // A thread may end between the two looks.
-            let Ok(text) = fs::read_to_string(path) else {
-                continue;
-            };
-            let time = text
-                .split_whitespace()
-                .next()
-                .and_then(|n| n.parse::<u64>().ok());
-            sum += time.unwrap_or(0);
-        }
-        Ok(Some(sum))
-    }
-}
-
-/// The line that shows on a terminal that something is going on.
-struct Line {
-    shown: bool,
-    next: Option<Instant>,
-    start: Instant,
-    received: u64,
-}
-
-impl Line {
-    fn new(quiet: bool) -> Line {
-        let start = Instant::now();
-        let wanted = !quiet && io::stderr().is_terminal();
-        Line {
-            shown: false,
-            next: wanted.then(|| start + Duration::from_secs(1)),
-            start,
-            received: 0,
-        }
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "a rate for the eye")]
-    fn show(&mut self, now: Instant, received: u64) {
-        let Some(next) = self.next.filter(|next| now >= *next) else {
-            return;
-        };
-        let span = (now - next + Duration::from_secs(1)).as_secs_f64();
-        let rate = (received - self.received) as f64 / span / 1e6;
-        let seconds = (now - self.start).as_secs();
-        let _ = write!(io::stderr(), "\r{seconds:4} s {rate:10.3} Mpps ");
-        (self.received, self.shown) = (received, true);
-        self.next = Some(now + Duration::from_secs(1));
-    }
-
-    fn end(&mut self) {
-        if self.shown {
-            let _ = writeln!(io::stderr());
         }
     }
 }

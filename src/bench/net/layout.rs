@@ -1,21 +1,13 @@
 //! Where rings and buffers lie in the memory that a back-end is shown.
 
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
-
-use super::BenchError;
+use super::super::BenchError;
+use super::super::memory::{GPA, LINE, Memory, PAGE, TO_UVA};
 use super::pair::longest;
-use crate::config::BenchConfig;
-use crate::memory::{GuestRam, RegionSpec};
+use crate::config::BenchNetConfig;
 use crate::ring::RingFormat;
-use crate::sys::share::{self, HUGE_PAGE_BYTES};
 
 /// Where the frame begins in a buffer: after the virtio-net header of VIRTIO 1.3 §5.1.6.
 pub(super) const FRAME_AT: u16 = 12;
-
-/// Guest physical address of the memory, and what front-end addresses are more than that.
-const GPA: u64 = 1 << 30;
-const TO_UVA: u64 = 1 << 40;
 
 /// With mergeable buffers a receive buffer is no larger than this, as in a guest.
 const MERGEABLE_BYTES: u32 = 2048;
@@ -23,10 +15,6 @@ const MERGEABLE_BYTES: u32 = 2048;
 /// Buffers are this far apart at least, as in a guest; an odd number of cache lines, so that their
 /// first lines fall into all sets of a cache.
 const STRIDE_MIN: usize = 2048 + LINE;
-const LINE: usize = 64;
-
-/// Rings begin on a page.
-const PAGE: u64 = 4096;
 
 /// The places of all vrings.
 #[derive(Debug)]
@@ -62,31 +50,9 @@ impl Place {
     }
 }
 
-/// Memory that a back-end can map.
-#[derive(Debug)]
-pub(super) struct Memory {
-    /// Our mapping of it.
-    pub ram: Arc<GuestRam>,
-    spec: RegionSpec,
-    /// It is made of pages of 2 MiB.
-    pub huge: bool,
-}
-
-impl Memory {
-    /// The region as a back-end is told: guest physical address, size, front-end address.
-    pub(super) fn region(&self) -> [u64; 3] {
-        [self.spec.gpa, self.spec.size, self.spec.uva]
-    }
-
-    /// The memory itself.
-    pub(super) fn fd(&self) -> RawFd {
-        self.spec.file.as_raw_fd()
-    }
-}
-
 impl Layout {
     /// Places for what `config` asks for, with rings of format `F`.
-    pub(super) fn new<F: RingFormat>(config: &BenchConfig) -> Layout {
+    pub(super) fn new<F: RingFormat>(config: &BenchNetConfig) -> Layout {
         let whole = u32::from(longest(config.size)) + u32::from(FRAME_AT);
         let capacity = if config.mergeable {
             whole.min(MERGEABLE_BYTES)
@@ -100,10 +66,10 @@ impl Layout {
         let rings = F::area_bytes(config.ring_size).map(|bytes| bytes.next_multiple_of(LINE));
         let mut end = GPA;
         let place = |_| {
-            let desc = end.next_multiple_of(PAGE);
+            let desc = end.next_multiple_of(PAGE as u64);
             let driver = desc + rings[0] as u64;
             let device = driver + rings[1] as u64;
-            let buffers = (device + rings[2] as u64).next_multiple_of(PAGE);
+            let buffers = (device + rings[2] as u64).next_multiple_of(PAGE as u64);
             end = buffers + (stride * usize::from(config.ring_size)) as u64;
             Place {
                 rings: [desc, driver, device],
@@ -116,7 +82,7 @@ impl Layout {
         Layout {
             places,
             buffers_per_frame,
-            bytes: (end - GPA).next_multiple_of(HUGE_PAGE_BYTES),
+            bytes: end - GPA,
         }
     }
 
@@ -126,38 +92,16 @@ impl Layout {
     }
 
     /// Frames that may be in flight: there has to be a receive buffer for each.
-    pub(super) fn in_flight(&self, config: &BenchConfig) -> u16 {
+    pub(super) fn in_flight(&self, config: &BenchNetConfig) -> u16 {
         let most = (config.ring_size / self.buffers_per_frame).max(1);
         config.in_flight.min(most)
     }
 
-    /// Takes the memory and maps it, in huge pages where there are enough.
+    /// Takes the memory and maps it.
     ///
     /// # Errors
     /// When there is not enough memory.
     pub(super) fn memory(&self) -> Result<Memory, BenchError> {
-        let (file, huge) = match share::memory(self.bytes, true) {
-            Ok(file) => (file, true),
-            Err(_) => (
-                share::memory(self.bytes, false).map_err(|source| BenchError::NoMemory {
-                    bytes: self.bytes,
-                    source,
-                })?,
-                false,
-            ),
-        };
-        let spec = RegionSpec {
-            gpa: GPA,
-            size: self.bytes,
-            uva: GPA + TO_UVA,
-            mmap_offset: 0,
-            file: Arc::new(file),
-        };
-        let ram = GuestRam::map(vec![spec.clone()], None).map_err(BenchError::Memory)?;
-        Ok(Memory {
-            ram: Arc::new(ram),
-            spec,
-            huge,
-        })
+        Memory::new(self.bytes)
     }
 }

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::Histogram;
-use crate::config::{BenchConfig, BenchMode, FrameSize};
+use super::super::Histogram;
+use super::super::histogram::PERCENTILES;
+use crate::config::{BenchMode, BenchNetConfig, FrameSize};
 
 /// What a measurement found. Rates, bytes and latencies are those of the measured time; `sent`,
 /// `received` and `lost` are over everything, with the warm-up before and the frames awaited after.
 #[derive(Debug)]
 pub struct Report {
     /// What was asked for.
-    pub config: BenchConfig,
+    pub config: BenchNetConfig,
     /// Frames in flight per queue at most: fewer than asked for where frames take several buffers.
     pub in_flight: u16,
     /// The shared memory is in pages of 2 MiB.
@@ -39,14 +40,6 @@ pub struct Report {
     /// CPU time of the back-end in the measured time, in nanoseconds.
     pub backend_cpu: Option<u64>,
 }
-
-/// The percentiles shown: name in JSON, name in the table, value in thousandths.
-const PERCENTILES: [(&str, &str, u64); 4] = [
-    ("p50", "p50", 500),
-    ("p90", "p90", 900),
-    ("p99", "p99", 990),
-    ("p99_9", "p99.9", 999),
-];
 
 #[expect(clippy::cast_precision_loss, reason = "rates, shown with a few digits")]
 impl Report {

@@ -9,11 +9,11 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::BenchError;
-use super::histogram::Histogram;
+use super::super::BenchError;
+use super::super::histogram::Histogram;
+use super::super::ring::{LoadRing, NotInFlight, Setup};
 use super::layout::{FRAME_AT, Layout, Place};
-use super::ring::{LoadRing, NotInFlight, Setup};
-use crate::config::{BenchConfig, BenchMode, FrameSize};
+use crate::config::{BenchMode, BenchNetConfig, FrameSize};
 use crate::memory::{Area, GuestRam, MemoryError};
 
 /// Frames per look at a ring, and per publication.
@@ -142,7 +142,7 @@ impl<R: LoadRing> Pair<R> {
     /// # Errors
     /// When the places are not in `ram`, or there are no eventfds.
     pub(super) fn new(
-        config: &BenchConfig,
+        config: &BenchNetConfig,
         ram: &Arc<GuestRam>,
         layout: &Layout,
         number: u16,
@@ -155,6 +155,7 @@ impl<R: LoadRing> Pair<R> {
                 event_idx: config.event_idx,
                 in_order: config.in_order,
                 write,
+                chain: 1,
                 at: place.rings_at(),
             };
             Side::new(ram, &setup, place)

@@ -1,0 +1,490 @@
+//! How many requests per second a disk serves, beside qemu-storage-daemon's and fio's, in turns.
+//!
+//! One front-end (`vringd bench blk` on core 0, one queue) is given vringd and qemu-storage-daemon
+//! with a polling iothread on core 1 alternately; for disks behind O_DIRECT, fio's io_uring engine
+//! takes its turn on core 1, straight from the host. Each run stands between two measurements of
+//! the cache-line round trip between the cores, as in `rings`. What carries over to other machines
+//! is the ratio.
+//!
+//! `scripts/bench blk [ROW…] [--pairs N] [--seconds S] [--dir PATH] [--write]`, where a ROW is part
+//! of a row's name: `null`, `ram`, `tmpfs`, `disk`, or `"null randread 32"`. `--dir` is where the
+//! disk's file is made, on a file system with O_DIRECT. `--write` measures all rows and puts table
+//! and chart into docs/performance.md.
+
+#[path = "support/chart.rs"]
+mod chart;
+#[path = "support/turns.rs"]
+mod turns;
+
+use std::fmt;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use turns::{BACK_END_CORE, BenchDir, FRONT_END_CORE, Run, Turns, in_turns, median};
+use vringd::testing::probe::ProbeError;
+
+/// How long a back-end may take to be there.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of the files behind disks.
+const FILE_BYTES: u64 = 1 << 30;
+
+/// Bytes of a disk in memory.
+const RAM_BYTES: u64 = 256 << 20;
+
+/// Where blocks are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Medium {
+    /// Nowhere.
+    Null,
+    /// In the back-end's own memory: only vringd has that.
+    Ram,
+    /// In a file of a file system in memory.
+    Tmpfs,
+    /// In a file with O_DIRECT.
+    Disk,
+}
+
+/// A row of the table.
+#[derive(Clone, Copy)]
+struct Case {
+    medium: Medium,
+    rw: &'static str,
+    depth: u32,
+    format: &'static str,
+}
+
+impl Case {
+    /// All rows, in the order of the table.
+    fn all() -> Vec<Case> {
+        use Medium::{Disk, Null, Ram, Tmpfs};
+        let case = |medium, rw, depth, format| Case {
+            medium,
+            rw,
+            depth,
+            format,
+        };
+        let mut cases = Vec::new();
+        for format in ["split", "packed"] {
+            for depth in [1, 32, 128] {
+                cases.push(case(Null, "randread", depth, format));
+            }
+        }
+        for (medium, format) in [(Ram, "packed"), (Tmpfs, "split")] {
+            for rw in ["randread", "randwrite"] {
+                cases.push(case(medium, rw, 32, format));
+            }
+        }
+        for rw in ["randread", "randwrite"] {
+            for depth in [1, 32, 128] {
+                cases.push(case(Disk, rw, depth, "split"));
+            }
+        }
+        cases
+    }
+
+    fn name(&self) -> String {
+        let medium = match self.medium {
+            Medium::Null => "null",
+            Medium::Ram => "ram",
+            Medium::Tmpfs => "tmpfs file",
+            Medium::Disk => "disk file, O_DIRECT",
+        };
+        format!("{medium} {} {} {}", self.rw, self.depth, self.format)
+    }
+
+    /// Who takes part: what the others don't have is measured alone.
+    fn peers(&self) -> &'static [Peer] {
+        match (self.medium, self.format) {
+            (_, "packed") | (Medium::Ram, _) => &[Peer::Vringd],
+            (Medium::Disk, _) => &[Peer::Vringd, Peer::Qemu, Peer::Fio],
+            _ => &[Peer::Vringd, Peer::Qemu],
+        }
+    }
+}
+
+/// Who does the I/O.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Peer {
+    Vringd,
+    Qemu,
+    Fio,
+}
+
+impl Peer {
+    fn name(self) -> &'static str {
+        match self {
+            Peer::Vringd => "vringd",
+            Peer::Qemu => "qemu-storage-daemon",
+            Peer::Fio => "fio",
+        }
+    }
+}
+
+/// What the command line asks for.
+struct Options {
+    rows: Vec<Case>,
+    pairs: usize,
+    seconds: u32,
+    dir: PathBuf,
+    write: bool,
+}
+
+impl Options {
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut options = Self {
+            rows: Vec::new(),
+            pairs: 5,
+            seconds: 1,
+            dir: Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
+            write: false,
+        };
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().unwrap_or_default();
+            let number = |value: String| {
+                let number = value.parse::<u32>().ok().filter(|&number| number > 0);
+                number.ok_or(format!("{arg} takes a number above 0, not {value:?}"))
+            };
+            match arg.as_str() {
+                "--pairs" => options.pairs = number(value())? as usize,
+                "--seconds" => options.seconds = number(value())?,
+                "--dir" => options.dir = PathBuf::from(value()),
+                "--write" => options.write = true,
+                // Added by cargo.
+                "--bench" => {}
+                part => {
+                    let all = Case::all();
+                    let before = options.rows.len();
+                    let found = all.into_iter().filter(|case| case.name().contains(part));
+                    options.rows.extend(found);
+                    if options.rows.len() == before {
+                        return Err(format!("{part:?} is neither an option nor in a row's name"));
+                    }
+                }
+            }
+        }
+        if options.write || options.rows.is_empty() {
+            options.rows = Case::all();
+        }
+        Ok(options)
+    }
+}
+
+/// The files that disks are made of.
+struct Files {
+    sockets: BenchDir,
+    tmpfs: BenchDir,
+    disk: BenchDir,
+}
+
+impl Files {
+    fn new(options: &Options) -> std::io::Result<Self> {
+        let files = Self {
+            sockets: BenchDir::new(&std::env::temp_dir())?,
+            tmpfs: BenchDir::new(Path::new("/dev/shm"))?,
+            disk: BenchDir::new(&options.dir)?,
+        };
+        let wanted = |medium| options.rows.iter().any(|case| case.medium == medium);
+        for medium in [Medium::Tmpfs, Medium::Disk] {
+            if wanted(medium) {
+                // Written once, so that no run meets blocks that have no place yet.
+                let mut file = File::create(files.path(medium))?;
+                let block = vec![0x5a; 1 << 20];
+                for _ in 0..FILE_BYTES >> 20 {
+                    file.write_all(&block)?;
+                }
+                file.sync_all()?;
+            }
+        }
+        Ok(files)
+    }
+
+    fn path(&self, medium: Medium) -> PathBuf {
+        match medium {
+            Medium::Tmpfs => self.tmpfs.path("disk"),
+            _ => self.disk.path("disk"),
+        }
+    }
+}
+
+/// A back-end; ended when dropped.
+struct BackEnd(Child);
+
+impl BackEnd {
+    fn start(peer: Peer, case: &Case, files: &Files, socket: &Path) -> Self {
+        let path = files.path(case.medium).display().to_string();
+        let socket_name = socket.display();
+        let mut command = match peer {
+            Peer::Qemu => {
+                let node = match case.medium {
+                    Medium::Null | Medium::Ram => {
+                        format!("driver=null-co,size={FILE_BYTES},read-zeroes=off")
+                    }
+                    Medium::Tmpfs => format!("driver=file,filename={path},aio=io_uring"),
+                    Medium::Disk => {
+                        format!("driver=file,filename={path},aio=io_uring,cache.direct=on")
+                    }
+                };
+                let mut command = Command::new("taskset");
+                command.args(["-c", &BACK_END_CORE.to_string(), "qemu-storage-daemon"]);
+                command.args(["--object", "iothread,id=io0,poll-max-ns=1000000000"]);
+                command.arg("--blockdev").arg(format!("{node},node-name=d"));
+                command.arg("--export").arg(format!(
+                    "type=vhost-user-blk,id=e,node-name=d,addr.type=unix,\
+                     addr.path={socket_name},writable=on,iothread=io0"
+                ));
+                command
+            }
+            _ => {
+                let backend = match case.medium {
+                    Medium::Null => format!("backend=null:{FILE_BYTES}"),
+                    Medium::Ram => format!("backend=ram:{RAM_BYTES}"),
+                    Medium::Tmpfs => format!("path={path},direct=false"),
+                    Medium::Disk => format!("path={path},direct=true"),
+                };
+                let mut command = Command::new(env!("CARGO_BIN_EXE_vringd"));
+                command.args(["run", "--log-level", "warn", "--idle", "spin"]);
+                command.args(["--core", &BACK_END_CORE.to_string(), "--blk"]);
+                command.arg(format!("name=d0,socket={socket_name},{backend}"));
+                command
+            }
+        };
+        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = quiet.spawn().expect("scripts/bench installs what is run");
+        let mut back_end = Self(child);
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !socket.exists() {
+            let ended = back_end.0.try_wait().expect("a child of ours");
+            let in_time = ended.is_none() && Instant::now() < deadline;
+            assert!(in_time, "no socket at {socket_name}: {ended:?}");
+            thread::yield_now();
+        }
+        back_end
+    }
+}
+
+impl Drop for BackEnd {
+    fn drop(&mut self) {
+        // Nothing is at stake: its socket goes with the directory.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a run found.
+#[derive(Clone, Copy)]
+struct Rate {
+    /// Thousand requests per second.
+    kiops: f64,
+    /// Median latency.
+    p50_us: f64,
+    /// The back-end's CPU time per request.
+    cpu_us: f64,
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Rate { kiops, p50_us, .. } = self;
+        write!(f, "{kiops:.1} K IOPS, p50 {p50_us:.2} µs")
+    }
+}
+
+fn run(peer: Peer, case: &Case, options: &Options, files: &Files) -> Rate {
+    if peer == Peer::Fio {
+        return run_fio(case, options, files);
+    }
+    let socket = files.sockets.fresh_socket();
+    let back_end = BackEnd::start(peer, case, files, &socket);
+    let front_end = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vringd"));
+        command
+            .args(["bench", "blk", "--json", "--socket"])
+            .arg(&socket);
+        command
+    };
+    if case.medium == Medium::Ram {
+        // Pages that were never written are all the same one, and cost a fault to write.
+        object_of(front_end().args(["--rw", "write", "--bs", "1m", "--loops", "1"]));
+    }
+    let found = object_of(
+        front_end()
+            .args(["--event-idx", "--rw", case.rw])
+            .args(["--format", case.format])
+            .args(["--iodepth", &case.depth.to_string()])
+            .args(["--runtime", &options.seconds.to_string()])
+            .args(["--cpus-allowed", &FRONT_END_CORE.to_string()])
+            .args(["--pid", &back_end.0.id().to_string()]),
+    );
+    let kind = case.rw.trim_start_matches("rand");
+    let value = |value: &Value| value.as_f64().expect("a number in the report");
+    Rate {
+        kiops: value(&found["iops"]) / 1e3,
+        p50_us: value(&found[kind]["latency_ns"]["p50"]) / 1e3,
+        cpu_us: value(&found["backend_cpu_ns_per_request"]) / 1e3,
+    }
+}
+
+fn run_fio(case: &Case, options: &Options, files: &Files) -> Rate {
+    let found = object_of(
+        Command::new("taskset")
+            .args(["-c", &BACK_END_CORE.to_string(), "fio", "--name=bench"])
+            .args(["--ioengine=io_uring", "--direct=1", "--bs=4k"])
+            .args(["--time_based", "--output-format=json", "--ramp_time=250ms"])
+            .arg(format!("--filename={}", files.path(case.medium).display()))
+            .arg(format!("--rw={}", case.rw))
+            .arg(format!("--iodepth={}", case.depth))
+            .arg(format!("--runtime={}", options.seconds)),
+    );
+    let job = &found["jobs"][0];
+    let kind = &job[case.rw.trim_start_matches("rand")];
+    let value = |value: &Value| value.as_f64().expect("a number in fio's report");
+    let iops = value(&kind["iops"]);
+    let cores = (value(&job["usr_cpu"]) + value(&job["sys_cpu"])) / 100.0;
+    Rate {
+        kiops: iops / 1e3,
+        p50_us: value(&kind["clat_ns"]["percentile"]["50.000000"]) / 1e3,
+        cpu_us: cores / iops * 1e6,
+    }
+}
+
+/// The JSON object that a command prints; it has to succeed.
+fn object_of(command: &mut Command) -> Value {
+    let output = command.stderr(Stdio::inherit()).output();
+    let output = output.expect("scripts/bench installs what is run");
+    assert!(output.status.success(), "{command:?}: {}", output.status);
+    serde_json::from_slice(&output.stdout).expect("one JSON object")
+}
+
+/// A line of the table.
+struct Row {
+    name: String,
+    medium: Medium,
+    turns: Turns<Rate>,
+}
+
+impl Row {
+    fn cell(&self, peer: usize) -> String {
+        if self.turns.runs[0].len() <= peer {
+            return "–".to_owned();
+        }
+        let middle = |of: fn(&Rate) -> f64| median(self.turns.values(peer, of));
+        format!(
+            "{:.1} ({:.2}, {:.2})",
+            middle(|rate| rate.kiops),
+            middle(|rate| rate.p50_us),
+            middle(|rate| rate.cpu_us),
+        )
+    }
+
+    /// Over qemu-storage-daemon, where it takes part.
+    fn ratio(&self) -> Option<(f64, (f64, f64))> {
+        let both = self.turns.runs[0].len() > 1;
+        both.then(|| self.turns.ratio(|rate| rate.kiops))
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ratio = match self.ratio() {
+            Some((ratio, (least, most))) => format!("{ratio:.2} ({least:.2}–{most:.2})"),
+            None => "–".to_owned(),
+        };
+        let [ours, qemu, fio] = [0, 1, 2].map(|peer| self.cell(peer));
+        write!(
+            f,
+            "| {} | {ours} | {qemu} | {fio} | {ratio} | {} | {}, {:.0} ns |",
+            self.name,
+            self.turns.runs.len(),
+            self.turns.distance.name(),
+            self.turns.probe_ns(),
+        )
+    }
+}
+
+fn measure(case: &Case, options: &Options, files: &Files) -> Result<Vec<Row>, ProbeError> {
+    let peers = case.peers();
+    let names: Vec<String> = peers.iter().map(|peer| peer.name().to_owned()).collect();
+    let classes = in_turns(&case.name(), options.pairs, &names, |peer| {
+        Run::between_probes(|| run(peers[peer], case, options, files))
+    })?;
+    let seen = classes.into_iter().filter(|turns| !turns.runs.is_empty());
+    let row = |turns| Row {
+        name: case.name(),
+        medium: case.medium,
+        turns,
+    };
+    Ok(seen.map(row).collect())
+}
+
+fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
+    let files = Files::new(options)?;
+    let mut rows = Vec::new();
+    let mut complete = true;
+    for case in &options.rows {
+        let seen = measure(case, options, &files)?;
+        complete &= seen.iter().any(|row| row.turns.runs.len() >= options.pairs);
+        rows.extend(seen);
+    }
+    let mut table = "| load, depth, rings | vringd | qemu-storage-daemon | fio | ratio (range) | \
+                     turns | probe |\n|---|---|---|---|---|---|---|\n"
+        .to_owned();
+    for row in &rows {
+        table.push_str(&format!("{row}\n"));
+    }
+    print!("{table}");
+    if options.write {
+        write_docs(&table, &rows, options.pairs)?;
+    }
+    Ok(complete)
+}
+
+/// The chart has the rows with all turns.
+fn write_docs(table: &str, rows: &[Row], pairs: usize) -> Result<(), String> {
+    let complete = rows.iter().filter(|row| row.turns.runs.len() >= pairs);
+    let bar = |row: &Row| {
+        let (ratio, range) = row.ratio()?;
+        Some(chart::Bar {
+            panel: if row.medium == Medium::Null {
+                "no medium".to_owned()
+            } else {
+                "files".to_owned()
+            },
+            label: format!("{} ({})", row.name, row.turns.distance.name()),
+            ratio,
+            range,
+        })
+    };
+    let bars: Vec<_> = complete.filter_map(bar).collect();
+    let title = "Requests per second, vringd / qemu-storage-daemon";
+    turns::write_docs("blk", table, &chart::svg(title, &bars))
+}
+
+fn main() -> ExitCode {
+    // Without this cargo is testing, not benchmarking: that it builds is all there is to test.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    let options = match Options::parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(message) => {
+            eprintln!("blk: {message}");
+            return ExitCode::from(2);
+        }
+    };
+    match bench(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("blk: too many runs were disturbed: some turns are missing");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("blk: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

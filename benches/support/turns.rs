@@ -1,0 +1,170 @@
+//! Measurements in turns, each between two measurements of the round trip between the cores.
+
+use std::fmt::{self, Display};
+use std::path::{Path, PathBuf};
+
+use vringd::testing::probe::{self, Distance, ProbeError};
+
+pub(crate) const FRONT_END_CORE: usize = 0;
+pub(crate) const BACK_END_CORE: usize = 1;
+
+/// Attempts for each turn that is wanted, before it is given up.
+const ATTEMPTS_PER_TURN: usize = 4;
+
+/// One run: what it brought, and the round trips before and after it.
+#[derive(Clone, Copy)]
+pub(crate) struct Run<T> {
+    pub(crate) value: T,
+    pub(crate) probes_ns: [f64; 2],
+}
+
+impl<T> Run<T> {
+    /// Runs between two probes: nothing of the run may be alive when `run` returns.
+    pub(crate) fn between_probes(run: impl FnOnce() -> T) -> Result<Self, ProbeError> {
+        let before = probe_ns()?;
+        let value = run();
+        Ok(Self {
+            value,
+            probes_ns: [before, probe_ns()?],
+        })
+    }
+
+    /// The conditions of the run; none when they changed or something else ran.
+    pub(crate) fn distance(&self) -> Option<Distance> {
+        let [before, after] = self.probes_ns.map(Distance::of);
+        (before == after && before != Distance::Disturbed).then_some(before)
+    }
+}
+
+impl<T: Display> Display for Run<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [before, after] = self.probes_ns;
+        write!(f, "{} ({before:.0}, {after:.0} ns)", self.value)
+    }
+}
+
+fn probe_ns() -> Result<f64, ProbeError> {
+    probe::round_trip_ns(FRONT_END_CORE, BACK_END_CORE, probe::ROUND_TRIPS)
+}
+
+/// The turns that were made under one class of conditions.
+pub(crate) struct Turns<T> {
+    pub(crate) distance: Distance,
+    /// In each, a run of every peer.
+    pub(crate) runs: Vec<Vec<Run<T>>>,
+}
+
+impl<T> Turns<T> {
+    /// What a peer brought, in each turn.
+    pub(crate) fn values(&self, peer: usize, of: impl Fn(&T) -> f64) -> Vec<f64> {
+        self.runs.iter().map(|turn| of(&turn[peer].value)).collect()
+    }
+
+    /// The middle of all round trips.
+    pub(crate) fn probe_ns(&self) -> f64 {
+        let all = self.runs.iter().flatten().flat_map(|run| run.probes_ns);
+        median(all)
+    }
+
+    /// The middle, the least and the greatest of the first peer's values over the second's.
+    pub(crate) fn ratio(&self, of: impl Fn(&T) -> f64) -> (f64, (f64, f64)) {
+        let ratio = |turn: &Vec<Run<T>>| of(&turn[0].value) / of(&turn[1].value);
+        let ratios: Vec<f64> = self.runs.iter().map(ratio).collect();
+        let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+        let greatest = ratios.iter().copied().fold(0.0, f64::max);
+        (median(ratios), (least, greatest))
+    }
+}
+
+/// Runs all `peers` in turns until one class of conditions has seen as many turns as `wanted`.
+pub(crate) fn in_turns<T: Display>(
+    what: &str,
+    wanted: usize,
+    peers: &[String],
+    mut run: impl FnMut(usize) -> Result<Run<T>, ProbeError>,
+) -> Result<Vec<Turns<T>>, ProbeError> {
+    let mut classes = [Distance::Near, Distance::Far].map(|distance| Turns {
+        distance,
+        runs: Vec::new(),
+    });
+    for _ in 0..wanted * ATTEMPTS_PER_TURN {
+        let turn = (0..peers.len()).map(&mut run);
+        let turn = turn.collect::<Result<Vec<_>, _>>()?;
+        let first = turn.first().and_then(Run::distance);
+        let distance = first.filter(|_| turn.iter().all(|run| run.distance() == first));
+        let verdict = if distance.is_some() {
+            ""
+        } else {
+            ": discarded"
+        };
+        let said = peers.iter().zip(&turn);
+        let said: Vec<_> = said.map(|(peer, run)| format!("{peer} {run}")).collect();
+        eprintln!("{what}: {}{verdict}", said.join(", "));
+        if let Some(class) = classes.iter_mut().find(|c| Some(c.distance) == distance) {
+            class.runs.push(turn);
+        }
+        if classes.iter().any(|class| class.runs.len() >= wanted) {
+            break;
+        }
+    }
+    Ok(classes.into())
+}
+
+/// The middle of some values, or the mean of the two in the middle.
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let upper = values[values.len() / 2];
+    let lower = values[(values.len() - 1) / 2];
+    f64::midpoint(lower, upper)
+}
+
+/// A directory for sockets and files, removed at the end.
+pub(crate) struct BenchDir(PathBuf);
+
+impl BenchDir {
+    pub(crate) fn new(parent: &Path) -> std::io::Result<Self> {
+        let dir = parent.join(format!("vringd-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&dir)?;
+        Ok(Self(dir))
+    }
+
+    /// Where a file of this name is or could be.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A path where no socket is.
+    pub(crate) fn fresh_socket(&self) -> PathBuf {
+        let socket = self.path("back-end.sock");
+        let _ = std::fs::remove_file(&socket);
+        socket
+    }
+}
+
+impl Drop for BenchDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Puts a table between the marks of this `name` in docs/performance.md, and an image beside it.
+pub(crate) fn write_docs(name: &str, table: &str, svg: &str) -> Result<(), String> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let page = docs.join("performance.md");
+    let failed = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+    let text = std::fs::read_to_string(&page).map_err(|error| failed(&page, error))?;
+    let marks = [
+        format!("<!-- {name}: begin -->\n"),
+        format!("<!-- {name}: end -->"),
+    ];
+    let [begin, end] = marks.each_ref().map(|mark| text.find(mark));
+    let (Some(begin), Some(end)) = (begin, end) else {
+        return Err(format!("{} has no marks for the table", page.display()));
+    };
+    let (before, after) = (&text[..begin + marks[0].len()], &text[end..]);
+    std::fs::write(&page, format!("{before}{table}{after}"))
+        .map_err(|error| failed(&page, error))?;
+    let image = docs.join(format!("performance-{name}.svg"));
+    std::fs::write(&image, svg).map_err(|error| failed(&image, error))
+}
