@@ -111,8 +111,7 @@ impl<R: LoadRing> Queue<R> {
         let depth = usize::from(config.io_depth);
         let data = |index: usize| {
             let at = place.gpa(place.data_at + index * place.stride);
-            ram.segment(at, config.block_bytes)
-                .unwrap_or(Segment::EMPTY)
+            ram.finder()(at, config.block_bytes).unwrap_or(Segment::EMPTY)
         };
         let area = ram.area(place.slots_at(), place.bytes, 64);
         let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(BenchError::Eventfd);

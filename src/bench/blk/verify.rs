@@ -121,7 +121,7 @@ mod tests {
     const BASE: u64 = 4096;
 
     fn data(ram: &GuestRam) -> Segment {
-        ram.segment(BASE, 512).unwrap()
+        ram.finder()(BASE, 512).unwrap()
     }
 
     #[test]

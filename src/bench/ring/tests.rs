@@ -226,7 +226,7 @@ fn chains<R: LoadRing>(tables: bool) {
                 wanted.iter().map(|it| it.len as usize).collect::<Vec<_>>()
             );
             for (segment, buffer) in segments.as_slice().iter().zip(&wanted) {
-                let same = ram.segment(buffer.addr, buffer.len).unwrap();
+                let same = ram.finder()(buffer.addr, buffer.len).unwrap();
                 assert_eq!(format!("{segment:?}"), format!("{same:?}"));
             }
             (chain.id, id)
