@@ -27,6 +27,8 @@ pub use bench::{BenchMode, BenchNetConfig, BenchNetGiven, FrameSize, load_bench_
 pub use error::{ConfigError, Place, Problem};
 pub use size::DURATION_MAX;
 pub use validate::load;
+#[cfg(any(test, fuzzing, feature = "testing"))]
+pub use validate::load_text;
 
 /// Everything that the daemon is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]

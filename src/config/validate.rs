@@ -104,10 +104,27 @@ struct RawSocket {
 /// # Errors
 /// The first thing that is wrong, in the order engine, then the devices as given.
 pub fn load(given: &Given, machine: &Machine) -> Result<Config, ConfigError> {
-    let mut tables = match &given.file {
+    let tables = match &given.file {
         Some(path) => file::read(path)?,
         None => Vec::new(),
     };
+    load_tables(tables, given, machine)
+}
+
+/// As [`load`], with the text of the file.
+///
+/// # Errors
+/// As [`load`].
+#[cfg(any(test, fuzzing, feature = "testing"))]
+pub fn load_text(text: &str, given: &Given, machine: &Machine) -> Result<Config, ConfigError> {
+    load_tables(file::parse("FILE".as_ref(), text)?, given, machine)
+}
+
+fn load_tables(
+    mut tables: Vec<Table>,
+    given: &Given,
+    machine: &Machine,
+) -> Result<Config, ConfigError> {
     for list in &given.nets {
         tables.push(Table::from_list(Kind::Net, list)?);
     }

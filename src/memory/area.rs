@@ -69,6 +69,8 @@ mod body {
             impl Area {
                 #[inline]
                 fn $cell(&self, offset: usize) -> &$atomic {
+                    #[cfg(fuzzing)]
+                    crate::memory::meddle::before_read();
                     const BYTES: usize = size_of::<$word>();
                     let inside = offset.checked_add(BYTES).is_some_and(|end| end <= self.len);
                     let at = self.base.wrapping_add(offset);

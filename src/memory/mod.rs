@@ -15,6 +15,8 @@ mod area;
 mod bounce;
 pub mod copy;
 mod dirty;
+#[cfg(fuzzing)]
+pub mod meddle;
 mod prefetch;
 mod ram;
 mod region;
@@ -25,5 +27,7 @@ pub use area::Area;
 pub use bounce::Bounce;
 pub use dirty::DirtyLog;
 pub use ram::{Access, GuestRam, MemoryError, RegionInfo, RegionSpec, Translate};
+#[cfg(any(test, fuzzing, feature = "testing"))]
+pub use region::memfd;
 pub use segment::{SEGMENTS_MAX, Segment, Segments};
 pub use store::Store;

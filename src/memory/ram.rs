@@ -363,6 +363,8 @@ impl GuestRam {
     /// little-endian words. `None` when some byte is unmapped.
     #[inline]
     pub fn read_entry(&self, addr: u64) -> Option<[u64; 2]> {
+        #[cfg(fuzzing)]
+        super::meddle::before_read();
         let region = self.region_of(addr)?;
         let offset = addr - region.gpa;
         if region.len - offset < 16 {

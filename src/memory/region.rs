@@ -83,7 +83,10 @@ impl Mapping {
 
 /// A file in memory of `bytes` zero bytes.
 #[cfg(any(test, fuzzing, feature = "testing"))]
-pub(super) fn memfd(bytes: u64) -> std::io::Result<File> {
+///
+/// # Errors
+/// When the kernel has none to give.
+pub fn memfd(bytes: u64) -> std::io::Result<File> {
     use std::os::fd::FromRawFd;
     // SAFETY: the name is a C string; the call has no other argument in memory.
     let fd = unsafe { libc::memfd_create(c"vringd-test".as_ptr(), libc::MFD_CLOEXEC) };

@@ -5,4 +5,5 @@
 
 pub mod disk;
 pub mod driver;
+pub mod fuzz;
 pub mod probe;

@@ -1,0 +1,144 @@
+//! What the fuzz targets run, without a fuzzer: the corpora, and a while of bytes by chance.
+//!
+//! `UPDATE_CORPUS=1` writes the seeds into fuzz/corpus.
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use proptest::prelude::*;
+    use proptest::strategy::ValueTree;
+    use vringd::ring::RingFault;
+    use vringd::testing::fuzz;
+
+    fn corpus(target: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("fuzz/corpus")
+            .join(target)
+    }
+
+    /// Plays every file of a corpus; the seeds must be among them as they are made now.
+    fn replay(target: &str, seeds: &[(String, Vec<u8>)], play: impl Fn(&str, &[u8])) {
+        let dir = corpus(target);
+        if std::env::var_os("UPDATE_CORPUS").is_some() {
+            fs::create_dir_all(&dir).unwrap();
+            for (name, seed) in seeds {
+                fs::write(dir.join(name), seed).unwrap();
+            }
+        }
+        for (name, seed) in seeds {
+            let there = fs::read(dir.join(name)).unwrap_or_default();
+            assert!(
+                there == *seed,
+                "{target}/{name} is not what its maker makes"
+            );
+        }
+        let mut count = 0;
+        for entry in fs::read_dir(&dir).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            play(&name, &fs::read(entry.path()).unwrap());
+            count += 1;
+        }
+        assert!(count >= seeds.len(), "{target}: {count} files");
+    }
+
+    /// A file named for a fault must lead to it.
+    fn replay_ring(target: &str, packed: bool, play: fn(&[u8]) -> Option<RingFault>) {
+        replay(target, &fuzz::ring_seeds(packed), |name, data| {
+            let found = play(data);
+            if let Some(wanted) = name.strip_prefix("fault-") {
+                assert_eq!(format!("{found:?}"), format!("Some({wanted})"), "{name}");
+            }
+            if name == "honest" {
+                assert_eq!(found, None, "{target}: the honest session");
+            }
+        });
+    }
+
+    #[test]
+    fn every_fault_has_a_seed_in_a_format_that_can_have_it() {
+        for fault in RingFault::ALL {
+            let seeds = [false, true].map(|packed| fuzz::seed_for(packed, fault).is_some());
+            assert!(seeds.contains(&true), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn the_corpus_of_split_rings_holds() {
+        replay_ring("split_ring", false, fuzz::split_ring);
+    }
+
+    #[test]
+    fn the_corpus_of_packed_rings_holds() {
+        replay_ring("packed_ring", true, fuzz::packed_ring);
+    }
+
+    #[test]
+    fn the_corpus_of_sessions_holds() {
+        replay("protocol", &fuzz::protocol_seeds(), |_, data| {
+            fuzz::protocol(data);
+        });
+        // In this test and not in one beside it: both count open descriptors.
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let seeds = fuzz::protocol_seeds();
+        let mutated = (0..seeds.len(), any::<prop::sample::Index>(), any::<u8>());
+        for _ in 0..300 {
+            let (seed, at, byte) = mutated.new_tree(&mut runner).unwrap().current();
+            let mut data = seeds[seed].1.clone();
+            let at = at.index(data.len());
+            data[at] = byte;
+            fuzz::protocol(&data);
+        }
+    }
+
+    #[test]
+    fn the_corpus_of_configurations_holds() {
+        replay("config", &fuzz::config_seeds(), |name, data| {
+            let taken = fuzz::config(data);
+            let wanted = ["file", "flags", "wire"].contains(&name);
+            if wanted || ["refused", "syntax"].contains(&name) {
+                assert_eq!(taken, wanted, "{name}");
+            }
+        });
+    }
+
+    /// A seed with a piece of it written over.
+    fn mutated(seeds: Vec<(String, Vec<u8>)>) -> impl Strategy<Value = Vec<u8>> {
+        let seeds: Vec<_> = seeds.into_iter().map(|(_, seed)| seed).collect();
+        let pieces = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
+        let tail = prop::collection::vec(any::<u8>(), 0..200);
+        (prop::sample::select(seeds), pieces, tail).prop_map(|(mut data, pieces, tail)| {
+            for (at, byte) in pieces {
+                let at = at.index(data.len());
+                data[at] = byte;
+            }
+            data.extend(tail);
+            data
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: 3000,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn split_rings_hold_by_chance(data in mutated(fuzz::ring_seeds(false))) {
+            fuzz::split_ring(&data);
+        }
+
+        #[test]
+        fn packed_rings_hold_by_chance(data in mutated(fuzz::ring_seeds(true))) {
+            fuzz::packed_ring(&data);
+        }
+
+        #[test]
+        fn configurations_hold_by_chance(data in mutated(fuzz::config_seeds())) {
+            fuzz::config(&data);
+        }
+    }
+}
