@@ -74,6 +74,27 @@ mod tests {
     }
 
     #[test]
+    fn all_128_queue_pairs_move_frames() {
+        let directory = TempDir::new("bench");
+        let socket = directory.path("s").display().to_string();
+        let net = format!("name=n0,socket={socket},link=echo,queues=128");
+        let _daemon = Daemon::start(&["run", "--net", &net]);
+        for format in ["split", "packed"] {
+            let arguments = format!(
+                "--socket {socket} --format {format} --queues 128 --ring-size 64 --size mix \
+                 --duration 300ms --json"
+            );
+            let output = bench(&arguments);
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let count = |key: &str| report[key].as_u64().unwrap_or_else(|| panic!("{report}"));
+            assert!(count("received") >= 128 * 64, "{report}");
+            assert_eq!(count("sent"), count("received"), "{report}");
+            assert_eq!((count("lost"), count("mismatched")), (0, 0), "{report}");
+        }
+    }
+
+    #[test]
     fn every_frame_comes_back_in_both_formats_and_modes() {
         let echo = Echo::start();
         let pid = echo.daemon.pid();

@@ -3,7 +3,8 @@
 //!
 //! `session` is the model and `models` its tests; `oracle` plays the same bytes to the split queue
 //! of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
-//! each mistake that other back-ends were found to make; `engine` has a worker in the middle;
+//! each mistake that other back-ends were found to make; `engine` has a worker in the middle; in
+//! `neighbour` one ring breaks beside others;
 //! `wire` joins two ports; `disk` compares the disk with a reference.
 
 mod support;
@@ -12,6 +13,7 @@ mod support;
 #[allow(unreachable_pub, reason = "helpers of the modules beside them")]
 #[path = "rings"]
 mod rings {
+    mod port;
     mod script;
     mod session;
 
@@ -20,6 +22,7 @@ mod rings {
     mod engine;
     mod hostile;
     mod models;
+    mod neighbour;
     mod oracle;
     mod wire;
 }

@@ -4,132 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vringd::device::DeviceModel;
-use vringd::device::net::{NetModel, NetOptions, Offloads, feature};
-use vringd::engine::{
-    DeviceHandle, Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts, VringAddr,
-    VringRunner, VringSetup,
-};
-use vringd::memory::GuestRam;
-use vringd::ring::RingFormat;
-use vringd::testing::driver::{
-    Buf, Driver, PackedDriver, RingMemory, SplitDriver, UVA, read_guest, write_guest,
-};
+use vringd::engine::{Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts, VringRunner};
+use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
-use crate::support::deadline::wait_until;
+use super::port::{PATIENCE, Port, SIZE, fresh, model, payload};
 
-const RAM: u64 = 0x40_0000;
-const BUFFERS: u64 = 0x10_0000;
-const BUFFER: u64 = 2048;
-const SIZE: u16 = 64;
-const HEADER: usize = 12;
-const PATIENCE: Duration = Duration::from_secs(10);
 const HOLD: Duration = Duration::from_millis(2);
-const PACKED: u64 = 1 << 34;
-
-/// One port and its guest.
-struct Port<D: Driver> {
-    handle: Arc<DeviceHandle>,
-    model: Arc<NetModel>,
-    ram: Arc<GuestRam>,
-    rings: Vec<RingMemory>,
-    drivers: Vec<D>,
-    started: Vec<u16>,
-}
-
-impl<D: Driver> Port<D> {
-    fn new(handle: Arc<DeviceHandle>, model: Arc<NetModel>) -> Port<D> {
-        let ram = GuestRam::for_test(&[(0, RAM)]);
-        let mut rings = Vec::new();
-        let mut at = 0;
-        for _ in 0..model.vrings_max() {
-            let ring = RingMemory::new::<D::Format>(&ram, at, SIZE);
-            at = ring.end::<D::Format>().next_multiple_of(4096);
-            rings.push(ring);
-        }
-        let drivers = rings.iter().map(|ring| D::new(ring, false)).collect();
-        Port {
-            handle,
-            model,
-            ram,
-            rings,
-            drivers,
-            started: Vec::new(),
-        }
-    }
-
-    fn start(&mut self, index: u16) {
-        let [desc, driver, device] = self.rings[usize::from(index)].at.map(|gpa| gpa + UVA);
-        let packed = if D::Format::PACKED { PACKED } else { 0 };
-        self.handle
-            .start(VringSetup {
-                index,
-                size: SIZE,
-                features: feature::VERSION_1 | feature::MRG_RXBUF | packed,
-                base: None,
-                addr: VringAddr {
-                    desc,
-                    driver,
-                    device,
-                },
-                ram: Arc::clone(&self.ram),
-                kick: None,
-                call: None,
-                err: None,
-            })
-            .unwrap();
-        self.started.push(index);
-    }
-
-    /// Returns the low half of the base: where the ring stands.
-    fn stop(&mut self, index: u16) -> u32 {
-        let base = self.handle.stop(index).unwrap();
-        self.started.retain(|&other| other != index);
-        base & 0xffff
-    }
-
-    /// Where buffer `number` of vring `index` is.
-    fn buffer(index: u16, number: u64) -> u64 {
-        BUFFERS + (u64::from(index) * u64::from(SIZE) + number) * BUFFER
-    }
-
-    /// Posts `count` receive buffers.
-    fn post(&mut self, pair: u16, count: u64) {
-        for number in 0..count {
-            let buf = Buf::writable(Self::buffer(2 * pair, number), 2048);
-            self.drivers[usize::from(2 * pair)].add(&[buf]).unwrap();
-        }
-        self.drivers[usize::from(2 * pair)].publish();
-    }
-
-    /// Sends a frame from place `number`.
-    fn send(&mut self, pair: u16, number: u64, payload: &[u8]) {
-        let (index, at) = (2 * pair + 1, Self::buffer(2 * pair + 1, number));
-        write_guest(&self.ram, at, &[0; HEADER]);
-        write_guest(&self.ram, at + HEADER as u64, payload);
-        let len = u32::try_from(HEADER + payload.len()).unwrap();
-        let driver = &mut self.drivers[usize::from(index)];
-        driver.add(&[Buf::readable(at, len)]).unwrap();
-        driver.publish();
-    }
-
-    /// The next frame received, from buffer `number`.
-    fn receive(&mut self, pair: u16, number: u64) -> Vec<u8> {
-        let driver = &mut self.drivers[usize::from(2 * pair)];
-        let (_, len) = wait_until("a frame comes", PATIENCE, || driver.used());
-        let at = Self::buffer(2 * pair, number);
-        read_guest(&self.ram, at + HEADER as u64, len as usize - HEADER)
-    }
-
-    fn await_sent(&mut self, pair: u16) {
-        let driver = &mut self.drivers[usize::from(2 * pair + 1)];
-        wait_until("the buffer is given back", PATIENCE, || driver.used());
-    }
-
-    fn counter(&self, name: &str) -> u64 {
-        let counters = DeviceModel::counters(self.model.as_ref());
-        counters.iter().find(|(n, _)| *n == name).unwrap().1
-    }
-}
 
 /// Two ports on a wire.
 struct Wire<D: Driver> {
@@ -140,16 +20,7 @@ struct Wire<D: Driver> {
 impl<D: Driver> Wire<D> {
     /// With so many queue pairs each, served by the workers of these cores.
     fn new(pairs: [u16; 2], cores: [usize; 2]) -> Wire<D> {
-        let models = [0, 1].map(|port| {
-            Arc::new(NetModel::new(NetOptions {
-                name: format!("net{port}"),
-                queue_pairs: pairs[port],
-                mac: None,
-                mtu: None,
-                offloads: Offloads::CSUM_TSO,
-                rings: vringd::device::RingOptions::default(),
-            }))
-        });
+        let models = [0, 1].map(|port| model(&format!("net{port}"), pairs[port]));
         let member = |port: usize| Member {
             parts: Parts::Net(
                 Arc::clone(&models[port]),
@@ -193,12 +64,6 @@ impl<D: Driver> Drop for Wire<D> {
             engine.stop();
         }
     }
-}
-
-fn payload(seed: u64, bytes: usize) -> Vec<u8> {
-    (0..bytes as u64)
-        .map(|at| (at.wrapping_mul(31) ^ seed.wrapping_mul(0x9e37)).to_le_bytes()[0])
-        .collect()
 }
 
 const ONE_WORKER: [usize; 2] = [0, 0];
@@ -320,17 +185,6 @@ fn a_stop_under_way<D: Driver>(cores: [usize; 2]) {
             port.drivers = port.rings.iter().map(fresh).collect();
         }
     }
-}
-
-/// A driver over a ring that was zeroed.
-fn fresh<D: Driver>(ring: &RingMemory) -> D {
-    let areas = ring.areas::<D::Format>();
-    for area in [&areas.desc, &areas.driver, &areas.device] {
-        for at in (0..area.len() & !1).step_by(2) {
-            area.store16(at, 0);
-        }
-    }
-    D::new(ring, false)
 }
 
 macro_rules! wires {
