@@ -97,6 +97,7 @@ where
             file: run.config,
             cores: run.core,
             idle: run.idle,
+            placement: run.placement,
             stop_timeout: run.stop_timeout,
             nets: run.net,
             blks: run.blk,
@@ -153,6 +154,11 @@ struct RunArgs {
     /// What a worker without work does: spin, adaptive or interrupt [default: adaptive]
     #[arg(long, value_name = "POLICY")]
     idle: Option<String>,
+
+    /// How workers are chosen for queues: spread or auto, near to the guest's memory
+    /// [default: spread]
+    #[arg(long, value_name = "HOW")]
+    placement: Option<String>,
 
     /// How long a shutdown waits for requests in flight: 10s, 500ms [default: 10s]
     #[arg(long, value_name = "TIME")]
@@ -424,12 +430,13 @@ mod tests {
 
     #[test]
     fn run_passes_its_values_on_as_text() {
-        let line = "vringd run --core 1,2 --idle spin --stop-timeout 3s --net a=1 --blk b=2 \
+        let line = "vringd run --core 1,2 --idle spin --placement auto --stop-timeout 3s --net a=1 --blk b=2 \
                     --net c=3 --config f.toml --log-level debug";
         let given = Given {
             file: Some(PathBuf::from("f.toml")),
             cores: Some("1,2".to_owned()),
             idle: Some("spin".to_owned()),
+            placement: Some("auto".to_owned()),
             stop_timeout: Some("3s".to_owned()),
             nets: vec!["a=1".to_owned(), "c=3".to_owned()],
             blks: vec!["b=2".to_owned()],

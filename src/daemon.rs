@@ -10,7 +10,8 @@ use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{
-    BlkBackend, BlkConfig, CallsConfig, Config, IdlePolicy, LinkConfig, NetConfig, RingsConfig,
+    BlkBackend, BlkConfig, CallsConfig, Config, IdlePolicy, LinkConfig, NetConfig, Placement,
+    RingsConfig,
 };
 use crate::control::session::{self, Served};
 use crate::device::blk::{BlkModel, BlkSetup};
@@ -113,6 +114,11 @@ pub fn run(config: &Config) -> Result<bool, DaemonError> {
         cores: config.engine.cores.clone(),
         idle: idle_policy(config.engine.idle),
         stop_timeout: config.engine.stop_timeout,
+        placement: match config.engine.placement {
+            Placement::Spread => engine::Placement::Spread,
+            Placement::Auto => engine::Placement::Auto,
+        },
+        ..EngineOptions::default()
     };
     let (engine, handles) = Engine::start(&options, parts.clone())
         .map_err(start(&format!("workers on cores {:?}", options.cores)))?;

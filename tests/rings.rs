@@ -5,7 +5,8 @@
 //! of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
 //! each mistake that other back-ends were found to make; `engine` has a worker in the middle; in
 //! `neighbour` one ring breaks beside others;
-//! `wire` joins two ports; `disk` compares the disk with a reference.
+//! `wire` joins two ports; `nodes` has memory on
+//! two nodes; `disk` compares the disk with a reference.
 
 mod support;
 
@@ -23,6 +24,7 @@ mod rings {
     mod hostile;
     mod models;
     mod neighbour;
+    mod nodes;
     mod oracle;
     mod wire;
 }

@@ -203,6 +203,7 @@ fn engine_flag(kind: Kind, entry: &Entry) -> Option<&'static str> {
     match entry.key.as_str() {
         "cores" => Some("--core"),
         "idle" => Some("--idle"),
+        "placement" => Some("--placement"),
         "stop_timeout" => Some("--stop-timeout"),
         _ => None,
     }

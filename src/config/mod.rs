@@ -50,6 +50,17 @@ pub struct EngineConfig {
     pub idle: IdlePolicy,
     /// How long a shutdown waits for requests in flight.
     pub stop_timeout: Duration,
+    /// How workers are chosen.
+    pub placement: Placement,
+}
+
+/// How workers are chosen for queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// One after the other.
+    Spread,
+    /// Near to the guest's memory.
+    Auto,
 }
 
 /// What a worker does when there is nothing to do.
@@ -162,6 +173,8 @@ pub struct Given {
     pub cores: Option<String>,
     /// Overrides the file's `engine.idle`.
     pub idle: Option<String>,
+    /// Overrides the file's `engine.placement`.
+    pub placement: Option<String>,
     /// Overrides the file's `engine.stop_timeout`.
     pub stop_timeout: Option<String>,
     /// `key=value` lists, after the file's `[[net]]`.

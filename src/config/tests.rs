@@ -76,6 +76,7 @@ fn flags_and_file_give_the_same_settings() {
         cores = [1, 5]
         idle = "spin"
         stop_timeout = "500ms"
+        placement = "auto"
 
         [[net]]
         name = "uplink"
@@ -108,6 +109,7 @@ fn flags_and_file_give_the_same_settings() {
         cores: Some("1,5".to_owned()),
         idle: Some("spin".to_owned()),
         stop_timeout: Some("500ms".to_owned()),
+        placement: Some("auto".to_owned()),
         ..flags(
             &[
                 "name=uplink,socket=/run/n0,link=tap:tap0,queues=2,mac=52:54:00:12:34:5f,mtu=9000,\
@@ -130,6 +132,7 @@ fn flags_and_file_give_the_same_settings() {
             cores: vec![1, 5],
             idle: IdlePolicy::Spin,
             stop_timeout: Duration::from_millis(500),
+            placement: Placement::Auto,
         },
         nets: vec![NetConfig {
             rings: RingsConfig::default(),
@@ -194,6 +197,7 @@ fn defaults_are_as_documented() {
         cores: vec![5],
         idle: IdlePolicy::Adaptive,
         stop_timeout: Duration::from_secs(10),
+        placement: Placement::Spread,
     };
     assert_eq!(config.engine, engine);
     let net = NetConfig {
@@ -287,6 +291,14 @@ fn refused_engine_flags_name_flag_and_value() {
     assert_eq!(
         engine(None, Some("lazy"), None),
         r#"--idle "lazy": unknown idle policy "lazy" (known: spin, adaptive, interrupt)"#
+    );
+    let given = Given {
+        placement: Some("near".to_owned()),
+        ..flags(&["socket=/n,link=echo"], &[])
+    };
+    assert_eq!(
+        load(&given, &machine()).unwrap_err().to_string(),
+        r#"--placement "near": unknown placement "near" (known: spread, auto)"#
     );
     for (stop, message) in [
         (

@@ -19,7 +19,7 @@ use super::values::{
 use super::wires;
 use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, LinkConfig,
-    Machine, NetConfig, RingsConfig, SocketConfig, SocketSource,
+    Machine, NetConfig, Placement, RingsConfig, SocketConfig, SocketSource,
 };
 
 /// 128 pairs are the 256 vrings that a kick message can name.
@@ -37,6 +37,7 @@ const HOLD_US_DEFAULT: u64 = 100;
 const HOLD_US_MAX: u64 = 50_000;
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
+const PLACEMENTS: &str = "spread, auto";
 const IDLE_POLICIES: &str = "spin, adaptive, interrupt";
 
 /// Text that may be written as a number too.
@@ -48,6 +49,7 @@ struct TextOrNumber(String);
 struct RawEngine {
     cores: Option<Vec<u64>>,
     idle: Option<String>,
+    placement: Option<String>,
     stop_timeout: Option<TextOrNumber>,
 }
 
@@ -176,6 +178,7 @@ fn engine_table(tables: &[Table], given: &Given) -> Table {
     let flags = [
         ("cores", &given.cores),
         ("idle", &given.idle),
+        ("placement", &given.placement),
         ("stop_timeout", &given.stop_timeout),
     ];
     for (key, value) in flags {
@@ -232,6 +235,20 @@ fn engine(table: Table, machine: &Machine) -> Result<EngineConfig, ConfigError> 
             return Err(table.key_error("idle", problem));
         }
     };
+    let placement = match raw.placement.as_deref() {
+        None | Some("spread") => Placement::Spread,
+        Some("auto") => Placement::Auto,
+        Some(other) => {
+            let given = other.to_owned();
+            let known = PLACEMENTS;
+            let problem = Problem::UnknownKind {
+                what: "placement",
+                given,
+                known,
+            };
+            return Err(table.key_error("placement", problem));
+        }
+    };
     let stop_timeout = match raw.stop_timeout {
         None => STOP_TIMEOUT_DEFAULT,
         Some(TextOrNumber(text)) => {
@@ -242,6 +259,7 @@ fn engine(table: Table, machine: &Machine) -> Result<EngineConfig, ConfigError> 
         cores,
         idle,
         stop_timeout,
+        placement,
     })
 }
 

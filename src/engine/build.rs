@@ -32,6 +32,7 @@ use super::net::{NetRx, NetTx};
 use super::placement::worker_of;
 use super::runner::VringSetup;
 use super::started::Vring;
+use super::topology::{Placement, Topology, groups};
 use super::worker::{Worker, WorkerConfig, WorkerCounters};
 
 /// Old memory tables waiting to be unmapped at most; beyond that the worker unmaps itself.
@@ -186,6 +187,22 @@ pub struct EngineOptions {
     pub idle: IdlePolicy,
     /// How long a stop waits for requests in flight.
     pub stop_timeout: Duration,
+    /// How workers are chosen.
+    pub placement: Placement,
+    /// Who knows the memory nodes.
+    pub topology: Topology,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions {
+            cores: Vec::new(),
+            idle: IdlePolicy::default(),
+            stop_timeout: Duration::from_secs(10),
+            placement: Placement::default(),
+            topology: Topology::MACHINE,
+        }
+    }
 }
 
 impl Member {
@@ -197,14 +214,23 @@ impl Member {
         }
     }
 
-    /// The numbers of the workers, one for each of `cores`, that may serve it.
-    fn workers(&self, cores: &[usize]) -> Vec<usize> {
+    /// The numbers of the workers that may serve it, in groups of which one is chosen when its
+    /// vrings start.
+    fn groups(&self, options: &EngineOptions) -> Vec<(Option<usize>, Vec<usize>)> {
+        let cores = &options.cores;
         let serves = |worker: &usize| self.cores.contains(&cores[*worker]);
-        let workers: Vec<_> = (0..cores.len()).filter(serves).collect();
+        let mut workers: Vec<_> = (0..cores.len()).filter(serves).collect();
         if workers.is_empty() {
-            return (0..cores.len()).collect();
+            workers = (0..cores.len()).collect();
         }
-        workers
+        let placement = match self.parts {
+            // The ends of a wire must find each other.
+            Parts::Net(_, LinkSpec::Wire { .. }) => Placement::Spread,
+            _ => options.placement,
+        };
+        groups(placement, &workers, |worker| {
+            (options.topology.of_core)(cores[worker])
+        })
     }
 }
 
@@ -245,20 +271,19 @@ impl Engine {
                 needs_uring: false,
             });
         }
-        let mut places: Vec<Vec<Place>> = (0..)
+        let mut places: Vec<Vec<Vec<Place>>> = (0..)
             .zip(&devices)
             .map(|(number, device)| {
-                let workers = device.workers(&options.cores);
-                place(&mut plans, number, &device.parts, &workers)
+                let groups = device.groups(options);
+                let place = |(node, workers): &(_, Vec<_>)| {
+                    place(&mut plans, number, &device.parts, workers, *node)
+                };
+                share_counters(groups.iter().map(place).collect())
             })
             .collect();
         join_all(&mut plans, &mut places, &devices);
         let handle = |(device, places): (Member, _)| {
-            Arc::new(DeviceHandle::new(
-                device.parts,
-                places,
-                options.stop_timeout,
-            ))
+            Arc::new(DeviceHandle::new(device.parts, places, options))
         };
         let handles: Vec<_> = devices.into_iter().zip(places).map(handle).collect();
         let (retired, receive): (Sender<Retired>, Receiver<Retired>) = bounded(RETIRED_MAX);
@@ -323,8 +348,14 @@ impl Engine {
     }
 }
 
-/// Gives every vring of a device its place.
-fn place(plans: &mut [Plan], device: usize, parts: &Parts, workers: &[usize]) -> Vec<Place> {
+/// Gives every vring of a device a place among `workers`, near to memory node `node`.
+fn place(
+    plans: &mut [Plan],
+    device: usize,
+    parts: &Parts,
+    workers: &[usize],
+    node: Option<usize>,
+) -> Vec<Place> {
     let (per_unit, group) = match parts {
         // The ends of a wire are served side by side.
         Parts::Net(_, LinkSpec::Wire { peer, .. }) => (2, device.min(*peer)),
@@ -339,6 +370,7 @@ fn place(plans: &mut [Plan], device: usize, parts: &Parts, workers: &[usize]) ->
         places.push(Place {
             mailbox: Arc::clone(&plan.mailbox),
             worker,
+            node,
             slot: plan.slots.len(),
             running: running.clone(),
             bursts: 1,
@@ -353,8 +385,20 @@ fn place(plans: &mut [Plan], device: usize, parts: &Parts, workers: &[usize]) ->
     places
 }
 
-/// Makes the links of all devices.
-fn join_all(plans: &mut [Plan], places: &mut [Vec<Place>], devices: &[Member]) {
+/// The places of each vring, from those of each group: a vring is the same at each of them.
+fn share_counters(mut groups: Vec<Vec<Place>>) -> Vec<Vec<Place>> {
+    if let Some((first, others)) = groups.split_first_mut() {
+        for group in others {
+            for (place, same) in group.iter_mut().zip(first.iter()) {
+                place.counters = Arc::clone(&same.counters);
+            }
+        }
+    }
+    groups
+}
+
+/// Makes the links of all devices, in each of their groups.
+fn join_all(plans: &mut [Plan], places: &mut [Vec<Vec<Place>>], devices: &[Member]) {
     for (number, device) in devices.iter().enumerate() {
         match &device.parts {
             &Parts::Net(_, LinkSpec::Wire { peer, .. }) => {
@@ -364,7 +408,10 @@ fn join_all(plans: &mut [Plan], places: &mut [Vec<Place>], devices: &[Member]) {
                     join_wire(plans, places, [number, peer], holds);
                 }
             }
-            Parts::Net(_, link) => join(plans, &places[number], link),
+            Parts::Net(_, link) => {
+                let groups = places[number].iter();
+                groups.for_each(|places| join(plans, places, link));
+            }
             Parts::Blk(..) => {}
         }
     }
@@ -402,7 +449,7 @@ fn join_tap(plan: &mut Plan, tap: &Tap, [rx, tx]: [usize; 2], pair: u16) {
 /// Joins two devices by a wire.
 fn join_wire(
     plans: &mut [Plan],
-    places: &mut [Vec<Place>],
+    places: &mut [Vec<Vec<Place>>],
     ends: [usize; 2],
     holds: [Duration; 2],
 ) {
@@ -411,10 +458,10 @@ fn join_wire(
         slot: vrings[0].slot,
         running: vrings[0].running.clone(),
     };
-    let outlets = ends.map(|device| places[device].chunks_exact(2).map(outlet).collect());
+    let outlets = ends.map(|device| places[device][0].chunks_exact(2).map(outlet).collect());
     let fabric = Arc::new(Fabric::wire(outlets, holds));
     for (port, device) in ends.into_iter().enumerate() {
-        for (pair, vrings) in places[device].chunks_exact_mut(2).enumerate() {
+        for (pair, vrings) in places[device][0].chunks_exact_mut(2).enumerate() {
             let tx = &mut vrings[1];
             let lanes = lanes(plans, &fabric, port, tx.worker);
             if !lanes.is_empty() {

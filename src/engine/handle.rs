@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, bounded};
@@ -15,11 +15,12 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::memory::GuestRam;
 use crate::ring::{Areas, Packed, RingFormat, Split};
 
-use super::build::Parts;
+use super::build::{EngineOptions, Parts};
 use super::fabric::Running;
 use super::mailbox::{CallFds, Command, Mailbox};
 use super::runner::{EngineError, VringAddr, VringRunner, VringSetup};
 use super::started::VringCounters;
+use super::topology::Topology;
 
 /// How long a worker may take to answer anything but a stop: many turns of the longest loop.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -30,6 +31,8 @@ pub(super) struct Place {
     pub(super) mailbox: Arc<Mailbox>,
     /// Number of the worker.
     pub(super) worker: usize,
+    /// The memory node that it was chosen for.
+    pub(super) node: Option<usize>,
     pub(super) slot: usize,
     /// Kept by the worker.
     pub(super) running: Running,
@@ -45,7 +48,15 @@ pub(super) struct Place {
 pub struct DeviceHandle {
     name: String,
     pub(super) parts: Parts,
-    places: Vec<Place>,
+    /// Groups of places, in each one for every vring.
+    places: Vec<Vec<Place>>,
+    /// The group in which each vring is, or was last.
+    group: Vec<AtomicUsize>,
+    started: Vec<AtomicBool>,
+    cores: Vec<usize>,
+    topology: Topology,
+    /// Vrings started on a core that is far from their memory.
+    remote_starts: AtomicU64,
     /// How long a stop waits for requests in flight.
     stop_timeout: Duration,
     /// The features that the vrings were last started with: they tell the ring format.
@@ -53,20 +64,75 @@ pub struct DeviceHandle {
 }
 
 impl DeviceHandle {
-    pub(super) fn new(parts: Parts, places: Vec<Place>, stop_timeout: Duration) -> DeviceHandle {
+    pub(super) fn new(
+        parts: Parts,
+        places: Vec<Vec<Place>>,
+        options: &EngineOptions,
+    ) -> DeviceHandle {
+        let vrings = places.first().map_or(0, Vec::len);
         DeviceHandle {
             name: parts.model().name().to_owned(),
             parts,
             places,
-            stop_timeout,
+            group: (0..vrings).map(|_| AtomicUsize::new(0)).collect(),
+            started: (0..vrings).map(|_| AtomicBool::new(false)).collect(),
+            cores: options.cores.clone(),
+            topology: options.topology,
+            remote_starts: AtomicU64::new(0),
+            stop_timeout: options.stop_timeout,
             features: AtomicU64::new(0),
         }
     }
 
     fn place(&self, index: u16) -> Result<&Place, EngineError> {
-        self.places
-            .get(usize::from(index))
+        let at = usize::from(index);
+        let group = self
+            .group
+            .get(at)
+            .map(|group| group.load(Ordering::Relaxed));
+        group
+            .and_then(|group| self.places.get(group)?.get(at))
             .ok_or(EngineError::State { index })
+    }
+
+    /// Chooses where a vring is started: near to its memory, and where the vring is that it shares
+    /// a link with. Says so when it ends up far from its memory.
+    fn choose(&self, setup: &VringSetup) -> Result<(), EngineError> {
+        let at = usize::from(setup.index);
+        let memory = (self.topology.of_memory)(&setup.ram, setup.addr.desc);
+        let near = |group: &Vec<Place>| group.first().is_some_and(|place| place.node == memory);
+        let partner = match self.parts {
+            Parts::Net(..) => Some(at ^ 1),
+            Parts::Blk(..) => None,
+        };
+        let with = partner.filter(|&partner| {
+            let started = self.started.get(partner);
+            started.is_some_and(|started| started.load(Ordering::Relaxed))
+        });
+        let group = match with {
+            Some(partner) => self.group[partner].load(Ordering::Relaxed),
+            None => self.places.iter().position(near).unwrap_or(0),
+        };
+        if let Some(chosen) = self.group.get(at) {
+            chosen.store(group, Ordering::Relaxed);
+        }
+        let core = self.cores[self.place(setup.index)?.worker];
+        let own = (self.topology.of_core)(core);
+        if let (Some(own), Some(memory)) = (own, memory)
+            && own != memory
+        {
+            let earlier = self.remote_starts.fetch_add(1, Ordering::Relaxed);
+            let none_runs = self.started.iter().all(|s| !s.load(Ordering::Relaxed));
+            if none_runs || earlier == 0 {
+                tracing::warn!(
+                    "{} vring {}: served on core {core} of node {own}, its memory is on node \
+                     {memory}: give it a core there, or placement = \"auto\"",
+                    self.name,
+                    setup.index
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Sends a command and waits for its answer.
@@ -101,22 +167,29 @@ impl DeviceHandle {
         find_areas::<F>(setup.index, setup.size, &setup.ram, setup.addr)
     }
 
+    /// A place of each vring: what is counted is the same at all.
+    fn vrings(&self) -> impl Iterator<Item = &Place> {
+        self.places.iter().take(1).flatten()
+    }
+
     /// Requests in flight on all vrings, for the line that a hurried shutdown prints.
     pub fn in_flight(&self) -> u64 {
-        self.places
-            .iter()
+        self.vrings()
             .map(|place| place.counters.in_flight.get())
             .sum()
     }
 
     /// Sums of the vrings' own counters, by name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let sum = |of: fn(&VringCounters) -> u64| {
-            self.places.iter().map(|place| of(&place.counters)).sum()
-        };
+        let sum =
+            |of: fn(&VringCounters) -> u64| self.vrings().map(|place| of(&place.counters)).sum();
         vec![
             ("calls", sum(|c| c.calls.get())),
             ("ring_faults", sum(|c| c.faults.get())),
+            (
+                "vrings_remote_memory",
+                self.remote_starts.load(Ordering::Relaxed),
+            ),
         ]
     }
 }
@@ -134,6 +207,7 @@ fn find_areas<F: RingFormat>(
 impl VringRunner for DeviceHandle {
     fn start(&self, setup: VringSetup) -> Result<(), EngineError> {
         let index = setup.index;
+        self.choose(&setup)?;
         let place = self.place(index)?;
         self.features.store(setup.features, Ordering::Relaxed);
         place.size.store(setup.size, Ordering::Relaxed);
@@ -156,7 +230,9 @@ impl VringRunner for DeviceHandle {
             reply,
         };
         let started = self.ask(index, ANSWER_WITHIN, command, &answer)?;
-        started.map_err(|source| EngineError::System { index, source })
+        started.map_err(|source| EngineError::System { index, source })?;
+        self.started[usize::from(index)].store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn stop(&self, index: u16) -> Result<u32, EngineError> {
@@ -170,6 +246,7 @@ impl VringRunner for DeviceHandle {
         let within = self.stop_timeout + Duration::from_millis(500);
         match self.ask(index, within, command, &answer) {
             Ok(stopped) => {
+                self.started[usize::from(index)].store(false, Ordering::Relaxed);
                 // A tap that is gone has no queue to detach; the vring is stopped all the same.
                 let _ = self.parts.served(index, false);
                 Ok(stopped.base)

@@ -22,9 +22,11 @@ mod net;
 mod placement;
 mod runner;
 mod started;
+mod topology;
 mod worker;
 
 pub use build::{Backing, Engine, EngineOptions, LinkSpec, Member, Parts};
 pub use handle::DeviceHandle;
 pub use idle::IdlePolicy;
 pub use runner::{EngineError, VringAddr, VringRunner, VringSetup};
+pub use topology::{Placement, Topology};

@@ -50,6 +50,11 @@ mod body {
             self.len
         }
 
+        /// Start address in this process.
+        pub(in super::super) fn base(&self) -> *mut u8 {
+            self.base
+        }
+
         /// Asks the CPU to fetch the line at `offset`.
         #[inline]
         pub fn prefetch(&self, offset: usize) {
@@ -165,6 +170,11 @@ mod body {
         /// Length in bytes.
         pub fn len(&self) -> usize {
             self.cells.len() * 2
+        }
+
+        /// A model has no addresses.
+        pub(in super::super) fn base(&self) -> *mut u8 {
+            core::ptr::null_mut()
         }
 
         /// Nothing to fetch in a model.

@@ -17,6 +17,7 @@ pub mod copy;
 mod dirty;
 #[cfg(fuzzing)]
 pub mod meddle;
+mod node;
 mod prefetch;
 mod ram;
 mod region;

@@ -68,6 +68,7 @@ impl<D: Driver> Machine<D> {
             cores: vec![0],
             idle: IdlePolicy::Interrupt,
             stop_timeout: PATIENCE,
+            ..EngineOptions::default()
         };
         let store = Arc::new(Store::new(DISK).unwrap());
         let parts = Parts::Blk(Arc::clone(&model), Backing::Ram(store));
@@ -184,6 +185,7 @@ fn a_sleeping_worker_ends_when_it_is_told() {
             cores: vec![0],
             idle,
             stop_timeout: PATIENCE,
+            ..EngineOptions::default()
         };
         let (engine, _) = Engine::start(&options, Vec::new()).unwrap();
         let parks = || {

@@ -144,6 +144,7 @@ fn one_broken_ring<D: Driver>() {
         cores: vec![0],
         idle: IdlePolicy::Adaptive,
         stop_timeout: PATIENCE,
+        ..EngineOptions::default()
     };
     let (engine, handles) = Engine::start(&options, members.collect()).unwrap();
     let port = |at: usize| Port::<D>::new(Arc::clone(&handles[at]), Arc::clone(&models[at]));
@@ -212,6 +213,7 @@ fn frames_move_with_every_transport_feature() {
             cores: vec![0],
             idle: IdlePolicy::Adaptive,
             stop_timeout: PATIENCE,
+            ..EngineOptions::default()
         };
         let (engine, mut handles) = Engine::start(&options, vec![member]).unwrap();
         let mut port = Port::<D>::new(handles.remove(0), model);

@@ -37,6 +37,7 @@ impl<D: Driver> Wire<D> {
             cores: all,
             idle: IdlePolicy::Adaptive,
             stop_timeout: PATIENCE,
+            ..EngineOptions::default()
         };
         let (engine, handles) = Engine::start(&options, vec![member(0), member(1)]).unwrap();
         let port = |at: usize| Port::new(Arc::clone(&handles[at]), Arc::clone(&models[at]));

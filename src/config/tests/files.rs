@@ -32,7 +32,7 @@ fn refused_files_name_the_line() {
         ),
         (
             "[engine]\ncore = [1]",
-            "FILE:2: engine: core = [1]: unknown key (known: cores, idle, stop_timeout)",
+            "FILE:2: engine: core = [1]: unknown key (known: cores, idle, placement, stop_timeout)",
         ),
         (
             "[engine]\nidle = true",
