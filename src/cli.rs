@@ -430,7 +430,8 @@ mod tests {
 
     #[test]
     fn run_passes_its_values_on_as_text() {
-        let line = "vringd run --core 1,2 --idle spin --placement auto --stop-timeout 3s --net a=1 --blk b=2 \
+        let line = "vringd run --core 1,2 --idle spin --placement auto --stop-timeout 3s \
+                    --net a=1 --blk b=2 \
                     --net c=3 --config f.toml --log-level debug";
         let given = Given {
             file: Some(PathBuf::from("f.toml")),
