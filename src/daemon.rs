@@ -160,6 +160,15 @@ fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> 
             };
             (wire, net.queues)
         }
+        LinkConfig::Switch(name) => {
+            // A switch has the number of its first port.
+            let same = |other: &NetConfig| other.link == LinkConfig::Switch(name.clone());
+            let port = LinkSpec::Switch {
+                switch: nets.iter().position(same).unwrap_or_default(),
+                rules: Box::new(net.rules.clone()),
+            };
+            (port, net.queues)
+        }
         LinkConfig::Tap(tap) => {
             let open = Tap::open(tap, net.queues, net.mtu);
             let named = |source| DaemonError::Tap {

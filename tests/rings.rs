@@ -5,7 +5,7 @@
 //! of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
 //! each mistake that other back-ends were found to make; `engine` has a worker in the middle; in
 //! `neighbour` one ring breaks beside others;
-//! `wire` joins two ports; `nodes` has memory on
+//! `wire` joins two ports, `switch` several; `nodes` has memory on
 //! two nodes; `disk` compares the disk with a reference.
 
 mod support;
@@ -26,5 +26,6 @@ mod rings {
     mod neighbour;
     mod nodes;
     mod oracle;
+    mod switch;
     mod wire;
 }

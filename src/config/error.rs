@@ -230,6 +230,12 @@ pub enum Problem {
         /// Its link.
         link: String,
     },
+    /// A switch with more ports than it can have.
+    #[error("a switch has at most {0} ports")]
+    TooManyPorts(usize),
+    /// Ports of one switch that different workers would serve.
+    #[error("the cores of port {0} of the same switch are others (one worker serves a switch)")]
+    OtherCores(String),
     /// A value that another device has already.
     #[error("already used by {0}")]
     Duplicate(String),

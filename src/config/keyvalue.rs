@@ -361,7 +361,7 @@ impl ValueDeserializer<'_> {
     }
 }
 
-impl<'de> de::Deserializer<'de> for ValueDeserializer<'de> {
+impl<'de> de::Deserializer<'de> for ValueDeserializer<'_> {
     type Error = Fault;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -418,13 +418,11 @@ impl<'de> de::SeqAccess<'de> for Items {
         let Some(item) = self.items.next() else {
             return Ok(None);
         };
-        let number = ValueDeserializer {
+        let value = ValueDeserializer {
             value: &item,
             lenient: false,
-        }
-        .number()?;
-        let number: de::value::U64Deserializer<Fault> = number.into_deserializer();
-        seed.deserialize(number).map(Some)
+        };
+        seed.deserialize(value).map(Some)
     }
 }
 

@@ -15,12 +15,14 @@ mod error;
 mod file;
 mod keyvalue;
 mod size;
+mod switch;
 #[cfg(test)]
 mod tests;
 mod validate;
 mod values;
 mod wires;
 
+pub use crate::host::switch::{Filter, PortRules, VLAN_MAX, VlanMode, VlanSet};
 pub use crate::sys::listen::{SocketConfig, SocketSource};
 pub use bench::{BenchBlkConfig, BenchBlkGiven, Chains, Rw, RwKind, Span, load_bench_blk};
 pub use bench::{BenchMode, BenchNetConfig, BenchNetGiven, FrameSize, load_bench_net};
@@ -91,6 +93,8 @@ pub struct NetConfig {
     pub mtu: Option<u16>,
     /// How long frames on a wire wait for a receiver without buffers, at most 100 ms.
     pub hold: Duration,
+    /// What is chosen about it as the port of a switch.
+    pub rules: PortRules,
     /// The cores that serve its queues, among those of the engine; not empty.
     pub cores: Vec<usize>,
     /// What is chosen about its virtqueues.
@@ -126,6 +130,8 @@ pub enum LinkConfig {
     Tap(String),
     /// To and from the other port of this name, whose link is a wire to this one.
     Wire(String),
+    /// A port of the switch of this name.
+    Switch(String),
 }
 
 /// One virtio-blk device.

@@ -9,6 +9,7 @@ use vmm_sys_util::tempdir::TempDir;
 use super::*;
 
 mod files;
+mod switch;
 mod wires;
 
 fn machine() -> Machine {
@@ -148,6 +149,7 @@ fn flags_and_file_give_the_same_settings() {
             mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x5f]),
             mtu: Some(9000),
             hold: Duration::from_micros(100),
+            rules: PortRules::default(),
             cores: vec![1, 5],
         }],
         blks: vec![
@@ -209,6 +211,7 @@ fn defaults_are_as_documented() {
         mac: None,
         mtu: None,
         hold: Duration::from_micros(100),
+        rules: PortRules::default(),
         cores: vec![5],
     };
     assert_eq!(config.nets[0], net);
@@ -320,21 +323,21 @@ fn refused_net_flags_name_key_and_value() {
         (
             "socket=/n,link=tpa:tap0",
             "--net net0: link = \"tpa:tap0\": \
-             unknown link kind \"tpa\" (known: tap, wire, echo, sink)",
+             unknown link kind \"tpa\" (known: tap, wire, switch, echo, sink)",
         ),
         (
             "socket=/n,link=xdp:eth0",
             "--net net0: link = \"xdp:eth0\": \
-             link kind \"xdp\" is not supported by this version (known: tap, wire, echo, sink)",
+             link kind \"xdp\" is not supported by this version (known: tap, wire, switch, echo, sink)",
         ),
         (
             "socket=/n,link=wire",
-            r#"--net net0: link = "wire": link kind "wire" needs an argument, as in "wire:net1""#,
+            "--net net0: link = \"wire\": link kind \"wire\" needs an argument, as in \"wire:net1\"",
         ),
         (
-            "socket=/n,link=switch:s",
-            "--net net0: link = \"switch:s\": \
-             link kind \"switch\" is not supported by this version (known: tap, wire, echo, sink)",
+            "socket=/n,link=switch",
+            "--net net0: link = \"switch\": \
+             link kind \"switch\" needs an argument, as in \"switch:sw0\"",
         ),
         (
             "socket=/n,link=tap",
@@ -365,7 +368,8 @@ fn refused_net_flags_name_key_and_value() {
         (
             "name=a,socket=/n,link=echo,mode=server",
             "--net a: mode = \"server\": unknown key (known: name, socket, link, queues, mac, \
-             mtu, hold_us, cores, ring_reset, call_max_used, call_max_us, socket_owner, \
+             mtu, hold_us, vlan, vlan_native, isolated, flood_limit, allow_mac, allow_ip, \
+             stations, cores, ring_reset, call_max_used, call_max_us, socket_owner, \
              socket_group, socket_mode)",
         ),
         ("", "--net \"\": \"\" is not of the form key=value"),

@@ -16,11 +16,11 @@ use super::values::{
     SERIAL_MAX, account_id, bounded, check_disk, check_name, check_serial, parse_backend,
     parse_block_size, parse_link, parse_mac, parse_mode, parse_socket,
 };
-use super::wires;
 use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, LinkConfig,
     Machine, NetConfig, Placement, RingsConfig, SocketConfig, SocketSource,
 };
+use super::{switch, wires};
 
 /// 128 pairs are the 256 vrings that a kick message can name.
 const QUEUES_MAX: u64 = 128;
@@ -63,6 +63,13 @@ struct RawNet {
     mac: Option<String>,
     mtu: Option<u64>,
     hold_us: Option<u64>,
+    vlan: Option<TextOrNumber>,
+    vlan_native: Option<u64>,
+    isolated: Option<bool>,
+    flood_limit: Option<u64>,
+    allow_mac: Option<Vec<String>>,
+    allow_ip: Option<Vec<String>>,
+    stations: Option<Vec<String>>,
     cores: Option<Vec<u64>>,
     ring_reset: Option<bool>,
     call_max_used: Option<u64>,
@@ -165,7 +172,9 @@ fn load_tables(
         return Err(ConfigError::NoDevice);
     }
     let nets = tables.iter().filter(|table| table.kind == Kind::Net);
-    wires::join(&nets.collect::<Vec<_>>(), &mut config.nets)?;
+    let nets: Vec<_> = nets.collect();
+    wires::join(&nets, &mut config.nets)?;
+    switch::check(&nets, &config.nets)?;
     Ok(config)
 }
 
@@ -323,14 +332,28 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
         mode: raw.socket_mode,
     };
     let in_key = |key: &'static str| move |problem| table.key_error(key, problem);
+    // Without a key it must be the other end of a wire, which is seen when all are known.
+    let link = match raw.link.as_deref() {
+        Some(link) => parse_link(link).map_err(in_key("link"))?,
+        None => LinkConfig::Wire(String::new()),
+    };
+    let mtu = raw.mtu.map(|mtu| bounded(mtu, MTU.0, MTU.1));
+    let mtu = mtu.transpose().map_err(in_key("mtu"))?;
+    let port = switch::RawSwitchPort {
+        vlan: raw.vlan.map(|TextOrNumber(text)| text),
+        vlan_native: raw.vlan_native,
+        isolated: raw.isolated,
+        flood_limit: raw.flood_limit,
+        allow_mac: raw.allow_mac,
+        allow_ip: raw.allow_ip,
+        stations: raw.stations,
+    };
+    let is_port = matches!(link, LinkConfig::Switch(_));
     Ok(NetConfig {
         name,
         socket: socket_config(table, socket, machine)?,
-        // Without a key it must be the other end of a wire, which is seen when all are known.
-        link: match raw.link.as_deref() {
-            Some(link) => parse_link(link).map_err(in_key("link"))?,
-            None => LinkConfig::Wire(String::new()),
-        },
+        link,
+        rules: switch::rules(table, port, mtu, is_port)?,
         hold: Duration::from_micros(u64::from(
             bounded(raw.hold_us.unwrap_or(HOLD_US_DEFAULT), 0, HOLD_US_MAX)
                 .map_err(in_key("hold_us"))?,
@@ -344,11 +367,7 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
             .map(parse_mac)
             .transpose()
             .map_err(in_key("mac"))?,
-        mtu: raw
-            .mtu
-            .map(|mtu| bounded(mtu, MTU.0, MTU.1))
-            .transpose()
-            .map_err(in_key("mtu"))?,
+        mtu,
         rings: ring_options(table, raw.ring_reset, [raw.call_max_used, raw.call_max_us])?,
     })
 }

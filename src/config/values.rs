@@ -17,8 +17,8 @@ const TAP_NAME_MAX: usize = 15;
 /// VIRTIO 1.3 §5.2.6: the device ID string has 20 bytes.
 pub(super) const SERIAL_MAX: usize = 20;
 
-const LINKS: &str = "tap, wire, echo, sink";
-const LINKS_TO_COME: [&str; 2] = ["xdp", "switch"];
+const LINKS: &str = "tap, wire, switch, echo, sink";
+const LINKS_TO_COME: [&str; 1] = ["xdp"];
 const BACKENDS: &str = "ram, null";
 
 pub(super) fn bounded(value: u64, min: u64, max: u64) -> Result<u16, Problem> {
@@ -142,6 +142,15 @@ pub(super) fn parse_link(text: &str) -> Result<LinkConfig, Problem> {
             example: "tap:tap0",
         }),
         ("wire", Some(peer)) if !peer.is_empty() => Ok(LinkConfig::Wire(peer.to_owned())),
+        ("switch", Some(name)) if !name.is_empty() => {
+            check_name(name)?;
+            Ok(LinkConfig::Switch(name.to_owned()))
+        }
+        ("switch", _) => Err(Problem::NeedsArgument {
+            what,
+            given,
+            example: "switch:sw0",
+        }),
         ("wire", _) => Err(Problem::NeedsArgument {
             what,
             given,

@@ -14,6 +14,7 @@ use crate::device::net::{NetModel, RxHandler, RxWindow, TxHandler};
 use crate::host::null::NullDisk;
 use crate::host::ram::RamDisk;
 use crate::host::sink::SinkPort;
+use crate::host::switch::{PortRules, Switch};
 use crate::host::tap::{self, TapQueue};
 use crate::host::uring::UringDisk;
 use crate::memory::Store;
@@ -35,6 +36,9 @@ use super::started::Vring;
 use super::topology::{Placement, Topology, groups};
 use super::worker::{Worker, WorkerConfig, WorkerCounters};
 
+/// Seconds after which a switch forgets a station that it has not seen (IEEE 802.1Q's default).
+const AGEING: u32 = 300;
+
 /// Old memory tables waiting to be unmapped at most; beyond that the worker unmaps itself.
 const RETIRED_MAX: usize = 64;
 
@@ -53,6 +57,13 @@ pub enum LinkSpec {
         peer: usize,
         /// How long frames wait for a receiver without buffers.
         hold: Duration,
+    },
+    /// A port of a switch.
+    Switch {
+        /// Number of the switch.
+        switch: usize,
+        /// What is chosen about the port.
+        rules: Box<PortRules>,
     },
 }
 
@@ -214,6 +225,14 @@ impl Member {
         }
     }
 
+    /// The switch that it is a port of.
+    fn switch(&self) -> Option<usize> {
+        match &self.parts {
+            Parts::Net(_, LinkSpec::Switch { switch, .. }) => Some(*switch),
+            _ => None,
+        }
+    }
+
     /// The numbers of the workers that may serve it, in groups of which one is chosen when its
     /// vrings start.
     fn groups(&self, options: &EngineOptions) -> Vec<(Option<usize>, Vec<usize>)> {
@@ -225,7 +244,7 @@ impl Member {
         }
         let placement = match self.parts {
             // The ends of a wire must find each other.
-            Parts::Net(_, LinkSpec::Wire { .. }) => Placement::Spread,
+            Parts::Net(_, LinkSpec::Wire { .. } | LinkSpec::Switch { .. }) => Placement::Spread,
             _ => options.placement,
         };
         groups(placement, &workers, |worker| {
@@ -274,7 +293,10 @@ impl Engine {
         let mut places: Vec<Vec<Vec<Place>>> = (0..)
             .zip(&devices)
             .map(|(number, device)| {
-                let groups = device.groups(options);
+                let mut groups = device.groups(options);
+                if let Some(worker) = worker_of_switch(&devices, device, options) {
+                    groups = vec![(None, vec![worker])];
+                }
                 let place = |(node, workers): &(_, Vec<_>)| {
                     place(&mut plans, number, &device.parts, workers, *node)
                 };
@@ -399,6 +421,7 @@ fn share_counters(mut groups: Vec<Vec<Place>>) -> Vec<Vec<Place>> {
 
 /// Makes the links of all devices, in each of their groups.
 fn join_all(plans: &mut [Plan], places: &mut [Vec<Vec<Place>>], devices: &[Member]) {
+    let mut joined = Vec::new();
     for (number, device) in devices.iter().enumerate() {
         match &device.parts {
             &Parts::Net(_, LinkSpec::Wire { peer, .. }) => {
@@ -406,6 +429,13 @@ fn join_all(plans: &mut [Plan], places: &mut [Vec<Vec<Place>>], devices: &[Membe
                 if let Some(other) = devices.get(peer).filter(|_| number < peer) {
                     let holds = [device, other].map(Member::hold);
                     join_wire(plans, places, [number, peer], holds);
+                }
+            }
+            &Parts::Net(_, LinkSpec::Switch { switch, .. }) => {
+                // Once, for all ports.
+                if !joined.contains(&switch) {
+                    joined.push(switch);
+                    join_switch(plans, places, devices, switch);
                 }
             }
             Parts::Net(_, link) => {
@@ -427,7 +457,7 @@ fn join(plans: &mut [Plan], places: &[Place], link: &LinkSpec) {
                 .links
                 .push(Link::new(End::Vring(tx), End::Sink(SinkPort::new()))),
             LinkSpec::Tap(tap) => join_tap(plan, tap, [rx, tx], pair),
-            LinkSpec::Wire { .. } => {}
+            LinkSpec::Wire { .. } | LinkSpec::Switch { .. } => {}
         }
     }
 }
@@ -453,12 +483,7 @@ fn join_wire(
     ends: [usize; 2],
     holds: [Duration; 2],
 ) {
-    let outlet = |vrings: &[Place]| Outlet {
-        worker: vrings[0].worker,
-        slot: vrings[0].slot,
-        running: vrings[0].running.clone(),
-    };
-    let outlets = ends.map(|device| places[device][0].chunks_exact(2).map(outlet).collect());
+    let outlets = ends.map(|device| outlets(&places[device][0]));
     let fabric = Arc::new(Fabric::wire(outlets, holds));
     for (port, device) in ends.into_iter().enumerate() {
         for (pair, vrings) in places[device][0].chunks_exact_mut(2).enumerate() {
@@ -474,6 +499,49 @@ fn join_wire(
                 .push(Link::new(End::Vring(tx.slot), sink));
         }
     }
+}
+
+/// The worker that serves the switch of `device`, if it is a port of one: that of the first port.
+fn worker_of_switch(devices: &[Member], device: &Member, options: &EngineOptions) -> Option<usize> {
+    let own = device.switch()?;
+    let first = devices.iter().find(|other| other.switch() == Some(own))?;
+    let groups = first.groups(options);
+    groups
+        .first()
+        .map(|(_, workers)| worker_of(own, 0, workers))
+}
+
+/// Joins all ports of a switch.
+fn join_switch(plans: &mut [Plan], places: &[Vec<Vec<Place>>], devices: &[Member], switch: usize) {
+    let is_port = |device: &&Member| device.switch() == Some(switch);
+    let mut rules = Vec::new();
+    let mut ports = Vec::new();
+    for (device, places) in devices.iter().zip(places).filter(|(d, _)| is_port(d)) {
+        if let Parts::Net(_, LinkSpec::Switch { rules: own, .. }) = &device.parts {
+            rules.push(own.as_ref().clone());
+            ports.push(&places[0]);
+        }
+    }
+    let outlets = ports.iter().map(|places| outlets(places)).collect();
+    let fabric = Arc::new(Fabric::switch(Switch::new(rules, AGEING), outlets));
+    for (port, places) in ports.into_iter().enumerate() {
+        for (pair, vrings) in places.chunks_exact(2).enumerate() {
+            let tx = &vrings[1];
+            let gate = Gate::new(Arc::clone(&fabric), [port, pair], tx.worker, Vec::new());
+            let link = Link::new(End::Vring(tx.slot), End::Gate(Box::new(gate)));
+            plans[tx.worker].links.push(link);
+        }
+    }
+}
+
+/// Where the queue pairs with these places receive.
+fn outlets(places: &[Place]) -> Vec<Outlet> {
+    let outlet = |vrings: &[Place]| Outlet {
+        worker: vrings[0].worker,
+        slot: vrings[0].slot,
+        running: vrings[0].running.clone(),
+    };
+    places.chunks_exact(2).map(outlet).collect()
 }
 
 /// Lanes from a gate of `port` on `worker` to all others on which its peer may receive.

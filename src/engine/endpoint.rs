@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::host::net::{FrameReader, FrameSink, FrameSource};
+use crate::host::net::{Frame, FrameReader, FrameSink, FrameSource};
 use crate::memory::GuestRam;
 use crate::ring::{Areas, RingFault};
 
@@ -67,6 +67,8 @@ pub(crate) trait GuestSink: VringEndpoint + FrameSink {
     fn arm_sink(&mut self) -> bool;
     /// Reads frames from the host straight into the guest's buffers, at most a burst.
     fn fill(&mut self, reader: &mut dyn FrameReader) -> Fill;
+    /// Gives up the frames that wait for buffers.
+    fn refuse(&mut self, frames: &mut [Frame]);
     /// Whether a frame that was read waits for the guest's buffers.
     fn holds_frame(&self) -> bool;
 }

@@ -1,4 +1,4 @@
-//! `Fabric`: ports joined to ports, as all workers see it.
+//! `Fabric`: ports joined to ports, by a wire or a switch, as all workers see it.
 //!
 //! A *gate* is where the frames of one queue pair enter the fabric; it lives on the worker of that
 //! pair, as the sink of a link. A frame leaves the fabric at a queue pair of another port, which
@@ -11,11 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::host::net::{DropReason, Frame, Verdict};
+use crate::host::switch::Switch;
 use crate::memory::Segments;
 
 use super::worker::Slots;
 
 mod gate;
+mod hub;
 mod lane;
 
 pub(crate) use gate::Gate;
@@ -53,8 +55,12 @@ pub(crate) struct Outlet {
 pub(crate) struct Fabric {
     /// The outlets of each port.
     ports: Box<[Box<[Outlet]>]>,
-    /// How long frames that enter at each port wait for a receiver without buffers.
+    /// How long frames that enter at each port of a wire wait for a receiver without buffers.
     holds: Box<[Duration]>,
+    /// Who finds the ports that a frame goes to; `None` on a wire.
+    switch: Option<Switch>,
+    /// The switch counts its seconds from here.
+    since: Instant,
 }
 
 impl Fabric {
@@ -63,6 +69,18 @@ impl Fabric {
         Fabric {
             ports: ports.into_iter().map(Vec::into_boxed_slice).collect(),
             holds: holds.into(),
+            switch: None,
+            since: Instant::now(),
+        }
+    }
+
+    /// A switch between ports, all of which have their outlets on one worker.
+    pub(crate) fn switch(switch: Switch, ports: Vec<Vec<Outlet>>) -> Fabric {
+        Fabric {
+            ports: ports.into_iter().map(Vec::into_boxed_slice).collect(),
+            holds: Box::default(),
+            switch: Some(switch),
+            since: Instant::now(),
         }
     }
 

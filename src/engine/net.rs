@@ -259,6 +259,10 @@ impl<F: RingFormat> GuestSink for NetRx<F> {
         self.vring.set_kicks(true)
     }
 
+    fn refuse(&mut self, frames: &mut [Frame]) {
+        self.handler.refuse(frames);
+    }
+
     fn holds_frame(&self) -> bool {
         self.window.is_pending()
     }

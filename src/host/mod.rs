@@ -10,5 +10,6 @@ pub mod net;
 pub mod null;
 pub mod ram;
 pub mod sink;
+pub mod switch;
 pub mod tap;
 pub mod uring;

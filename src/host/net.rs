@@ -128,11 +128,23 @@ pub enum DropReason {
     PeerFull,
     /// Nobody receives at the other port.
     PeerDown,
+    /// The frame is shorter than an Ethernet header.
+    BadFrame,
+    /// The port may not send, or not receive, in the frame's VLAN.
+    Vlan,
+    /// The sender's address is not among those of its port.
+    Spoofed,
+    /// The port has sent its share of frames for all.
+    Storm,
+    /// Both ports are isolated.
+    Isolated,
+    /// The packet is longer than the MTU of the port.
+    Mtu,
 }
 
 impl DropReason {
     /// Number of reasons.
-    pub const COUNT: usize = 12;
+    pub const COUNT: usize = 18;
 
     /// All reasons with the names of their counters.
     pub const NAMES: [(DropReason, &'static str); DropReason::COUNT] = [
@@ -148,6 +160,12 @@ impl DropReason {
         (DropReason::PeerBroken, "drop_peer_broken"),
         (DropReason::PeerFull, "drop_peer_full"),
         (DropReason::PeerDown, "drop_peer_down"),
+        (DropReason::BadFrame, "drop_bad_frame"),
+        (DropReason::Vlan, "drop_vlan"),
+        (DropReason::Spoofed, "drop_spoofed"),
+        (DropReason::Storm, "drop_storm"),
+        (DropReason::Isolated, "drop_isolated"),
+        (DropReason::Mtu, "drop_mtu"),
     ];
 }
 

@@ -23,6 +23,12 @@ const TX_DROPS: [&str; DropReason::COUNT] = [
     "tx_drop_peer_broken",
     "tx_drop_peer_full",
     "tx_drop_peer_down",
+    "tx_drop_bad_frame",
+    "tx_drop_vlan",
+    "tx_drop_spoofed",
+    "tx_drop_storm",
+    "tx_drop_isolated",
+    "tx_drop_mtu",
 ];
 
 /// Names of the drop counters of the receiving direction, in the same order.
@@ -39,6 +45,12 @@ const RX_DROPS: [&str; DropReason::COUNT] = [
     "rx_drop_peer_broken",
     "rx_drop_peer_full",
     "rx_drop_peer_down",
+    "rx_drop_bad_frame",
+    "rx_drop_vlan",
+    "rx_drop_spoofed",
+    "rx_drop_storm",
+    "rx_drop_isolated",
+    "rx_drop_mtu",
 ];
 
 /// The counters of one direction of one queue pair, on cache lines of their own.

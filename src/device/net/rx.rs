@@ -160,6 +160,20 @@ impl RxHandler {
         answer
     }
 
+    /// Gives up the frames that wait for buffers, whose sender does not.
+    pub fn refuse(&mut self, frames: &mut [Frame]) {
+        let mut tally = Tally::default();
+        for frame in frames {
+            if frame.verdict == Verdict::Retry {
+                frame.verdict = Verdict::Dropped(DropReason::PeerFull);
+                tally.dropped(DropReason::PeerFull);
+            }
+        }
+        if !tally.is_empty() {
+            self.counters.rx.add(&tally);
+        }
+    }
+
     /// Asks the CPU for the first lines of a frame that will be copied soon.
     #[inline(always)]
     fn prefetch(&self, payload: &[Segment], to: &Segment) {

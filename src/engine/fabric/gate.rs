@@ -8,6 +8,7 @@ use super::super::batch::Batch;
 use super::super::endpoint::{Endpoint, GuestSource};
 use super::super::link::Armed;
 use super::super::worker::Slots;
+use super::hub::Hub;
 use super::lane::{LANE_PARCELS, Lane, Parcel};
 use super::{Fabric, Hold, deliver, drop_waiting, left};
 
@@ -23,6 +24,8 @@ pub(crate) struct Gate {
     hold: Hold,
     /// What it takes to send to other workers; `None` when all receivers are on ours.
     remote: Option<Remote>,
+    /// What it takes to send to several ports; `None` on a wire.
+    hub: Option<Box<Hub>>,
 }
 
 /// Bursts on their way.
@@ -58,6 +61,7 @@ impl Gate {
             done: 0,
         });
         Gate {
+            hub: fabric.switch.is_some().then(Box::default),
             fabric,
             port,
             pair,
@@ -81,6 +85,10 @@ impl Gate {
         burst: &mut FrameBurst,
         batch: &mut Batch,
     ) -> usize {
+        if let Some(hub) = &mut self.hub {
+            let at = [self.port, self.pair];
+            return hub.poll(&self.fabric, at, from, slots, burst, batch);
+        }
         if self.remote.is_some() {
             return self.poll_remote(from, slots, batch);
         }

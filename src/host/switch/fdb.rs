@@ -1,0 +1,232 @@
+//! `Fdb`: which station was last seen at which port.
+//!
+//! Any number of workers look up and learn at the same time without a lock. An entry is two words;
+//! the second carries a check of the first, so that an entry half written by another worker is no
+//! entry. What is lost to such a race is learned again with the next frame.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Entries that share a line of the cache, and compete when it is full.
+const WAYS: usize = 4;
+/// Entries of the table.
+const ENTRIES: usize = 16384;
+/// A station that was seen less than so many seconds ago need not be written down again.
+const REFRESH: u32 = 2;
+/// The time of an entry that does not age.
+const FOREVER: u32 = u32::MAX;
+
+/// A station: VLAN and address. Never 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Station(u64);
+
+impl Station {
+    #[inline]
+    pub(super) fn new(vlan: u16, mac: [u8; 6]) -> Station {
+        let [a, b, c, d, e, f] = mac;
+        let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
+        Station(1 << 63 | u64::from(vlan) << 48 | mac)
+    }
+
+    #[inline]
+    fn hash(self) -> u64 {
+        // Fibonacci hashing, twice folded: addresses differ in their last bytes as a rule.
+        let mixed = (self.0 ^ (self.0 >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed ^ (mixed >> 32)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    station: AtomicU64,
+    /// Port in the low 16 bits, check of the station in the next, seconds in the high 32.
+    value: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Line([Entry; WAYS]);
+
+/// The forwarding table of a switch.
+#[derive(Debug)]
+pub(super) struct Fdb {
+    lines: Box<[Line]>,
+    /// Seconds after which a station that was not seen is forgotten.
+    ageing: u32,
+}
+
+impl Fdb {
+    pub(super) fn new(ageing: u32) -> Fdb {
+        Fdb {
+            lines: (0..ENTRIES / WAYS).map(|_| Line::default()).collect(),
+            ageing,
+        }
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "below the number of lines")]
+    fn line(&self, hash: u64) -> &[Entry; WAYS] {
+        &self.lines[hash as usize % self.lines.len()].0
+    }
+
+    #[inline]
+    fn value(hash: u64, port: u16, time: u32) -> u64 {
+        u64::from(port) | (hash >> 48 & 0xffff) << 16 | u64::from(time) << 32
+    }
+
+    /// Port and time, if the value belongs to the station with this hash.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "fields of one word")]
+    fn read(hash: u64, value: u64) -> Option<(u16, u32)> {
+        let check = value >> 16 & 0xffff;
+        (check == hash >> 48 & 0xffff).then_some((value as u16, (value >> 32) as u32))
+    }
+
+    fn is_old(&self, seen: u32, now: u32) -> bool {
+        seen != FOREVER && now.saturating_sub(seen) >= self.ageing
+    }
+
+    /// The port of `station`, if it is known and not too old.
+    #[inline]
+    pub(super) fn find(&self, station: Station, now: u32) -> Option<u16> {
+        let hash = station.hash();
+        let known = |entry: &&Entry| entry.station.load(Relaxed) == station.0;
+        let entry = self.line(hash).iter().find(known)?;
+        let (port, seen) = Fdb::read(hash, entry.value.load(Relaxed))?;
+        (!self.is_old(seen, now)).then_some(port)
+    }
+
+    /// `station` was seen at `port`.
+    #[inline]
+    pub(super) fn learn(&self, station: Station, port: u16, now: u32) {
+        let hash = station.hash();
+        let line = self.line(hash);
+        let known = |entry: &&Entry| entry.station.load(Relaxed) == station.0;
+        match line.iter().find(known) {
+            Some(entry) => {
+                let there = Fdb::read(hash, entry.value.load(Relaxed));
+                let same = there.is_some_and(|(at, seen)| {
+                    seen == FOREVER || (at == port && now.saturating_sub(seen) < REFRESH)
+                });
+                if !same {
+                    entry.value.store(Fdb::value(hash, port, now), Relaxed);
+                }
+            }
+            None => self.insert(line, station, Fdb::value(hash, port, now), now),
+        }
+    }
+
+    /// `station` is at `port` for good.
+    pub(super) fn fix(&self, station: Station, port: u16) {
+        let hash = station.hash();
+        self.insert(self.line(hash), station, Fdb::value(hash, port, FOREVER), 0);
+    }
+
+    /// Takes the place of nobody, or of the station that was not seen for the longest.
+    #[cold]
+    fn insert(&self, line: &[Entry; WAYS], station: Station, value: u64, now: u32) {
+        let age = |entry: &&Entry| {
+            if entry.station.load(Relaxed) == 0 {
+                return u32::MAX;
+            }
+            match (entry.value.load(Relaxed) >> 32) as u32 {
+                FOREVER => 0,
+                seen => 1 + now.saturating_sub(seen).min(u32::MAX - 2),
+            }
+        };
+        let Some(entry) = line.iter().max_by_key(age).filter(|entry| age(entry) > 0) else {
+            return;
+        };
+        entry.value.store(0, Relaxed);
+        entry.station.store(station.0, Relaxed);
+        entry.value.store(value, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn station(number: u32) -> Station {
+        let [a, b, c, d] = number.to_be_bytes();
+        Station::new(7, [2, 0, a, b, c, d])
+    }
+
+    #[test]
+    fn stations_are_found_where_they_were_last_seen() {
+        let fdb = Fdb::new(300);
+        assert_eq!(fdb.find(station(1), 0), None);
+        fdb.learn(station(1), 3, 10);
+        assert_eq!(fdb.find(station(1), 10), Some(3));
+        fdb.learn(station(1), 4, 10);
+        assert_eq!(fdb.find(station(1), 10), Some(4), "it moved");
+        assert_eq!(
+            fdb.find(Station::new(8, [2, 0, 0, 0, 0, 1]), 10),
+            None,
+            "another VLAN"
+        );
+    }
+
+    #[test]
+    fn stations_age_unless_they_are_seen_again_or_fixed() {
+        let fdb = Fdb::new(300);
+        fdb.learn(station(1), 1, 0);
+        fdb.learn(station(2), 2, 0);
+        fdb.fix(station(3), 3);
+        fdb.learn(station(2), 2, 200);
+        assert_eq!(fdb.find(station(1), 299), Some(1));
+        assert_eq!(fdb.find(station(1), 300), None);
+        assert_eq!(fdb.find(station(2), 499), Some(2));
+        assert_eq!(fdb.find(station(3), 1_000_000), Some(3));
+        fdb.learn(station(3), 9, 5);
+        assert_eq!(
+            fdb.find(station(3), 5),
+            Some(3),
+            "it stays where it was put"
+        );
+    }
+
+    #[test]
+    fn a_full_table_forgets_the_oldest_and_stays_right() {
+        let fdb = Fdb::new(300);
+        let many = 3 * u32::try_from(ENTRIES).unwrap();
+        for number in 0..many {
+            fdb.learn(
+                station(number),
+                u16::try_from(number % 50).unwrap(),
+                number / 1000,
+            );
+        }
+        let mut known = 0;
+        for number in 0..many {
+            if let Some(port) = fdb.find(station(number), many / 1000) {
+                assert_eq!(u32::from(port), number % 50);
+                known += 1;
+            }
+        }
+        assert!(known > ENTRIES / 2, "{known}");
+    }
+
+    #[test]
+    fn workers_may_learn_at_the_same_time() {
+        let fdb = Fdb::new(300);
+        std::thread::scope(|scope| {
+            for worker in 0..2u16 {
+                let fdb = &fdb;
+                scope.spawn(move || {
+                    for round in 0..50_000u32 {
+                        // All in a few lines.
+                        let number = round % 64;
+                        fdb.learn(
+                            station(number),
+                            u16::try_from(number * 2).unwrap() + worker,
+                            round / 100,
+                        );
+                        if let Some(port) = fdb.find(station(number), round / 100) {
+                            assert_eq!(u32::from(port) / 2, number, "another station's port");
+                        }
+                    }
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,287 @@
+//! Frames through a switch without rings: which ports get them, and in which form.
+
+use std::sync::Arc;
+
+use super::super::net::{FrameBurst, VnetHeader};
+use super::*;
+use crate::memory::{Access, GuestRam};
+
+const A: [u8; 6] = [2, 0, 0, 0, 0, 0xa];
+const B: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
+const ALL: [u8; 6] = [0xff; 6];
+
+fn ethernet(to: [u8; 6], from: [u8; 6], vlan: Option<u16>, payload: usize) -> Vec<u8> {
+    let mut bytes = [to, from].concat();
+    if let Some(vlan) = vlan {
+        bytes.extend([0x81, 0]);
+        bytes.extend(vlan.to_be_bytes());
+    }
+    bytes.extend([0x08, 0x00]);
+    bytes.extend((0..payload).map(|at| (at * 7).to_le_bytes()[0]));
+    bytes
+}
+
+/// A switch and what it was given.
+struct Bench {
+    switch: Switch,
+    ram: Arc<GuestRam>,
+    ways: Ways,
+    now: u32,
+}
+
+impl Bench {
+    fn new(ports: Vec<PortRules>) -> Bench {
+        Bench {
+            switch: Switch::new(ports, 300),
+            ram: GuestRam::for_test(&[(0, 1 << 20)]),
+            ways: Ways::new(),
+            now: 1,
+        }
+    }
+
+    /// What each port gets of one frame, cut after `cut` bytes; or why it is dropped.
+    fn send(
+        &mut self,
+        port: u16,
+        bytes: &[u8],
+        cut: u32,
+    ) -> Result<Vec<(u16, Vec<u8>)>, DropReason> {
+        let mut burst = FrameBurst::new();
+        let len = u32::try_from(bytes.len()).unwrap();
+        let cut = cut.min(len);
+        for (at, len) in [(0, cut), (0x8000, len - cut)] {
+            if len > 0 {
+                let segments = &mut burst.segments;
+                self.ram
+                    .translate(at, len, Access::Write, segments)
+                    .unwrap();
+            }
+        }
+        copy::write(burst.segments.as_slice(), 0, bytes);
+        burst.frames.push(Frame {
+            header: VnetHeader {
+                flags: 1,
+                csum_start: 34,
+                csum_offset: 6,
+                hdr_len: 54,
+                ..VnetHeader::PLAIN
+            },
+            first: 0,
+            count: u32::try_from(burst.segments.len()).unwrap(),
+            bytes: len,
+            verdict: Verdict::Retry,
+        });
+        let FrameBurst {
+            frames, segments, ..
+        } = &mut burst;
+        self.switch
+            .route(port, self.now, frames, segments, &mut self.ways);
+        if let Verdict::Dropped(reason) = frames[0].verdict {
+            assert!(self.ways.list.is_empty());
+            return Err(reason);
+        }
+        let ports = self
+            .ways
+            .list
+            .iter()
+            .fold(0, |ports, way| ports | 1u64 << way.port);
+        assert_eq!(ports, self.ways.ports);
+        let got = |way: &Way| {
+            let mut got = vec![0; way.frame.bytes as usize];
+            assert_eq!(
+                copy::read(way.frame.payload(segments), 0, &mut got),
+                got.len()
+            );
+            // The checksum begins where it began: after what was put in or taken out.
+            let moved = i64::from(way.frame.header.csum_start) - 34;
+            assert_eq!(
+                moved,
+                i64::try_from(got.len()).unwrap() - i64::try_from(bytes.len()).unwrap()
+            );
+            assert_eq!(way.frame.verdict, Verdict::Retry);
+            (way.port, got)
+        };
+        Ok(self.ways.list.iter().map(got).collect())
+    }
+
+    fn ports(&mut self, port: u16, bytes: &[u8]) -> Result<Vec<u16>, DropReason> {
+        let got = self.send(port, bytes, u32::MAX)?;
+        Ok(got.into_iter().map(|(port, _)| port).collect())
+    }
+}
+
+fn access(vlan: u16) -> PortRules {
+    PortRules {
+        vlan: VlanMode::Access(vlan),
+        ..PortRules::default()
+    }
+}
+
+fn trunk(vlans: &[u16], native: Option<u16>) -> PortRules {
+    let mut allowed = VlanSet::new();
+    vlans.iter().for_each(|&vlan| allowed.insert(vlan));
+    PortRules {
+        vlan: VlanMode::Trunk { allowed, native },
+        ..PortRules::default()
+    }
+}
+
+#[test]
+fn it_floods_learns_and_forgets() {
+    let mut bench = Bench::new(vec![PortRules::default(); 3]);
+    let hello = ethernet(B, A, None, 50);
+    assert_eq!(bench.ports(0, &hello), Ok(vec![1, 2]), "B is not known");
+    let answer = ethernet(A, B, None, 50);
+    assert_eq!(bench.ports(2, &answer), Ok(vec![0]), "A was seen");
+    assert_eq!(bench.ports(0, &hello), Ok(vec![2]));
+    assert_eq!(
+        bench.ports(2, &hello),
+        Ok(vec![]),
+        "B is on the port it came from; A moves here"
+    );
+    assert_eq!(
+        bench.ports(1, &ethernet(ALL, B, None, 50)),
+        Ok(vec![0, 2]),
+        "B moves"
+    );
+    assert_eq!(bench.ports(0, &hello), Ok(vec![1]));
+    bench.now += 300;
+    assert_eq!(
+        bench.ports(0, &hello),
+        Ok(vec![1, 2]),
+        "B was not seen for long"
+    );
+    assert_eq!(bench.ports(0, &[0; 13]), Err(DropReason::BadFrame));
+}
+
+#[test]
+fn tags_are_put_in_and_taken_out_wherever_the_frame_is_cut() {
+    let mut bench = Bench::new(vec![access(10), access(10), trunk(&[10, 20], None)]);
+    let (plain, tagged) = (ethernet(ALL, A, None, 80), ethernet(ALL, B, Some(10), 80));
+    for cut in 0..40 {
+        let got = bench.send(0, &plain, cut).unwrap();
+        assert_eq!(
+            got,
+            [(1, plain.clone()), (2, ethernet(ALL, A, Some(10), 80))],
+            "cut {cut}"
+        );
+        let got = bench.send(2, &tagged, cut).unwrap();
+        let out = ethernet(ALL, B, None, 80);
+        assert_eq!(got, [(0, out.clone()), (1, out)], "cut {cut}");
+    }
+}
+
+/// Every VLAN at every port: a frame comes out where its VLAN is, in that port's form, and nowhere
+/// else.
+#[test]
+fn no_vlan_leaks_into_another() {
+    let rules = [
+        access(10),
+        access(20),
+        trunk(&[10, 20], None),
+        trunk(&[20, 30], Some(10)),
+        trunk(&[30], None),
+    ];
+    for from in 0..rules.len() {
+        for tag in [
+            None,
+            Some(0),
+            Some(10),
+            Some(20),
+            Some(30),
+            Some(40),
+            Some(4095),
+        ] {
+            for to in [ALL, B] {
+                let mut bench = Bench::new(rules.to_vec());
+                let bytes = ethernet(to, A, tag, 46);
+                let vlan = rules[from].vlan.ingress(tag);
+                let got = bench.send(u16::try_from(from).unwrap(), &bytes, 20);
+                let Some(vlan) = vlan else {
+                    assert_eq!(got, Err(DropReason::Vlan));
+                    continue;
+                };
+                let mut want = Vec::new();
+                for (port, other) in (0..).zip(&rules) {
+                    if usize::from(port) != from
+                        && let Some(tagged) = other.vlan.egress(vlan)
+                    {
+                        // A frame with a priority and no VLAN keeps its form among ports without
+                        // tags, and is given its VLAN where there are tags.
+                        let tag = match (tagged, tag) {
+                            (true, _) => Some(vlan),
+                            (false, _) => None,
+                        };
+                        want.push((port, ethernet(to, A, tag, 46)));
+                    }
+                }
+                assert_eq!(got.unwrap(), want, "from {from}, tag {tag:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn isolated_ports_reach_only_the_others() {
+    let isolated = PortRules {
+        isolated: true,
+        ..PortRules::default()
+    };
+    let mut bench = Bench::new(vec![isolated.clone(), isolated, PortRules::default()]);
+    assert_eq!(bench.ports(0, &ethernet(ALL, A, None, 50)), Ok(vec![2]));
+    assert_eq!(
+        bench.ports(1, &ethernet(A, B, None, 50)),
+        Err(DropReason::Isolated)
+    );
+    assert_eq!(bench.ports(2, &ethernet(A, B, None, 50)), Ok(vec![0]));
+}
+
+#[test]
+fn floods_have_a_limit_and_known_stations_none() {
+    let mut ports = vec![PortRules::default(); 2];
+    ports[0].flood_limit = Some(3);
+    ports[1].stations = vec![B];
+    let mut bench = Bench::new(ports);
+    let broadcast = ethernet(ALL, A, None, 50);
+    for _ in 0..2 {
+        for _ in 0..3 {
+            assert_eq!(bench.ports(0, &broadcast), Ok(vec![1]));
+        }
+        assert_eq!(bench.ports(0, &broadcast), Err(DropReason::Storm));
+        assert_eq!(bench.ports(0, &ethernet(B, A, None, 50)), Ok(vec![1]));
+        bench.now += 1;
+    }
+}
+
+#[test]
+fn a_port_is_given_nothing_longer_than_its_mtu() {
+    let mut ports = vec![PortRules::default(); 3];
+    ports[1].mtu = Some(1500);
+    let mut bench = Bench::new(ports);
+    assert_eq!(
+        bench.ports(0, &ethernet(ALL, A, None, 1500)),
+        Ok(vec![1, 2])
+    );
+    assert_eq!(bench.ports(0, &ethernet(ALL, A, None, 1501)), Ok(vec![2]));
+    bench.ports(1, &ethernet(ALL, B, None, 50)).unwrap();
+    assert_eq!(
+        bench.ports(0, &ethernet(B, A, None, 1501)),
+        Err(DropReason::Mtu)
+    );
+}
+
+#[test]
+fn who_claims_another_address_is_not_heard() {
+    let mut ports = vec![PortRules::default(); 2];
+    ports[0].filter.mac = vec![A];
+    let mut bench = Bench::new(ports);
+    assert_eq!(
+        bench.ports(0, &ethernet(ALL, B, None, 50)),
+        Err(DropReason::Spoofed)
+    );
+    assert_eq!(
+        bench.ports(1, &ethernet(B, A, None, 50)),
+        Ok(vec![0]),
+        "B was not learned"
+    );
+}
