@@ -328,11 +328,13 @@ fn refused_net_flags_name_key_and_value() {
         (
             "socket=/n,link=xdp:eth0",
             "--net net0: link = \"xdp:eth0\": \
-             link kind \"xdp\" is not supported by this version (known: tap, wire, switch, echo, sink)",
+             link kind \"xdp\" is not supported by this version \
+             (known: tap, wire, switch, echo, sink)",
         ),
         (
             "socket=/n,link=wire",
-            "--net net0: link = \"wire\": link kind \"wire\" needs an argument, as in \"wire:net1\"",
+            "--net net0: link = \"wire\": \
+             link kind \"wire\" needs an argument, as in \"wire:net1\"",
         ),
         (
             "socket=/n,link=switch",
