@@ -11,14 +11,15 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{
     BlkBackend, BlkConfig, CallsConfig, Config, IdlePolicy, LinkConfig, NetConfig, Placement,
-    RingsConfig,
+    RingsConfig, SocketSource,
 };
-use crate::control::session::{self, Served};
+use crate::control::session::{self, Accept, Served};
 use crate::device::blk::{BlkModel, BlkSetup};
 use crate::device::net::{NetModel, NetOptions, Offloads};
 use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
 use crate::engine::{self, Backing, DeviceHandle, Engine, EngineOptions, LinkSpec, Member, Parts};
 use crate::memory::Store;
+use crate::sys::connect::Connector;
 use crate::sys::disk::{DiskError, DiskFile, DiskOptions};
 use crate::sys::listen::{ListenError, Listener};
 use crate::sys::signals::{Signal, Signals};
@@ -94,17 +95,17 @@ pub fn run(config: &Config) -> Result<bool, DaemonError> {
     };
     // Before any other thread: they all inherit the blocked signals.
     let signals = Signals::block().map_err(start("signals"))?;
-    let mut listeners = Vec::new();
+    let mut doors = Vec::new();
     let mut parts = Vec::new();
     for net in &config.nets {
-        listeners.push(listen(DeviceKind::Net, &net.name, &net.socket)?);
+        doors.push(front_ends(DeviceKind::Net, &net.name, &net.socket)?);
         parts.push(Member {
             parts: net_parts(net, &config.nets)?,
             cores: net.cores.clone(),
         });
     }
     for blk in &config.blks {
-        listeners.push(listen(DeviceKind::Blk, &blk.name, &blk.socket)?);
+        doors.push(front_ends(DeviceKind::Blk, &blk.name, &blk.socket)?);
         parts.push(Member {
             parts: blk_parts(blk)?,
             cores: blk.cores.clone(),
@@ -124,9 +125,8 @@ pub fn run(config: &Config) -> Result<bool, DaemonError> {
         .map_err(start(&format!("workers on cores {:?}", options.cores)))?;
     let exit = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(start("eventfd"))?;
     let mut devices = Vec::new();
-    for ((parts, handle), listener) in parts.into_iter().zip(handles).zip(listeners) {
-        let device =
-            serve(&parts.parts, handle, listener, &exit).map_err(start("session thread"))?;
+    for ((parts, handle), door) in parts.into_iter().zip(handles).zip(doors) {
+        let device = serve(&parts.parts, handle, door, &exit).map_err(start("session thread"))?;
         devices.push(device);
     }
     announce(config);
@@ -134,17 +134,27 @@ pub fn run(config: &Config) -> Result<bool, DaemonError> {
     Ok(shut_down(devices, engine, &exit))
 }
 
-fn listen(
+/// Where a device's front-ends come from.
+fn front_ends(
     kind: DeviceKind,
     name: &str,
     socket: &crate::config::SocketConfig,
-) -> Result<Listener, DaemonError> {
+) -> Result<Accept, DaemonError> {
+    if let (SocketSource::Path(path), true) = (&socket.source, socket.client) {
+        let mut connector = Connector::new(path);
+        return Ok(Box::new(move |exit: &EventFd| {
+            connector.connect_or_exit(exit)
+        }));
+    }
     let named = |source| DaemonError::Socket {
         kind,
         name: name.to_owned(),
         source,
     };
-    Listener::open(socket).map_err(named)
+    let listener = Listener::open(socket).map_err(named)?;
+    Ok(Box::new(move |exit: &EventFd| {
+        listener.accept_or_exit(exit)
+    }))
 }
 
 /// What stands behind the port `net`, one of `nets`, which are the engine's first devices.
@@ -250,7 +260,7 @@ fn idle_policy(policy: IdlePolicy) -> engine::IdlePolicy {
 fn serve(
     parts: &Parts,
     handle: Arc<DeviceHandle>,
-    listener: Listener,
+    front_ends: Accept,
     exit: &EventFd,
 ) -> io::Result<Device> {
     let model: Arc<dyn DeviceModel> = match parts {
@@ -262,8 +272,7 @@ fn serve(
         device: Arc::clone(&model),
         runner,
     };
-    let accept = Box::new(move |exit: &EventFd| listener.accept_or_exit(exit));
-    let thread = session::spawn(served, accept, exit.try_clone()?)?;
+    let thread = session::spawn(served, front_ends, exit.try_clone()?)?;
     Ok(Device {
         model,
         handle,
@@ -275,16 +284,34 @@ fn serve(
 fn announce(config: &Config) {
     let mut out = io::stdout().lock();
     for net in &config.nets {
-        let _ = writeln!(out, "listening: net {} on {}", net.name, net.socket.source);
+        let _ = writeln!(
+            out,
+            "{}",
+            front_end_line(DeviceKind::Net, &net.name, &net.socket)
+        );
     }
     for blk in &config.blks {
-        let _ = writeln!(out, "listening: blk {} on {}", blk.name, blk.socket.source);
+        let _ = writeln!(
+            out,
+            "{}",
+            front_end_line(DeviceKind::Blk, &blk.name, &blk.socket)
+        );
     }
     let _ = writeln!(out, "ready");
     let _ = out.flush();
     if let Err(error) = systemd::notify("READY=1") {
         tracing::warn!("systemd was not told that we are ready: {error}");
     }
+}
+
+fn front_end_line(kind: DeviceKind, name: &str, socket: &crate::config::SocketConfig) -> String {
+    let how = if socket.client {
+        "connecting"
+    } else {
+        "listening"
+    };
+    let preposition = if socket.client { "to" } else { "on" };
+    format!("{how}: {kind} {name} {preposition} {}", socket.source)
 }
 
 /// Waits for the signal that ends the daemon; SIGUSR1 logs the counters.

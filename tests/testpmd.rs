@@ -349,4 +349,44 @@ mod on_echo {
             echo.stop();
         }
     }
+
+    /// The front-end listens (QEMU's and testpmd's word for it is "server"): the daemon comes to it,
+    /// and comes again to the next one, and a daemon started anew comes to one that is there.
+    #[test]
+    fn as_a_client_the_daemon_connects_and_connects_again() {
+        let path = RingPath::number(5).unwrap();
+        let dir = TempDir::new("testpmd-client");
+        let socket = dir.path("net0.sock");
+        let net = format!(
+            "name=net0,socket={},mode=client,link=echo",
+            socket.display()
+        );
+        let arguments = ["run", "--core", "1", "--net", &net];
+        let mut daemon = Daemon::start(&arguments);
+        let front_end = || {
+            let mut config = path.front_end(&socket);
+            let vdev = config.vdevs[0].clone() + ",server=1";
+            config.vdevs = vec![vdev];
+            Testpmd::start(&config)
+        };
+        for _ in 0..2 {
+            let mut testpmd = front_end();
+            forwards(&mut testpmd, "64", 32, 20_000);
+            testpmd.quit();
+        }
+        let waits = daemon
+            .log()
+            .matches("waiting for a front-end to listen")
+            .count();
+        assert!(waits > 0, "{}", daemon.log());
+        let mut testpmd = front_end();
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+        daemon = Daemon::start(&arguments);
+        daemon.wait_log("negotiated", TIMEOUT);
+        forwards(&mut testpmd, "64", 32, 20_000);
+        testpmd.quit();
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+    }
 }

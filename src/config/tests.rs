@@ -62,6 +62,7 @@ fn socket_at(path: &str) -> SocketConfig {
         owner: None,
         group: None,
         mode: None,
+        client: false,
     }
 }
 
@@ -368,8 +369,8 @@ fn refused_net_flags_name_key_and_value() {
         ("link=echo", "--net net0: socket is missing"),
         ("socket=/n", "--net net0: link is missing"),
         (
-            "name=a,socket=/n,link=echo,mode=server",
-            "--net a: mode = \"server\": unknown key (known: name, socket, link, queues, mac, \
+            "name=a,socket=/n,link=echo,path=/x",
+            "--net a: path = \"/x\": unknown key (known: name, socket, mode, link, queues, mac, \
              mtu, hold_us, vlan, vlan_native, isolated, flood_limit, allow_mac, allow_ip, \
              stations, cores, ring_reset, call_max_used, call_max_us, socket_owner, \
              socket_group, socket_mode)",
@@ -448,6 +449,18 @@ fn refused_net_flags_name_key_and_value() {
 fn refused_sockets_name_key_and_value() {
     let long = format!("/{}", "s".repeat(107));
     for (keys, message) in [
+        (
+            "socket=/s,mode=both",
+            "mode = \"both\": unknown mode \"both\" (known: server, client)".to_owned(),
+        ),
+        (
+            "socket=fd:5,mode=client",
+            "mode = \"client\": only has a meaning with a socket path".to_owned(),
+        ),
+        (
+            "socket=/s,mode=client,socket_mode=0600",
+            "socket_mode = \"0600\": only has a meaning with mode = \"server\"".to_owned(),
+        ),
         ("socket=", "socket = \"\": must not be empty".to_owned()),
         (
             &format!("socket={long}"),
@@ -599,7 +612,7 @@ fn refused_blk_flags_name_key_and_value() {
         ),
         (
             "socket=/b,backend=ram:1M,link=echo",
-            "--blk disk0: link = \"echo\": unknown key (known: name, socket, path, backend, \
+            "--blk disk0: link = \"echo\": unknown key (known: name, socket, mode, path, backend, \
              queues, read_only, direct, serial, block_size, cores, ring_reset, call_max_used, \
              call_max_us, \
              socket_owner, socket_group, socket_mode)",

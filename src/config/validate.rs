@@ -58,6 +58,7 @@ struct RawEngine {
 struct RawNet {
     name: Option<String>,
     socket: Option<String>,
+    mode: Option<String>,
     link: Option<String>,
     queues: Option<u64>,
     mac: Option<String>,
@@ -84,6 +85,7 @@ struct RawNet {
 struct RawBlk {
     name: Option<String>,
     socket: Option<String>,
+    mode: Option<String>,
     path: Option<String>,
     backend: Option<String>,
     queues: Option<u64>,
@@ -105,6 +107,7 @@ struct RawSocket {
     socket: Option<String>,
     owner: Option<TextOrNumber>,
     group: Option<TextOrNumber>,
+    permissions: Option<String>,
     mode: Option<String>,
 }
 
@@ -329,7 +332,8 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
         socket: raw.socket,
         owner: raw.socket_owner,
         group: raw.socket_group,
-        mode: raw.socket_mode,
+        permissions: raw.socket_mode,
+        mode: raw.mode,
     };
     let in_key = |key: &'static str| move |problem| table.key_error(key, problem);
     // Without a key it must be the other end of a wire, which is seen when all are known.
@@ -441,7 +445,8 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
         socket: raw.socket,
         owner: raw.socket_owner,
         group: raw.socket_group,
-        mode: raw.socket_mode,
+        permissions: raw.socket_mode,
+        mode: raw.mode,
     };
     Ok(BlkConfig {
         name,
@@ -468,14 +473,31 @@ fn socket_config(
         .socket
         .ok_or_else(|| table.error(Problem::Missing("socket")))?;
     let source = parse_socket(&socket).map_err(in_key("socket"))?;
-    if !matches!(source, SocketSource::Path(_)) {
+    let client = match raw.mode.as_deref() {
+        None | Some("server") => false,
+        Some("client") if matches!(source, SocketSource::Path(_)) => true,
+        Some("client") => return Err(in_key("mode")(Problem::OnlyWith("a socket path"))),
+        Some(other) => {
+            return Err(in_key("mode")(Problem::UnknownKind {
+                what: "mode",
+                given: other.to_owned(),
+                known: "server, client",
+            }));
+        }
+    };
+    if client || !matches!(source, SocketSource::Path(_)) {
         let keys = [
             ("socket_owner", raw.owner.is_some()),
             ("socket_group", raw.group.is_some()),
-            ("socket_mode", raw.mode.is_some()),
+            ("socket_mode", raw.permissions.is_some()),
         ];
         if let Some((key, _)) = keys.into_iter().find(|(_, given)| *given) {
-            return Err(table.key_error(key, Problem::OnlyWith("a socket path")));
+            let with = if client {
+                "mode = \"server\""
+            } else {
+                "a socket path"
+            };
+            return Err(table.key_error(key, Problem::OnlyWith(with)));
         }
     }
     let account = |given: Option<TextOrNumber>, what, lookup| {
@@ -487,8 +509,9 @@ fn socket_config(
         source,
         owner: account(raw.owner, "user", machine.user_id).map_err(in_key("socket_owner"))?,
         group: account(raw.group, "group", machine.group_id).map_err(in_key("socket_group"))?,
+        client,
         mode: raw
-            .mode
+            .permissions
             .as_deref()
             .map(parse_mode)
             .transpose()

@@ -33,6 +33,8 @@ pub struct SocketConfig {
     pub group: Option<u32>,
     /// Permissions of the socket file; without it 0600, or 0660 if there is a `group`.
     pub mode: Option<u32>,
+    /// The front-end listens at the path, and we connect to it.
+    pub client: bool,
 }
 
 /// Where a listening socket comes from.

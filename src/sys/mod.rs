@@ -5,6 +5,7 @@
 
 #[expect(unsafe_code, reason = "the time-stamp counter")]
 pub mod clock;
+pub mod connect;
 #[expect(unsafe_code, reason = "thread affinity takes a pointer")]
 pub mod cpu;
 #[expect(unsafe_code, reason = "statx")]

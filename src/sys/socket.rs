@@ -9,6 +9,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// A Unix stream socket, close-on-exec and non-blocking.
 pub(super) fn create() -> io::Result<OwnedFd> {
@@ -88,6 +89,22 @@ pub(super) fn wait_readable(one: &impl AsRawFd, two: &impl AsRawFd) -> io::Resul
         Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
         Err(_) => Ok((false, false)),
         Ok(()) => Ok((fds[0].revents != 0, fds[1].revents != 0)),
+    }
+}
+
+/// Waits so long until `fd` can be read, and says whether it can.
+pub(super) fn is_readable_within(fd: &impl AsRawFd, time: Duration) -> io::Result<bool> {
+    let mut watched = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let millis = libc::c_int::try_from(time.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: one initialised entry, as the count says.
+    match check(unsafe { libc::poll(&raw mut watched, 1, millis) }) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        Err(_) => Ok(false),
+        Ok(()) => Ok(watched.revents != 0),
     }
 }
 

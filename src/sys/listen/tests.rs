@@ -14,6 +14,7 @@ fn at(path: &Path) -> SocketConfig {
         owner: None,
         group: None,
         mode: None,
+        client: false,
     }
 }
 
@@ -23,6 +24,7 @@ fn inherited(fd: RawFd) -> SocketConfig {
         owner: None,
         group: None,
         mode: None,
+        client: false,
     }
 }
 
@@ -289,7 +291,8 @@ fn without_systemd_there_is_no_systemd_socket() {
             source,
             owner: None,
             group: None,
-            mode: None
+            mode: None,
+            client: false,
         }),
         expected
     );
