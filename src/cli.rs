@@ -165,15 +165,15 @@ struct RunArgs {
     stop_timeout: Option<String>,
 
     /// Add a network port; needs socket and link (tap:NAME, wire:PORT, switch:NAME, echo, sink).
-    /// Also: name, mode, queues, mac, mtu, cores, hold_us, vlan, vlan_native, isolated, flood_limit,
-    /// allow_mac, allow_ip, stations, ring_reset, call_max_used, call_max_us, socket_owner,
+    /// Also: name, mode, queues, mac, mtu, cores, hold_us, vlan, vlan_native, isolated,
+    /// flood_limit, allow_mac, allow_ip, stations, ring_reset, call_max_used, call_max_us, socket_owner,
     /// socket_group, socket_mode
     #[arg(long, value_name = "KEY=VALUE,...")]
     net: Vec<String>,
 
     /// Add a disk; needs socket, and path or backend (ram:SIZE, null:SIZE). Also: name, mode,
-    /// queues, read_only, direct, serial, block_size, cores, ring_reset, call_max_used, call_max_us,
-    /// socket_owner, socket_group, socket_mode
+    /// queues, read_only, direct, serial, block_size, cores, ring_reset, call_max_used,
+    /// call_max_us, socket_owner, socket_group, socket_mode
     #[arg(long, value_name = "KEY=VALUE,...")]
     blk: Vec<String>,
 }
