@@ -10,7 +10,9 @@
 //! is the number of a ring path. `--null` puts DPDK in vringd's place as well: the ratio must
 //! then be 1, and how far it is from that is how far the method errs. `--against BINARY` puts
 //! another build of vringd in DPDK's place. `--bursts N` sets the frames in flight, 32 each.
-//! `--write` measures all ten paths at 64, 256 and 1518 bytes and puts table and chart into
+//! `--link wire` and `--link switch` join two ports instead, whose front-ends one testpmd loops: both
+//! directions are counted together, and DPDK forwards between two `net_vhost` ports. `--write`
+//! measures all ten paths at 64, 256 and 1518 bytes and puts table and chart into
 //! docs/performance.md.
 
 #[path = "support/chart.rs"]
@@ -21,7 +23,7 @@ mod testpmd;
 mod turns;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,8 +37,45 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// How long a back-end may take to be there.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What the back-end does with frames.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Link {
+    /// Gives them back.
+    Echo,
+    /// Gives them to another port.
+    Wire,
+    Switch,
+}
+
+impl Link {
+    fn parse(name: Option<String>) -> Result<Self, String> {
+        match name.as_deref() {
+            Some("echo") => Ok(Self::Echo),
+            Some("wire") => Ok(Self::Wire),
+            Some("switch") => Ok(Self::Switch),
+            other => Err(format!("--link is echo, wire or switch, not {other:?}")),
+        }
+    }
+
+    /// How many ports it has.
+    fn ports(self) -> usize {
+        if self == Self::Echo { 1 } else { 2 }
+    }
+
+    /// The ports' options for vringd, without name and socket.
+    fn options(self, port: usize) -> &'static str {
+        match (self, port) {
+            (Self::Echo, _) => "link=echo",
+            (Self::Wire, 0) => "link=wire:net1",
+            (Self::Wire, _) => "queues=16",
+            (Self::Switch, _) => "link=switch:sw",
+        }
+    }
+}
+
 /// What the command line asks for.
 struct Options {
+    link: Link,
     paths: Vec<RingPath>,
     pairs: usize,
     sizes: Vec<u32>,
@@ -52,6 +91,7 @@ struct Options {
 impl Options {
     fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self {
+            link: Link::Echo,
             paths: Vec::new(),
             pairs: 5,
             sizes: vec![64],
@@ -65,6 +105,10 @@ impl Options {
         while let Some(arg) = args.next() {
             if arg == "--against" {
                 options.against = args.next().map(PathBuf::from);
+                continue;
+            }
+            if arg == "--link" {
+                options.link = Link::parse(args.next())?;
                 continue;
             }
             let mut value = || {
@@ -153,7 +197,7 @@ enum BackEnd {
 }
 
 impl BackEnd {
-    fn start(peer: Peer, options: &Options, socket: &Path) -> Self {
+    fn start(peer: Peer, options: &Options, sockets: &[PathBuf]) -> Self {
         let this = PathBuf::from(env!("CARGO_BIN_EXE_vringd"));
         let back_end = match peer {
             Peer::Vringd | Peer::Other => {
@@ -161,11 +205,23 @@ impl BackEnd {
                 let binary = other
                     .filter(|_| matches!(peer, Peer::Other))
                     .unwrap_or(&this);
-                let net = format!("name=net0,socket={},link=echo", socket.display());
                 let core = BACK_END_CORE.to_string();
-                let child = Command::new(binary)
-                    .args(["run", "--log-level", "warn", "--core", &core])
-                    .args(["--idle", "spin", "--net", &net])
+                let mut command = Command::new(binary);
+                command.args([
+                    "run",
+                    "--log-level",
+                    "warn",
+                    "--core",
+                    &core,
+                    "--idle",
+                    "spin",
+                ]);
+                for (port, socket) in sockets.iter().enumerate() {
+                    let link = options.link.options(port);
+                    let socket = socket.display();
+                    command.args(["--net", &format!("name=net{port},socket={socket},{link}")]);
+                }
+                let child = command
                     .stdin(Stdio::null())
                     .stdout(Stdio::null())
                     .spawn()
@@ -173,20 +229,41 @@ impl BackEnd {
                 Self::Vringd(child)
             }
             Peer::Dpdk => Self::Dpdk {
-                testpmd: Testpmd::start(&TestpmdConfig::vhost_echo(BACK_END_CORE, socket, 1)),
+                testpmd: Testpmd::start(&vhost(sockets)),
             },
         };
         let deadline = Instant::now() + START_TIMEOUT;
-        while !socket.exists() {
-            assert!(
-                Instant::now() < deadline,
-                "no socket at {}",
-                socket.display()
-            );
+        while let Some(socket) = sockets.iter().find(|socket| !socket.exists()) {
+            let in_time = Instant::now() < deadline;
+            assert!(in_time, "no socket at {}", socket.display());
             thread::yield_now();
         }
         back_end
     }
+}
+
+/// DPDK's back-end on these sockets; of two ports, each gives its frames to the other.
+fn vhost(sockets: &[PathBuf]) -> TestpmdConfig {
+    let mut config = TestpmdConfig::vhost_echo(BACK_END_CORE, &sockets[0], 1);
+    for (port, socket) in sockets.iter().enumerate().skip(1) {
+        let socket = socket.display();
+        let vdev = format!("net_vhost{port},iface={socket},queues=1");
+        config.vdevs.push(vdev);
+    }
+    config
+}
+
+/// A front-end on each socket, in one testpmd; of two, each gives its frames to the other.
+fn front_end(path: &RingPath, sockets: &[PathBuf]) -> TestpmdConfig {
+    let mut config = path.front_end(&sockets[0]);
+    for (port, socket) in sockets.iter().enumerate().skip(1) {
+        let other = path.front_end(socket).vdevs.remove(0);
+        let other = other.replace("net_virtio_user0", &format!("net_virtio_user{port}"));
+        config
+            .vdevs
+            .push(other.replace("04:05,", &format!("04:1{port},")));
+    }
+    config
 }
 
 impl Drop for BackEnd {
@@ -214,22 +291,28 @@ impl fmt::Display for Mpps {
     reason = "frames per second are far below 2^53"
 )]
 fn run(peer: Peer, path: &RingPath, size: u32, options: &Options, dir: &BenchDir) -> Mpps {
-    let socket = dir.fresh_socket();
-    let back_end = BackEnd::start(peer, options, &socket);
-    let mut front_end = Testpmd::start(&path.front_end(&socket));
+    let first = dir.fresh_socket();
+    let second = first.with_extension("second");
+    let _ = std::fs::remove_file(&second);
+    let sockets = &[first, second][..options.link.ports()];
+    let back_end = BackEnd::start(peer, options, sockets);
+    let mut front_end = Testpmd::start(&front_end(path, sockets));
     front_end.start_traffic(&size.to_string(), options.bursts);
     thread::sleep(WARM_UP);
     // The rate in an answer is that since the question before.
-    let warm = front_end.stats(0);
+    let ports = 0..options.link.ports();
+    let warm: Vec<_> = ports.clone().map(|port| front_end.stats(port)).collect();
     thread::sleep(options.seconds);
-    let stats = front_end.stats(0);
-    assert!(
-        stats.rx_packets > warm.rx_packets,
-        "traffic stopped: {stats:?}"
-    );
+    let mut rate = 0;
+    for (port, warm) in ports.zip(warm) {
+        let stats = front_end.stats(port);
+        let goes_on = stats.rx_packets > warm.rx_packets;
+        assert!(goes_on, "traffic stopped: {stats:?}");
+        rate += stats.rx_pps;
+    }
     front_end.quit();
     drop(back_end);
-    Mpps(stats.rx_pps as f64 / 1e6)
+    Mpps(rate as f64 / 1e6)
 }
 
 /// Runs both in turns.
