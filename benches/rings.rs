@@ -10,8 +10,8 @@
 //! is the number of a ring path. `--null` puts DPDK in vringd's place as well: the ratio must
 //! then be 1, and how far it is from that is how far the method errs. `--against BINARY` puts
 //! another build of vringd in DPDK's place. `--bursts N` sets the frames in flight, 32 each.
-//! `--link wire` and `--link switch` join two ports instead, whose front-ends one testpmd loops: both
-//! directions are counted together, and DPDK forwards between two `net_vhost` ports. `--write`
+//! `--link wire` and `--link switch` join two ports instead, whose front-ends one testpmd loops:
+//! both directions are counted together, and DPDK forwards between two `net_vhost` ports. `--write`
 //! measures all ten paths at 64, 256 and 1518 bytes and puts table and chart into
 //! docs/performance.md.
 

@@ -350,8 +350,8 @@ mod on_echo {
         }
     }
 
-    /// The front-end listens (QEMU's and testpmd's word for it is "server"): the daemon comes to it,
-    /// and comes again to the next one, and a daemon started anew comes to one that is there.
+    /// The front-end listens (QEMU's and testpmd's word for it is "server"): the daemon comes to
+    /// it, and comes again to the next one, and a daemon started anew comes to one that is there.
     #[test]
     fn as_a_client_the_daemon_connects_and_connects_again() {
         let path = RingPath::number(5).unwrap();

@@ -33,7 +33,8 @@ impl Connector {
     /// listens; a front-end that ends each session at once is met again after a short while only.
     ///
     /// # Errors
-    /// When waiting is not possible. A connection that can't be made is no error, it is tried again.
+    /// When waiting is not possible. A connection that can't be made is no error: it is tried
+    /// again.
     pub fn connect_or_exit(&mut self, exit: &EventFd) -> io::Result<Option<UnixStream>> {
         let mut said = None;
         loop {
