@@ -263,6 +263,11 @@ fn front_end(path: &RingPath, sockets: &[PathBuf]) -> TestpmdConfig {
             .vdevs
             .push(other.replace("04:05,", &format!("04:1{port},")));
     }
+    if sockets.len() > 1 {
+        // Each sends to the other's address, which a switch has seen.
+        config.app("--eth-peer=0,00:01:02:03:04:11");
+        config.app("--eth-peer=1,00:01:02:03:04:05");
+    }
     config
 }
 

@@ -25,10 +25,12 @@ pub const PORTS_MAX: usize = 64;
 const ADDRESSES: usize = 12;
 const TAG: usize = 4;
 const ETHERNET: usize = 14;
-const TYPE_VLAN: [u8; 2] = [0x81, 0x00];
+const TYPE_VLAN: u16 = 0x8100;
+/// Bytes of a frame that are always looked at: addresses, and the type or the tag.
+const FRONT: usize = 16;
 /// How many frames ahead the first lines are asked for.
 const PREFETCH_FRAMES: usize = 8;
-/// Bytes of a frame that are looked at: Ethernet, one tag, IPv6.
+/// Bytes of a frame that are looked at at most: Ethernet, one tag, IPv6.
 const LOOK: usize = 64;
 
 /// What is chosen about a port.
@@ -61,117 +63,136 @@ pub struct Switch {
     ports: Box<[PortRules]>,
     budgets: Box<[FloodBudget]>,
     table: Fdb,
-}
-
-/// One frame on its way out of one port.
-#[derive(Debug, Clone, Copy)]
-pub struct Way {
-    /// The port.
-    pub port: u16,
-    /// The frame in the form that the port gives it.
-    pub frame: Frame,
-    /// Its index in the burst.
-    pub index: u16,
-    /// It goes to this port alone.
-    pub alone: bool,
+    /// What a frame says of itself decides about more than the port that it reaches: the receiver
+    /// must be given what was looked at, whatever the sender writes over it meanwhile.
+    strict: bool,
 }
 
 /// Where the frames of one burst go.
 #[derive(Debug)]
 pub struct Ways {
-    /// In the order of the frames.
-    pub list: Vec<Way>,
-    /// The ports that occur in it.
+    /// All of them go to this port and to no other, as they came: no share is made then.
+    pub whole: Option<u16>,
+    /// The ports that have a share.
     pub ports: u64,
-    /// Tags put in, in memory of our own.
+    /// What each port is given, in the form that it gives it, in the order of the frames.
+    shares: Box<[Vec<Frame>]>,
+    /// Frames that go to one port alone: the port, and the frame's index in the burst.
+    alone: Vec<(u16, u16)>,
+    /// The front of frames, as it was when it was looked at, and tags put in.
+    fronts: Bounce,
     tags: Bounce,
     tags_used: usize,
 }
 
 impl Ways {
-    /// No way yet; room for a burst that goes to every port.
-    pub fn new() -> Ways {
+    /// No way yet; room for a burst that goes to every one of `ports` ports.
+    pub fn new(ports: usize) -> Ways {
         Ways {
-            list: Vec::with_capacity(BURST_FRAMES_MAX * PORTS_MAX),
+            whole: None,
             ports: 0,
+            shares: (0..ports)
+                .map(|_| Vec::with_capacity(BURST_FRAMES_MAX))
+                .collect(),
+            alone: Vec::with_capacity(BURST_FRAMES_MAX),
+            fronts: Bounce::new(BURST_FRAMES_MAX * LOOK),
             tags: Bounce::new(BURST_FRAMES_MAX * TAG),
             tags_used: 0,
         }
     }
 
+    /// The frames for `port`.
+    pub fn share(&mut self, port: usize) -> &mut [Frame] {
+        &mut self.shares[port]
+    }
+
+    /// The frames of the burst, by index, that go to `port` alone.
+    pub fn alone_for(&self, port: usize) -> impl Iterator<Item = usize> {
+        let own = self
+            .alone
+            .iter()
+            .filter(move |way| usize::from(way.0) == port);
+        own.map(|way| usize::from(way.1))
+    }
+
     fn clear(&mut self) {
-        self.list.clear();
-        self.ports = 0;
+        let mut ports = core::mem::take(&mut self.ports);
+        while ports != 0 {
+            self.shares[ports.trailing_zeros() as usize].clear();
+            ports &= ports - 1;
+        }
+        self.whole = None;
+        self.alone.clear();
         self.tags_used = 0;
     }
 
-    fn push(&mut self, way: Way) {
-        self.ports |= 1 << way.port;
-        self.list.push(way);
+    #[inline]
+    fn push(&mut self, port: u16, frame: Frame) {
+        self.ports |= 1 << port;
+        self.shares[usize::from(port)].push(frame);
     }
 
     /// A segment with a tag of `vlan`.
     fn tag(&mut self, vlan: u16) -> Option<Segment> {
         let place = self.tags.segment().skip(self.tags_used).take(TAG);
         let [high, low] = vlan.to_be_bytes();
-        let bytes = [TYPE_VLAN[0], TYPE_VLAN[1], high, low];
+        let [kind, of_tag] = TYPE_VLAN.to_be_bytes();
         self.tags_used += TAG;
-        (copy::write(&[place], 0, &bytes) == TAG).then_some(place)
+        (copy::write(&[place], 0, &[kind, of_tag, high, low]) == TAG).then_some(place)
     }
 }
 
-impl Default for Ways {
-    fn default() -> Ways {
-        Ways::new()
-    }
-}
-
-/// What was found at the front of a frame.
+/// The front of a frame: addresses as numbers, and what follows them.
 #[derive(Debug, Clone, Copy)]
-struct Seen {
-    to: [u8; 6],
-    from: [u8; 6],
-    /// VLAN number of the tag, if there is one (0: a priority only).
-    tag: Option<u16>,
-    bytes: [u8; LOOK],
-    len: usize,
+struct Front {
+    to: u64,
+    from: u64,
+    kind: u16,
+    tci: u16,
 }
 
-impl Seen {
+impl Front {
+    /// From the first bytes of a frame, as little-endian words.
     #[inline]
-    fn read(frame: &Frame, segments: &Segments) -> Option<Seen> {
-        let mut bytes = [0; LOOK];
-        let len = copy::read(frame.payload(segments), 0, &mut bytes);
-        if len < ETHERNET {
-            return None;
+    #[expect(clippy::cast_possible_truncation, reason = "fields of a word")]
+    fn new([low, high]: [u64; 2]) -> Front {
+        let (low, high) = (low.swap_bytes(), high.swap_bytes());
+        Front {
+            to: low >> 16,
+            from: (low & 0xffff) << 32 | high >> 32,
+            kind: (high >> 16) as u16,
+            tci: high as u16,
         }
-        let mac = |at: usize| core::array::from_fn(|i| bytes[at + i]);
-        let is_tagged = bytes[12..14] == TYPE_VLAN && len >= ETHERNET + TAG;
-        let tag = is_tagged.then(|| u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff);
-        Some(Seen {
-            to: mac(0),
-            from: mac(6),
-            tag,
-            bytes,
-            len,
-        })
     }
 
-    /// What comes after addresses and tag, from the type on.
-    fn rest(&self) -> &[u8] {
-        let at = if self.tag.is_some() {
-            ADDRESSES + TAG
-        } else {
-            ADDRESSES
-        };
-        self.bytes.get(at..self.len).unwrap_or_default()
+    /// Reads the front of `frame`, which may be cut anywhere.
+    #[inline]
+    fn read(frame: &Frame, segments: &Segments) -> Option<[u64; 2]> {
+        let payload = frame.payload(segments);
+        if let Some(front) = payload.first().and_then(copy::front) {
+            return Some(front);
+        }
+        let mut bytes = [0; FRONT];
+        let len = copy::read(payload, 0, &mut bytes);
+        let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|i| bytes[at + i]));
+        (len >= ETHERNET).then(|| [word(0), word(8)])
     }
+
+    /// VLAN number of the tag, if there is one (0: a priority only).
+    #[inline]
+    fn tag(&self) -> Option<u16> {
+        (self.kind == TYPE_VLAN).then_some(self.tci & 0xfff)
+    }
+}
+
+/// Whether an address is that of a group, or of all.
+#[inline]
+fn is_group(mac: u64) -> bool {
+    mac >> 40 & 1 != 0
 }
 
 /// The forms of one frame, made when a port asks for them.
 struct Forms {
-    index: u16,
-    alone: bool,
     vlan: u16,
     /// As it came in.
     same: Frame,
@@ -189,11 +210,17 @@ impl Switch {
         for (port, rules) in (0..).zip(&ports) {
             for &mac in &rules.stations {
                 for vlan in rules.vlans() {
-                    table.fix(Station::new(vlan, mac), port);
+                    table.fix(Station::of(vlan, mac), port);
                 }
             }
         }
+        let alike = |rules: &PortRules| {
+            rules.filter.is_empty()
+                && rules.vlan == ports[0].vlan
+                && matches!(rules.vlan, VlanMode::Access(_))
+        };
         Switch {
+            strict: !ports.iter().all(alike),
             budgets: ports.iter().map(|_| FloodBudget::default()).collect(),
             ports: ports.into_boxed_slice(),
             table,
@@ -205,9 +232,10 @@ impl Switch {
         self.ports.len()
     }
 
-    /// Finds the ways of `frames`, which came in at `port` at second `now`. A frame that may not
-    /// come in is dropped; of the others the verdict is as good as sent. Other forms of frames are
-    /// added to `segments`.
+    /// Finds the ways of `frames`, which came in at `port` at second `now`: either all to one port
+    /// ([`Ways::whole`]), or each in the shares of its ports. In shares, a frame that may not come
+    /// in is dropped; of the others the verdict is as good as sent. Other forms of frames are added
+    /// to `segments`.
     pub fn route(
         &self,
         port: u16,
@@ -217,6 +245,50 @@ impl Switch {
         ways: &mut Ways,
     ) {
         ways.clear();
+        let (whole, to) = self.route_alike(port, now, frames, segments, ways);
+        if whole == frames.len() {
+            ways.whole = to;
+            return;
+        }
+        for (index, frame) in (0..).zip(frames) {
+            if frame.verdict != Verdict::Retry {
+                continue;
+            }
+            let answer = match to {
+                Some(to) if usize::from(index) < whole => {
+                    ways.alone.push((to, index));
+                    ways.push(to, *frame);
+                    Ok(())
+                }
+                _ => self.route_one((port, index), now, frame, segments, ways),
+            };
+            frame.verdict = match answer {
+                Ok(()) => Verdict::Sent,
+                Err(reason) => Verdict::Dropped(reason),
+            };
+        }
+    }
+
+    /// How many of the first frames go to one and the same port as they came, and to which.
+    fn route_alike(
+        &self,
+        port: u16,
+        now: u32,
+        frames: &mut [Frame],
+        segments: &mut Segments,
+        ways: &Ways,
+    ) -> (usize, Option<u16>) {
+        let rules = &self.ports[usize::from(port)];
+        // An access port: there is no tag to be taken out or put in.
+        let VlanMode::Access(vlan) = rules.vlan else {
+            return (0, None);
+        };
+        if !rules.filter.is_empty() {
+            return (0, None);
+        }
+        let mut way = None;
+        // Senders and receivers come in runs.
+        let mut last = [u64::MAX; 2];
         for index in 0..frames.len() {
             if let Some(ahead) = frames.get(index + PREFETCH_FRAMES)
                 && let Some(segment) = segments.as_slice().get(ahead.first as usize)
@@ -224,57 +296,137 @@ impl Switch {
                 copy::prefetch_read(segment);
             }
             let frame = &mut frames[index];
-            if frame.verdict != Verdict::Retry {
-                continue;
-            }
-            #[expect(clippy::cast_possible_truncation, reason = "at most BURST_FRAMES_MAX")]
-            let at = (port, index as u16);
-            frame.verdict = match self.route_one(at, now, frame, segments, ways) {
-                Ok(()) => Verdict::Sent,
-                Err(reason) => Verdict::Dropped(reason),
+            let words = Front::read(frame, segments);
+            let Some(front) = words.map(Front::new) else {
+                return (index, way);
             };
+            if frame.verdict != Verdict::Retry || front.kind == TYPE_VLAN {
+                return (index, way);
+            }
+            if front.from != last[0] {
+                self.learn(vlan, front.from, port, now);
+                last[0] = front.from;
+            }
+            if front.to != last[1] {
+                let to = self.find(vlan, front.to, now);
+                let to = to.filter(|&to| self.takes_alike(port, to, vlan));
+                if to.is_none() || way.is_some_and(|way| Some(way) != to) {
+                    return (index, way);
+                }
+                (way, last[1]) = (to, front.to);
+            }
+            if self.strict && !words.is_some_and(|words| pin(frame, index, words, segments, ways)) {
+                return (index, way);
+            }
         }
+        (frames.len(), way)
+    }
+
+    /// Whether `to` takes every frame of `vlan` that comes from `port`, without a tag.
+    #[inline]
+    fn takes_alike(&self, port: u16, to: u16, vlan: u16) -> bool {
+        let (source, target) = (&self.ports[usize::from(port)], &self.ports[usize::from(to)]);
+        to != port
+            && target.mtu.is_none()
+            && !(source.isolated && target.isolated)
+            && target.vlan.egress(vlan) == Some(false)
+    }
+
+    #[inline]
+    fn learn(&self, vlan: u16, from: u64, port: u16, now: u32) {
+        // A group can't send.
+        if !is_group(from) {
+            self.table.learn(Station::new(vlan, from), port, now);
+        }
+    }
+
+    /// The port of a station; `None` when it is unknown, or is a group.
+    #[inline]
+    fn find(&self, vlan: u16, to: u64, now: u32) -> Option<u16> {
+        if is_group(to) {
+            return None;
+        }
+        self.table.find(Station::new(vlan, to), now)
     }
 
     fn route_one(
         &self,
         (port, index): (u16, u16),
         now: u32,
-        frame: &Frame,
+        frame: &mut Frame,
         segments: &mut Segments,
         ways: &mut Ways,
     ) -> Result<(), DropReason> {
         let rules = &self.ports[usize::from(port)];
-        let seen = Seen::read(frame, segments).ok_or(DropReason::BadFrame)?;
-        let vlan = rules.vlan.ingress(seen.tag).ok_or(DropReason::Vlan)?;
-        if !rules.filter.allows(seen.from, seen.rest()) {
-            return Err(DropReason::Spoofed);
-        }
-        // A group can't send.
-        if seen.from[0] & 1 == 0 {
-            self.table.learn(Station::new(vlan, seen.from), port, now);
-        }
+        let front = self.look(rules, usize::from(index), frame, segments, ways)?;
+        let vlan = rules.vlan.ingress(front.tag()).ok_or(DropReason::Vlan)?;
+        self.learn(vlan, front.from, port, now);
         let mut forms = Forms {
-            index,
-            alone: false,
             vlan,
             same: *frame,
-            tag: seen.tag,
+            tag: front.tag(),
             made: [None; 2],
         };
-        let known = match seen.to[0] & 1 {
-            0 => self.table.find(Station::new(vlan, seen.to), now),
-            _ => None,
-        };
-        match known {
+        match self.find(vlan, front.to, now) {
             // Its own segment has it already.
             Some(to) if to == port => Ok(()),
             Some(to) => {
-                forms.alone = true;
-                self.send(port, to, &mut forms, segments, ways)
+                self.send(port, to, &mut forms, segments, ways)?;
+                ways.alone.push((to, index));
+                Ok(())
             }
             None => self.flood(port, now, &mut forms, segments, ways),
         }
+    }
+
+    /// Reads the front of a frame and asks the filter of its port.
+    fn look(
+        &self,
+        rules: &PortRules,
+        index: usize,
+        frame: &mut Frame,
+        segments: &mut Segments,
+        ways: &Ways,
+    ) -> Result<Front, DropReason> {
+        let words = Front::read(frame, segments).ok_or(DropReason::BadFrame)?;
+        let front = Front::new(words);
+        if front.kind == TYPE_VLAN && (frame.bytes as usize) < ETHERNET + TAG {
+            return Err(DropReason::BadFrame);
+        }
+        if !rules.filter.is_empty() {
+            return self.filter(rules, index, frame, segments, ways);
+        }
+        if self.strict && !pin(frame, index, words, segments, ways) {
+            return Err(DropReason::TooBig);
+        }
+        Ok(front)
+    }
+
+    /// As `look`, where there is a filter: it is asked about bytes that are ours, and those are
+    /// what the receiver is given.
+    #[cold]
+    fn filter(
+        &self,
+        rules: &PortRules,
+        index: usize,
+        frame: &mut Frame,
+        segments: &mut Segments,
+        ways: &Ways,
+    ) -> Result<Front, DropReason> {
+        let mut bytes = [0; LOOK];
+        let len = copy::read(frame.payload(segments), 0, &mut bytes);
+        let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|i| bytes[at + i]));
+        let front = Front::new([word(0), word(8)]);
+        let taken = if front.tag().is_some() { TAG } else { 0 };
+        let from = core::array::from_fn(|i| bytes[6 + i]);
+        let rest = bytes.get(ADDRESSES + taken..len).unwrap_or_default();
+        if !rules.filter.allows(from, rest) {
+            return Err(DropReason::Spoofed);
+        }
+        let place = ways.fronts.segment().skip(index * LOOK).take(len);
+        copy::write(&[place], 0, &bytes[..len]);
+        put_front(frame, place, segments).ok_or(DropReason::TooBig)?;
+        Ok(front)
     }
 
     /// To all ports of the VLAN but the one it came from.
@@ -342,12 +494,7 @@ impl Switch {
         {
             return Err(DropReason::Mtu);
         }
-        ways.push(Way {
-            port: to,
-            frame,
-            index: forms.index,
-            alone: forms.alone,
-        });
+        ways.push(to, frame);
         Ok(())
     }
 }
@@ -412,6 +559,35 @@ impl Forms {
         }
         Some(frame)
     }
+}
+
+/// Puts the front of a frame as it was looked at, `words`, in the place of what the sender may
+/// still change. `false` when there is no room for that.
+#[inline]
+fn pin(
+    frame: &mut Frame,
+    index: usize,
+    words: [u64; 2],
+    segments: &mut Segments,
+    ways: &Ways,
+) -> bool {
+    let len = FRONT.min(frame.bytes as usize);
+    let place = ways.fronts.segment().skip(index * LOOK).take(len);
+    copy::put_front(&place, words);
+    put_front(frame, place, segments).is_some()
+}
+
+/// Lists `frame` anew with `place` instead of its first bytes.
+#[inline]
+fn put_front(frame: &mut Frame, place: Segment, segments: &mut Segments) -> Option<()> {
+    let first = frame.first as usize;
+    let start = segments.len();
+    segments.push(place).then_some(())?;
+    let payload = first..first + frame.count as usize;
+    add_range(segments, payload, place.len(), usize::MAX)?;
+    frame.first = u32::try_from(start).ok()?;
+    frame.count = u32::try_from(segments.len() - start).ok()?;
+    Some(())
 }
 
 /// Appends bytes `from..to` of the piece of `segments` at `range`.

@@ -150,6 +150,37 @@ pub fn write_if_different(to: &[Segment], low: u64, high: u32) {
     }
 }
 
+/// The first sixteen bytes of `segment` as two little-endian words, read once; `None` when it is
+/// shorter.
+#[inline]
+pub fn front(segment: &Segment) -> Option<[u64; 2]> {
+    if segment.len() < 16 {
+        return None;
+    }
+    let at = segment.base().cast::<u64>();
+    // SAFETY: the segment has 16 bytes in a mapping that the caller's `GuestRam` holds.
+    let words = unsafe { [at.read_unaligned(), at.wrapping_add(1).read_unaligned()] };
+    Some(words.map(u64::from_le))
+}
+
+/// Writes what [`front`] read at the start of `segment`, as far as it reaches.
+#[inline]
+pub fn put_front(segment: &Segment, words: [u64; 2]) {
+    if segment.len() >= 16 {
+        let at = segment.base().cast::<u64>();
+        // SAFETY: the segment has 16 bytes in a mapping that the caller's `GuestRam` holds.
+        unsafe {
+            at.write_unaligned(words[0].to_le());
+            at.wrapping_add(1).write_unaligned(words[1].to_le());
+        }
+        return;
+    }
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&words[0].to_le_bytes());
+    bytes[8..].copy_from_slice(&words[1].to_le_bytes());
+    write(core::slice::from_ref(segment), 0, &bytes);
+}
+
 /// Asks the CPU to fetch the first line of `segment` for reading.
 #[inline]
 pub fn prefetch_read(segment: &Segment) {
@@ -220,6 +251,27 @@ mod tests {
                 read(all.as_slice(), 0, &mut got);
                 assert!(got == wanted, "{bytes} bytes from {from} to {to}");
             }
+        }
+    }
+
+    #[test]
+    fn a_front_is_read_and_put_back_whole_or_as_far_as_it_reaches() {
+        let ram = GuestRam::for_test(&[(0, 4096)]);
+        let from = cut(&ram, 1, &[40]);
+        write(from.as_slice(), 0, b"0123456789abcdefgh");
+        let words = front(&from.as_slice()[0]).unwrap();
+        for len in [0u8, 1, 12, 15, 16, 17] {
+            let to = cut(&ram, 101, &[40]);
+            zero(to.as_slice(), 0, 40);
+            let short = to.as_slice()[0].take(len.into());
+            assert_eq!(front(&short).is_some(), len >= 16);
+            put_front(&short, words);
+            let mut back = [0; 18];
+            read(to.as_slice(), 0, &mut back);
+            let mut wanted = [0; 18];
+            let there = usize::from(len.min(16));
+            wanted[..there].copy_from_slice(&b"0123456789abcdef"[..there]);
+            assert_eq!(back, wanted, "{len}");
         }
     }
 

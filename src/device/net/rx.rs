@@ -197,7 +197,8 @@ impl RxHandler {
     ) -> usize {
         let is_plain = |frame: &&Frame| {
             let asks = frame.header.flags | frame.header.gso_type;
-            frame.verdict == Verdict::Retry && frame.count == 1 && asks == 0
+            // Two pieces are the front that a switch looked at, and the rest.
+            frame.verdict == Verdict::Retry && matches!(frame.count, 1 | 2) && asks == 0
         };
         let plain = frames.iter().take_while(is_plain).count();
         let popped = vq.pop_singles(true, &mut self.singles[..plain]);
@@ -239,11 +240,12 @@ impl RxHandler {
                     &PLAIN_HEADER,
                     self.header,
                 );
-                copy::one(
-                    payloads[frame.first as usize],
-                    chain.segment.skip(self.header),
-                    bytes,
-                );
+                let first = frame.first as usize;
+                let (source, to) = (payloads[first], chain.segment.skip(self.header));
+                let done = copy::one(source, to, bytes);
+                if frame.count > 1 {
+                    copy::one(payloads[first + 1], to.skip(done), bytes - done);
+                }
                 frame.verdict = Verdict::Sent;
                 tally.sent(frame.bytes.into());
                 copied += 1;

@@ -61,7 +61,10 @@ impl Gate {
             done: 0,
         });
         Gate {
-            hub: fabric.switch.is_some().then(Box::default),
+            hub: fabric
+                .switch
+                .is_some()
+                .then(|| Box::new(Hub::new(fabric.ports.len()))),
             fabric,
             port,
             pair,

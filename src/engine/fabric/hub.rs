@@ -1,33 +1,30 @@
 //! `Hub`: a gate's part in a switch: a burst goes to several ports, each with its share.
 
-use crate::host::net::{BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, Verdict};
+use crate::host::net::{DropReason, Frame, FrameBurst, Verdict};
 use crate::host::switch::Ways;
+use crate::memory::Segments;
 
 use super::super::batch::Batch;
 use super::super::worker::Slots;
-use super::Fabric;
+use super::{Fabric, Outlet, drop_waiting};
 
 /// Scratch for one burst.
 #[derive(Debug)]
 pub(super) struct Hub {
     ways: Ways,
-    /// The frames for one port.
-    share: Vec<Frame>,
     /// Receive vrings that were given some.
     given: Vec<usize>,
 }
 
-impl Default for Hub {
-    fn default() -> Hub {
+impl Hub {
+    /// For a switch with so many ports.
+    pub(super) fn new(ports: usize) -> Hub {
         Hub {
-            ways: Ways::new(),
-            share: Vec::with_capacity(BURST_FRAMES_MAX),
-            given: Vec::with_capacity(crate::host::switch::PORTS_MAX),
+            ways: Ways::new(ports),
+            given: Vec::with_capacity(ports),
         }
     }
-}
 
-impl Hub {
     /// Moves at most one burst from the vring at `from`, which entered at queue pair `pair` of
     /// `port`. Nothing waits: what a port has no buffers for is dropped.
     pub(super) fn poll(
@@ -56,23 +53,10 @@ impl Hub {
             frames, segments, ..
         } = burst;
         switch.route(port, now, frames, segments, &mut self.ways);
-        let mut ports = self.ways.ports;
-        while ports != 0 {
-            let to = ports.trailing_zeros() as usize;
-            ports &= ports - 1;
-            self.share.clear();
-            let ways = self.ways.list.iter();
-            let own = ways.filter(|way| usize::from(way.port) == to);
-            self.share.extend(own.map(|way| way.frame));
-            let outlet = fabric.outlet(to, pair);
-            match outlet.and_then(|outlet| Some((outlet.slot, slots.sink(outlet.slot)?))) {
-                Some((slot, sink)) => {
-                    sink.transmit(&mut self.share, segments);
-                    sink.refuse(&mut self.share);
-                    self.given.push(slot);
-                }
-                None => self.nobody_at(to, frames),
-            }
+        if let Some(to) = self.ways.whole {
+            self.give_whole(fabric.outlet(to.into(), pair), slots, frames, segments);
+        } else {
+            self.give_shares(fabric, pair, slots, frames, segments);
         }
         if let Some(source) = slots.source_in_any_state(from) {
             source.complete(burst);
@@ -85,12 +69,58 @@ impl Hub {
         count
     }
 
+    /// The whole burst to one port.
+    fn give_whole(
+        &mut self,
+        outlet: Option<&Outlet>,
+        slots: &mut Slots,
+        frames: &mut [Frame],
+        segments: &Segments,
+    ) {
+        let sink = outlet.and_then(|outlet| Some((outlet.slot, slots.sink(outlet.slot)?)));
+        let Some((slot, sink)) = sink else {
+            return drop_waiting(frames, DropReason::PeerDown);
+        };
+        sink.transmit(frames, segments);
+        sink.refuse(frames);
+        self.given.push(slot);
+        // What the receiver could not take was lost there, and is counted there.
+        for frame in frames {
+            frame.verdict = Verdict::Sent;
+        }
+    }
+
+    /// To each port its share.
+    fn give_shares(
+        &mut self,
+        fabric: &Fabric,
+        pair: usize,
+        slots: &mut Slots,
+        frames: &mut [Frame],
+        segments: &Segments,
+    ) {
+        let mut ports = self.ways.ports;
+        while ports != 0 {
+            let to = ports.trailing_zeros() as usize;
+            ports &= ports - 1;
+            let outlet = fabric.outlet(to, pair);
+            match outlet.and_then(|outlet| Some((outlet.slot, slots.sink(outlet.slot)?))) {
+                Some((slot, sink)) => {
+                    let share = self.ways.share(to);
+                    sink.transmit(share, segments);
+                    sink.refuse(share);
+                    self.given.push(slot);
+                }
+                None => self.nobody_at(to, frames),
+            }
+        }
+    }
+
     /// Nobody receives at `port`: frames for it alone are lost.
     #[cold]
     fn nobody_at(&self, port: usize, frames: &mut [Frame]) {
-        let alone = |way: &&crate::host::switch::Way| way.alone && usize::from(way.port) == port;
-        for way in self.ways.list.iter().filter(alone) {
-            frames[usize::from(way.index)].verdict = Verdict::Dropped(DropReason::PeerDown);
+        for index in self.ways.alone_for(port) {
+            frames[index].verdict = Verdict::Dropped(DropReason::PeerDown);
         }
     }
 }

@@ -20,11 +20,14 @@ const FOREVER: u32 = u32::MAX;
 pub(super) struct Station(u64);
 
 impl Station {
+    /// `mac` is the address as a number of 48 bits.
     #[inline]
-    pub(super) fn new(vlan: u16, mac: [u8; 6]) -> Station {
-        let [a, b, c, d, e, f] = mac;
-        let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
+    pub(super) fn new(vlan: u16, mac: u64) -> Station {
         Station(1 << 63 | u64::from(vlan) << 48 | mac)
+    }
+
+    pub(super) fn of(vlan: u16, [a, b, c, d, e, f]: [u8; 6]) -> Station {
+        Station::new(vlan, u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
     }
 
     #[inline]
@@ -148,7 +151,7 @@ mod tests {
 
     fn station(number: u32) -> Station {
         let [a, b, c, d] = number.to_be_bytes();
-        Station::new(7, [2, 0, a, b, c, d])
+        Station::of(7, [2, 0, a, b, c, d])
     }
 
     #[test]
@@ -160,7 +163,7 @@ mod tests {
         fdb.learn(station(1), 4, 10);
         assert_eq!(fdb.find(station(1), 10), Some(4), "it moved");
         assert_eq!(
-            fdb.find(Station::new(8, [2, 0, 0, 0, 0, 1]), 10),
+            fdb.find(Station::of(8, [2, 0, 0, 0, 0, 1]), 10),
             None,
             "another VLAN"
         );

@@ -16,6 +16,12 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Whether all may pass.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.mac.is_empty() && self.ip.is_empty()
+    }
+
     /// Whether a frame from `from` may pass; `rest` is what follows the addresses and the tag, from
     /// the type on.
     #[inline]

@@ -32,9 +32,9 @@ struct Bench {
 impl Bench {
     fn new(ports: Vec<PortRules>) -> Bench {
         Bench {
+            ways: Ways::new(ports.len()),
             switch: Switch::new(ports, 300),
             ram: GuestRam::for_test(&[(0, 1 << 20)]),
-            ways: Ways::new(),
             now: 1,
         }
     }
@@ -77,31 +77,37 @@ impl Bench {
         self.switch
             .route(port, self.now, frames, segments, &mut self.ways);
         if let Verdict::Dropped(reason) = frames[0].verdict {
-            assert!(self.ways.list.is_empty());
+            assert_eq!((self.ways.ports, self.ways.whole), (0, None));
             return Err(reason);
         }
-        let ports = self
-            .ways
-            .list
-            .iter()
-            .fold(0, |ports, way| ports | 1u64 << way.port);
-        assert_eq!(ports, self.ways.ports);
-        let got = |way: &Way| {
-            let mut got = vec![0; way.frame.bytes as usize];
-            assert_eq!(
-                copy::read(way.frame.payload(segments), 0, &mut got),
-                got.len()
+        let mut given = Vec::new();
+        if let Some(port) = self.ways.whole {
+            assert_eq!((self.ways.ports, frames[0].verdict), (0, Verdict::Retry));
+            given.push((port, frames[0]));
+        }
+        for port in 0..self.switch.ports() {
+            let share = self.ways.share(port);
+            assert_eq!(share.len(), usize::from(!share.is_empty()));
+            given.extend(
+                share
+                    .iter()
+                    .map(|&frame| (u16::try_from(port).unwrap(), frame)),
             );
+            assert_eq!(share.is_empty(), self.ways.ports & 1 << port == 0);
+        }
+        let got = |(port, frame): (u16, Frame)| {
+            let mut got = vec![0; frame.bytes as usize];
+            assert_eq!(copy::read(frame.payload(segments), 0, &mut got), got.len());
             // The checksum begins where it began: after what was put in or taken out.
-            let moved = i64::from(way.frame.header.csum_start) - 34;
+            let moved = i64::from(frame.header.csum_start) - 34;
             assert_eq!(
                 moved,
                 i64::try_from(got.len()).unwrap() - i64::try_from(bytes.len()).unwrap()
             );
-            assert_eq!(way.frame.verdict, Verdict::Retry);
-            (way.port, got)
+            assert_eq!(frame.verdict, Verdict::Retry);
+            (port, got)
         };
-        Ok(self.ways.list.iter().map(got).collect())
+        Ok(given.into_iter().map(got).collect())
     }
 
     fn ports(&mut self, port: u16, bytes: &[u8]) -> Result<Vec<u16>, DropReason> {
@@ -284,4 +290,154 @@ fn who_claims_another_address_is_not_heard() {
         Ok(vec![0]),
         "B was not learned"
     );
+}
+
+/// Frames of one burst, each 128 bytes after the one before.
+fn burst(bench: &Bench, frames: &[Vec<u8>]) -> FrameBurst {
+    let mut burst = FrameBurst::new();
+    for (at, bytes) in (0..).step_by(128).zip(frames) {
+        let len = u32::try_from(bytes.len()).unwrap();
+        let first = u32::try_from(burst.segments.len()).unwrap();
+        let segments = &mut burst.segments;
+        bench
+            .ram
+            .translate(at, len, Access::Write, segments)
+            .unwrap();
+        copy::write(&segments.as_slice()[first as usize..], 0, bytes);
+        burst.frames.push(Frame {
+            header: VnetHeader::PLAIN,
+            first,
+            count: 1,
+            bytes: len,
+            verdict: Verdict::Retry,
+        });
+    }
+    burst
+}
+
+/// What the ports are given of a burst.
+fn given(bench: &mut Bench, burst: &FrameBurst) -> Vec<(u16, Vec<u8>)> {
+    let mut all = Vec::new();
+    for port in 0..u16::try_from(bench.switch.ports()).unwrap() {
+        let share = match bench.ways.whole {
+            Some(whole) if whole == port => &burst.frames[..],
+            _ => bench.ways.share(port.into()),
+        };
+        for frame in share {
+            let mut got = vec![0; frame.bytes as usize];
+            copy::read(frame.payload(&burst.segments), 0, &mut got);
+            all.push((port, got));
+        }
+    }
+    all
+}
+
+/// A burst is given out as its frames are one by one, whether they all go the same way or the ways
+/// part at the first, in the middle or at the last.
+#[test]
+fn a_burst_goes_where_its_frames_go() {
+    let to_b = ethernet(B, A, None, 50);
+    let others = [
+        ethernet(B, [2, 0, 0, 0, 0, 0xc], None, 46),
+        ethernet([2, 0, 0, 0, 0, 0xd], A, None, 46),
+        ethernet(ALL, A, None, 46),
+        ethernet([2, 0, 0, 0, 0, 0xe], A, None, 46),
+        ethernet(B, A, Some(9), 46),
+        ethernet(A, A, None, 46),
+        vec![1; 13],
+    ];
+    let prepared = || {
+        let mut bench = Bench::new(vec![access(1), access(1), access(1)]);
+        bench
+            .send(1, &ethernet(ALL, B, None, 46), u32::MAX)
+            .unwrap();
+        let d = [2, 0, 0, 0, 0, 0xd];
+        bench
+            .send(2, &ethernet(ALL, d, None, 46), u32::MAX)
+            .unwrap();
+        bench
+            .send(0, &ethernet(ALL, A, None, 46), u32::MAX)
+            .unwrap();
+        bench
+    };
+    let mut whole = 0;
+    for other in &others {
+        for place in 0..20 {
+            let mut frames = vec![to_b.clone(); 20];
+            frames[place] = other.clone();
+            let mut bench = prepared();
+            let mut wanted = Vec::new();
+            for frame in &frames {
+                wanted.extend(bench.send(0, frame, u32::MAX).unwrap_or_default());
+            }
+            wanted.sort_by_key(|(port, _)| *port);
+            let mut bench = prepared();
+            let mut burst = burst(&bench, &frames);
+            let FrameBurst {
+                frames, segments, ..
+            } = &mut burst;
+            bench.switch.route(0, 1, frames, segments, &mut bench.ways);
+            whole += usize::from(bench.ways.whole.is_some());
+            assert_eq!(given(&mut bench, &burst), wanted, "{other:x?} at {place}");
+        }
+    }
+    assert_eq!(whole, 20, "all go to B where only the sender differs");
+}
+
+/// A sender that writes over its frame after it was looked at changes nothing of what decided.
+#[test]
+fn what_was_looked_at_is_what_is_given() {
+    let own = PortRules {
+        filter: Filter {
+            mac: vec![A],
+            ip: vec![],
+        },
+        ..access(1)
+    };
+    for (from, to, tag) in [
+        (own, access(1), None),
+        (trunk(&[10], None), trunk(&[10, 20], None), Some(10)),
+        (access(5), trunk(&[5, 20], None), None),
+        (access(5), trunk(&[20], Some(5)), None),
+    ] {
+        for station in [B, ALL] {
+            let mut bench = Bench::new(vec![from.clone(), to.clone()]);
+            let vlan = tag.or(Some(5).filter(
+                |_| matches!(&to.vlan, VlanMode::Trunk { native, .. } if native.is_none()),
+            ));
+            bench
+                .send(1, &ethernet(ALL, B, vlan, 46), u32::MAX)
+                .unwrap();
+            let sent = ethernet(station, A, tag, 50);
+            let mut burst = burst(&bench, &vec![sent.clone(); 3]);
+            let FrameBurst {
+                frames, segments, ..
+            } = &mut burst;
+            bench.switch.route(0, 1, frames, segments, &mut bench.ways);
+            // The guest changes its mind: another's address, and VLAN 20.
+            for at in [0, 128, 256] {
+                let mut there = Segments::with_capacity(1);
+                bench
+                    .ram
+                    .translate(at, 18, Access::Write, &mut there)
+                    .unwrap();
+                let lie = [&[2, 0, 0, 0, 0, 0x66].repeat(2)[..], &[0x81, 0, 0, 20]].concat();
+                copy::write(there.as_slice(), 0, &lie);
+            }
+            let got = given(&mut bench, &burst);
+            assert_eq!(got.len(), 3);
+            for (port, got) in got {
+                assert_eq!((port, &got[..12]), (1, &sent[..12]));
+                let tagged = got[12..14] == [0x81, 0];
+                assert_eq!(
+                    tagged,
+                    to.vlan.egress(tag.unwrap_or(match from.vlan {
+                        VlanMode::Access(vlan) => vlan,
+                        VlanMode::Trunk { .. } => 0,
+                    })) == Some(true)
+                );
+                assert!(!tagged || got[15] != 20, "VLAN 20 was never allowed");
+            }
+        }
+    }
 }
