@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{
-    BlkBackend, BlkConfig, CallsConfig, Config, IdlePolicy, LinkConfig, NetConfig, Placement,
-    RingsConfig, SocketSource,
+    BlkBackend, BlkConfig, CallsConfig, Config, ConfigError, IdlePolicy, LinkConfig, NetConfig,
+    Placement, PortRates, RingsConfig, SocketSource,
 };
 use crate::control::session::{self, Accept, Served};
 use crate::device::blk::{BlkModel, BlkSetup};
@@ -79,16 +79,21 @@ pub enum DaemonError {
 
 /// Everything of one device, while the daemon runs.
 struct Device {
+    parts: Parts,
     model: Arc<dyn DeviceModel>,
     handle: Arc<DeviceHandle>,
     thread: Option<JoinHandle<bool>>,
 }
 
-/// Serves what `config` says until SIGTERM or SIGINT. `true`: everything was drained and closed.
+/// Reads the settings again.
+pub type Reload<'a> = &'a dyn Fn() -> Result<Config, ConfigError>;
+
+/// Serves what `config` says until SIGTERM or SIGINT. `true`: everything was drained and closed. At
+/// SIGHUP, what can be changed while devices are in use is taken from `reload`.
 ///
 /// # Errors
 /// [`DaemonError`] when something could not be started; nothing was served then.
-pub fn run(config: &Config) -> Result<bool, DaemonError> {
+pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
     let start = |what: &str| {
         let what = what.to_owned();
         move |source| DaemonError::Start { what, source }
@@ -129,8 +134,8 @@ pub fn run(config: &Config) -> Result<bool, DaemonError> {
         let device = serve(&parts.parts, handle, door, &exit).map_err(start("session thread"))?;
         devices.push(device);
     }
-    announce(config);
-    wait(&signals, &devices, &engine);
+    announce(&config);
+    wait(&signals, &devices, &engine, config, reload);
     Ok(shut_down(devices, engine, &exit))
 }
 
@@ -197,7 +202,13 @@ fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> 
         offloads: Offloads::CSUM_TSO,
         rings: ring_options(net.rings),
     });
+    limit(&model, net.rates);
     Ok(Parts::Net(Arc::new(model), link))
+}
+
+fn limit(model: &NetModel, rates: PortRates) {
+    model.limits().ingress.set(rates.ingress);
+    model.limits().egress.set(rates.egress);
 }
 
 fn ring_options(rings: RingsConfig) -> RingOptions {
@@ -274,6 +285,7 @@ fn serve(
     };
     let thread = session::spawn(served, front_ends, exit.try_clone()?)?;
     Ok(Device {
+        parts: parts.clone(),
         model,
         handle,
         thread: Some(thread),
@@ -314,18 +326,63 @@ fn front_end_line(kind: DeviceKind, name: &str, socket: &crate::config::SocketCo
     format!("{how}: {kind} {name} {preposition} {}", socket.source)
 }
 
-/// Waits for the signal that ends the daemon; SIGUSR1 logs the counters.
-fn wait(signals: &Signals, devices: &[Device], engine: &Engine) {
+/// Waits for the signal that ends the daemon; SIGUSR1 logs the counters, SIGHUP reads the settings
+/// again.
+fn wait(
+    signals: &Signals,
+    devices: &[Device],
+    engine: &Engine,
+    mut config: Config,
+    reload: Reload<'_>,
+) {
     loop {
         match signals.wait() {
             Ok(Signal::Terminate | Signal::Interrupt) => return,
             Ok(Signal::User1) => log_counters(devices, engine),
-            Ok(Signal::Hangup) => {}
+            Ok(Signal::Hangup) => match reload() {
+                Ok(new) => change(devices, &mut config, new),
+                Err(error) => tracing::error!("the settings stay as they are: {error}"),
+            },
             Err(error) => {
                 tracing::error!("signals can't be waited for: {error}");
                 return;
             }
         }
+    }
+}
+
+/// Takes over from `new` what can be changed while devices are in use, and says what can't.
+fn change(devices: &[Device], config: &mut Config, new: Config) {
+    for net in &mut config.nets {
+        let kind = DeviceKind::Net;
+        let same = new.nets.iter().find(|other| other.name == net.name);
+        let mut of_name = devices.iter().map(|device| &device.parts);
+        let model = of_name.find_map(|parts| match parts {
+            Parts::Net(model, _) if model.name() == net.name => Some(model),
+            _ => None,
+        });
+        let (Some(same), Some(model)) = (same, model) else {
+            tracing::warn!(
+                "{kind} {}: gone from the settings, it stays until a restart",
+                net.name
+            );
+            continue;
+        };
+        if same.rates != net.rates {
+            net.rates = same.rates;
+            limit(model, net.rates);
+            tracing::info!("{kind} {}: other rates", net.name);
+        }
+        if same != net {
+            tracing::warn!("{kind} {}: what else has changed takes a restart", net.name);
+        }
+    }
+    let known = |name: &String| config.nets.iter().any(|net| net.name == *name);
+    for net in new.nets.iter().filter(|net| !known(&net.name)) {
+        tracing::warn!("{} {}: new ports take a restart", DeviceKind::Net, net.name);
+    }
+    if new.blks != config.blks || new.engine != config.engine {
+        tracing::warn!("what has changed of disks or of the engine takes a restart");
     }
 }
 

@@ -53,7 +53,8 @@ fn main() -> ExitCode {
         let _ = writeln!(io::stdout(), "valid: {nets} network ports, {blks} disks");
         return ExitCode::SUCCESS;
     }
-    match daemon::run(&config) {
+    let reload = || config::load(given, &machine);
+    match daemon::run(config, &reload) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => refused(&error),

@@ -94,6 +94,46 @@ mod tests {
         }
     }
 
+    /// A limit in the settings holds, and SIGHUP takes over another one while the port is in use.
+    #[test]
+    fn a_limit_is_changed_by_reading_the_settings_again() {
+        let directory = TempDir::new("bench");
+        let (socket, file) = (directory.path("s"), directory.path("vringd.toml"));
+        let settings = |more: &str| {
+            let socket = socket.display();
+            let net = format!("[[net]]\nname = \"n0\"\nsocket = \"{socket}\"\nlink = \"echo\"\n");
+            std::fs::write(&file, format!("{net}{more}\n")).unwrap();
+        };
+        settings("ingress_frames = \"20k\"\negress_bits = \"1G\"");
+        let daemon = Daemon::start(&["run", "--config", &file.display().to_string()]);
+        let arguments = format!("--socket {} --duration 300ms --json", socket.display());
+        // What is lost may keep it from measuring anything at all.
+        let dropped = || {
+            let before = daemon.counter("n0", "tx_drop_policed");
+            let output = bench(&arguments);
+            (
+                output.status.success(),
+                daemon.counter("n0", "tx_drop_policed") - before,
+            )
+        };
+        assert!(dropped().1 > 0);
+
+        let reload = |wanted: &str| {
+            let position = daemon.log().len();
+            daemon.signal(libc::SIGHUP);
+            daemon.wait_log_after(position, wanted, PATIENCE);
+        };
+        settings("ingress_frames = \"many\"");
+        reload("the settings stay as they are: ");
+        settings("queues = 7");
+        reload("net n0: other rates");
+        daemon.wait_log("net n0: what else has changed takes a restart", PATIENCE);
+        assert_eq!(dropped(), (true, 0));
+        settings("ingress_frames = 1000");
+        reload("net n0: other rates");
+        assert!(dropped().1 > 0);
+    }
+
     #[test]
     fn every_frame_comes_back_in_both_formats_and_modes() {
         let echo = Echo::start();

@@ -22,6 +22,7 @@ mod rings {
     mod disk;
     mod engine;
     mod hostile;
+    mod limits;
     mod models;
     mod neighbour;
     mod nodes;

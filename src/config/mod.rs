@@ -14,6 +14,7 @@ mod bench;
 mod error;
 mod file;
 mod keyvalue;
+mod rates;
 mod size;
 mod switch;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod validate;
 mod values;
 mod wires;
 
+pub use crate::host::limit::Rates;
 pub use crate::host::switch::{Filter, PortRules, VLAN_MAX, VlanMode, VlanSet};
 pub use crate::sys::listen::{SocketConfig, SocketSource};
 pub use bench::{BenchBlkConfig, BenchBlkGiven, Chains, Rw, RwKind, Span, load_bench_blk};
@@ -95,10 +97,21 @@ pub struct NetConfig {
     pub hold: Duration,
     /// What is chosen about it as the port of a switch.
     pub rules: PortRules,
+    /// How much it may send and receive.
+    pub rates: PortRates,
     /// The cores that serve its queues, among those of the engine; not empty.
     pub cores: Vec<usize>,
     /// What is chosen about its virtqueues.
     pub rings: RingsConfig,
+}
+
+/// How much a port may send and receive: frames, and bits of Ethernet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct PortRates {
+    /// What the guest sends.
+    pub ingress: Rates,
+    /// What the guest receives.
+    pub egress: Rates,
 }
 
 /// What is chosen about the virtqueues of a device.

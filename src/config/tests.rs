@@ -9,6 +9,7 @@ use vmm_sys_util::tempdir::TempDir;
 use super::*;
 
 mod files;
+mod rates;
 mod switch;
 mod wires;
 
@@ -150,6 +151,7 @@ fn flags_and_file_give_the_same_settings() {
             mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x5f]),
             mtu: Some(9000),
             hold: Duration::from_micros(100),
+            rates: PortRates::default(),
             rules: PortRules::default(),
             cores: vec![1, 5],
         }],
@@ -212,6 +214,7 @@ fn defaults_are_as_documented() {
         mac: None,
         mtu: None,
         hold: Duration::from_micros(100),
+        rates: PortRates::default(),
         rules: PortRules::default(),
         cores: vec![5],
     };
@@ -371,9 +374,9 @@ fn refused_net_flags_name_key_and_value() {
         (
             "name=a,socket=/n,link=echo,path=/x",
             "--net a: path = \"/x\": unknown key (known: name, socket, mode, link, queues, mac, \
-             mtu, hold_us, vlan, vlan_native, isolated, flood_limit, allow_mac, allow_ip, \
-             stations, cores, ring_reset, call_max_used, call_max_us, socket_owner, \
-             socket_group, socket_mode)",
+             mtu, hold_us, ingress_bits, ingress_frames, egress_bits, egress_frames, rate_burst, \
+             vlan, vlan_native, isolated, flood_limit, allow_mac, allow_ip, stations, cores, \
+             ring_reset, call_max_used, call_max_us, socket_owner, socket_group, socket_mode)",
         ),
         ("", "--net \"\": \"\" is not of the form key=value"),
         (

@@ -20,7 +20,7 @@ use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, LinkConfig,
     Machine, NetConfig, Placement, RingsConfig, SocketConfig, SocketSource,
 };
-use super::{switch, wires};
+use super::{rates, switch, wires};
 
 /// 128 pairs are the 256 vrings that a kick message can name.
 const QUEUES_MAX: u64 = 128;
@@ -64,6 +64,11 @@ struct RawNet {
     mac: Option<String>,
     mtu: Option<u64>,
     hold_us: Option<u64>,
+    ingress_bits: Option<TextOrNumber>,
+    ingress_frames: Option<TextOrNumber>,
+    egress_bits: Option<TextOrNumber>,
+    egress_frames: Option<TextOrNumber>,
+    rate_burst: Option<TextOrNumber>,
     vlan: Option<TextOrNumber>,
     vlan_native: Option<u64>,
     isolated: Option<bool>,
@@ -352,6 +357,14 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
         allow_ip: raw.allow_ip,
         stations: raw.stations,
     };
+    let text = |raw: Option<TextOrNumber>| raw.map(|TextOrNumber(text)| text);
+    let rates = rates::RawPortRates {
+        ingress_bits: text(raw.ingress_bits),
+        ingress_frames: text(raw.ingress_frames),
+        egress_bits: text(raw.egress_bits),
+        egress_frames: text(raw.egress_frames),
+        rate_burst: text(raw.rate_burst),
+    };
     let is_port = matches!(link, LinkConfig::Switch(_));
     Ok(NetConfig {
         name,
@@ -362,6 +375,7 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
             bounded(raw.hold_us.unwrap_or(HOLD_US_DEFAULT), 0, HOLD_US_MAX)
                 .map_err(in_key("hold_us"))?,
         )),
+        rates: rates::port_rates(table, rates)?,
         cores: device_cores(table, raw.cores.as_deref(), engine)?,
         queues: bounded(raw.queues.unwrap_or(QUEUES_DEFAULT), 1, QUEUES_MAX)
             .map_err(in_key("queues"))?,

@@ -122,11 +122,13 @@ impl Parts {
             Parts::Net(model, _) => {
                 let pair = Arc::clone(model.pair_counters(index / 2).ok_or(missing)?);
                 if transmits {
-                    let tx = NetTx::new(vring, TxHandler::new(features, place.bursts, pair));
+                    let handler = TxHandler::new(features, place.bursts, pair);
+                    let tx = NetTx::new(vring, handler, Arc::clone(model.limits()));
                     return Ok(Endpoint::Source(Box::new(tx)));
                 }
                 let window = RxWindow::new(features, size, model.mtu(), Arc::clone(&pair));
-                let rx = NetRx::new(vring, RxHandler::new(features, size, pair), window);
+                let handler = RxHandler::new(features, size, pair);
+                let rx = NetRx::new(vring, handler, window, Arc::clone(model.limits()));
                 Ok(Endpoint::Sink(Box::new(rx)))
             }
             Parts::Blk(model, backing) => {

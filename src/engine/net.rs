@@ -7,6 +7,7 @@ use crossbeam::channel::Sender;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::net::{Refill, RxHandler, RxWindow, TxHandler};
+use crate::host::limit::PortLimits;
 use crate::host::net::{
     BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, FrameReader, FrameSink, FrameSource, Verdict,
 };
@@ -23,6 +24,7 @@ use super::worker::WorkerCx;
 pub(super) struct NetTx<F: RingFormat> {
     vring: Vring<F>,
     handler: TxHandler,
+    limits: Arc<PortLimits>,
     /// Tables that pending bursts point into, each with the number of bursts to be complete first.
     old: Vec<(usize, Retired)>,
     /// Where they go then.
@@ -30,10 +32,11 @@ pub(super) struct NetTx<F: RingFormat> {
 }
 
 impl<F: RingFormat> NetTx<F> {
-    pub(super) fn new(vring: Vring<F>, handler: TxHandler) -> NetTx<F> {
+    pub(super) fn new(vring: Vring<F>, handler: TxHandler, limits: Arc<PortLimits>) -> NetTx<F> {
         NetTx {
             vring,
             handler,
+            limits,
             old: Vec::new(),
             retired: None,
         }
@@ -58,7 +61,12 @@ impl<F: RingFormat> NetTx<F> {
 impl<F: RingFormat> FrameSource for NetTx<F> {
     fn receive(&mut self, burst: &mut FrameBurst) -> usize {
         match self.handler.receive(&mut self.vring.vq, burst) {
-            Ok(count) => count,
+            Ok(count) => {
+                if self.limits.ingress.is_on() {
+                    self.limits.ingress.police(&mut burst.frames);
+                }
+                count
+            }
             Err(fault) => {
                 self.vring.report(fault);
                 0
@@ -67,6 +75,9 @@ impl<F: RingFormat> FrameSource for NetTx<F> {
     }
 
     fn complete(&mut self, burst: &mut FrameBurst) {
+        if self.limits.ingress.is_on() {
+            self.limits.ingress.charge_frames(&burst.frames);
+        }
         self.handler.complete(&mut self.vring.vq, burst);
         self.vring.publish();
         if !self.old.is_empty() {
@@ -136,6 +147,7 @@ pub(super) struct NetRx<F: RingFormat> {
     vring: Vring<F>,
     handler: RxHandler,
     window: RxWindow,
+    limits: Arc<PortLimits>,
     /// Since when a frame that was read waits for buffers.
     held_since: Option<Instant>,
 }
@@ -145,11 +157,17 @@ pub(super) struct NetRx<F: RingFormat> {
 const HOLD: Duration = Duration::from_millis(10);
 
 impl<F: RingFormat> NetRx<F> {
-    pub(super) fn new(vring: Vring<F>, handler: RxHandler, window: RxWindow) -> NetRx<F> {
+    pub(super) fn new(
+        vring: Vring<F>,
+        handler: RxHandler,
+        window: RxWindow,
+        limits: Arc<PortLimits>,
+    ) -> NetRx<F> {
         NetRx {
             vring,
             handler,
             window,
+            limits,
             held_since: None,
         }
     }
@@ -162,7 +180,11 @@ impl<F: RingFormat> NetRx<F> {
         self.held_since = None;
         match reader.read_frame(self.window.segments()) {
             Ok(Some(bytes)) => {
-                self.window.commit(&mut self.vring.vq, bytes);
+                if self.may_pass(bytes) {
+                    self.window.commit(&mut self.vring.vq, bytes);
+                } else {
+                    self.window.discard(DropReason::Policed);
+                }
                 Ok(Filled::Frame)
             }
             Ok(None) => Ok(Filled::Nothing),
@@ -174,6 +196,21 @@ impl<F: RingFormat> NetRx<F> {
 }
 
 impl<F: RingFormat> NetRx<F> {
+    /// Whether a frame of `bytes` bytes, its header among them, is within the port's limit.
+    #[inline]
+    fn may_pass(&self, bytes: usize) -> bool {
+        let limit = &self.limits.egress;
+        if !limit.is_on() {
+            return true;
+        }
+        let bits = bytes.saturating_sub(self.window.header()) as u64 * 8;
+        let passes = limit.allowance().take(bits);
+        if passes {
+            limit.charge(1, bits);
+        }
+        passes
+    }
+
     /// There are no buffers. A frame that waits for them is dropped in the end.
     #[cold]
     fn hold(&mut self) -> Filled {
@@ -201,12 +238,21 @@ enum Filled {
 
 impl<F: RingFormat> FrameSink for NetRx<F> {
     fn transmit(&mut self, frames: &mut [Frame], segments: &Segments) {
+        let limit = &self.limits.egress;
+        let is_limited = limit.is_on();
+        if is_limited {
+            let dropped = limit.police(frames);
+            self.handler.count_drops(DropReason::Policed, dropped);
+        }
         if let Err(fault) = self.handler.transmit(&mut self.vring.vq, frames, segments) {
             self.vring.report(fault);
             // Nobody will ever take these: the sender must not wait for a broken receiver.
             for frame in frames.iter_mut().filter(|f| f.verdict == Verdict::Retry) {
                 frame.verdict = Verdict::Dropped(DropReason::PeerBroken);
             }
+        }
+        if is_limited {
+            self.limits.egress.charge_sent(frames);
         }
     }
 

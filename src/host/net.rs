@@ -140,11 +140,13 @@ pub enum DropReason {
     Isolated,
     /// The packet is longer than the MTU of the port.
     Mtu,
+    /// The port has sent or received as much as it may.
+    Policed,
 }
 
 impl DropReason {
     /// Number of reasons.
-    pub const COUNT: usize = 18;
+    pub const COUNT: usize = 19;
 
     /// All reasons with the names of their counters.
     pub const NAMES: [(DropReason, &'static str); DropReason::COUNT] = [
@@ -166,6 +168,7 @@ impl DropReason {
         (DropReason::Storm, "drop_storm"),
         (DropReason::Isolated, "drop_isolated"),
         (DropReason::Mtu, "drop_mtu"),
+        (DropReason::Policed, "drop_policed"),
     ];
 }
 

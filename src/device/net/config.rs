@@ -7,6 +7,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 
 use crate::device::{ConfigWriteError, DeviceKind, DeviceModel, RingOptions};
+use crate::host::limit::PortLimits;
 
 use super::counters::{NetCounters, QueueCounters};
 use super::feature;
@@ -76,13 +77,23 @@ pub struct NetOptions {
 pub struct NetModel {
     options: NetOptions,
     counters: NetCounters,
+    limits: Arc<PortLimits>,
 }
 
 impl NetModel {
     /// A net device as `options` says.
     pub fn new(options: NetOptions) -> NetModel {
         let counters = NetCounters::new(options.queue_pairs);
-        NetModel { options, counters }
+        NetModel {
+            options,
+            counters,
+            limits: Arc::default(),
+        }
+    }
+
+    /// How much the port may send and receive: no limit until one is set.
+    pub fn limits(&self) -> &Arc<PortLimits> {
+        &self.limits
     }
 
     /// The counters of queue pair `index`, if there is such a pair.

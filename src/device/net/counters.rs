@@ -29,6 +29,7 @@ const TX_DROPS: [&str; DropReason::COUNT] = [
     "tx_drop_storm",
     "tx_drop_isolated",
     "tx_drop_mtu",
+    "tx_drop_policed",
 ];
 
 /// Names of the drop counters of the receiving direction, in the same order.
@@ -51,6 +52,7 @@ const RX_DROPS: [&str; DropReason::COUNT] = [
     "rx_drop_storm",
     "rx_drop_isolated",
     "rx_drop_mtu",
+    "rx_drop_policed",
 ];
 
 /// The counters of one direction of one queue pair, on cache lines of their own.

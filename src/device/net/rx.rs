@@ -160,6 +160,15 @@ impl RxHandler {
         answer
     }
 
+    /// Counts frames that were dropped before they came here.
+    pub fn count_drops(&self, reason: DropReason, count: u64) {
+        if count > 0 {
+            let mut tally = Tally::default();
+            (0..count).for_each(|_| tally.dropped(reason));
+            self.counters.rx.add(&tally);
+        }
+    }
+
     /// Gives up the frames that wait for buffers, whose sender does not.
     pub fn refuse(&mut self, frames: &mut [Frame]) {
         let mut tally = Tally::default();

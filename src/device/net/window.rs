@@ -165,6 +165,17 @@ impl RxWindow {
         }
     }
 
+    /// A frame was read and is not to be delivered.
+    pub fn discard(&mut self, reason: DropReason) {
+        self.take_back();
+        self.tally.dropped(reason);
+    }
+
+    /// Bytes of the virtio-net header.
+    pub fn header(&self) -> usize {
+        self.header
+    }
+
     /// Adds what was counted since the last time: at the end of every burst.
     pub fn count(&mut self) {
         if !self.tally.is_empty() {
