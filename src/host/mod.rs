@@ -8,6 +8,7 @@
 pub mod blk;
 pub mod net;
 pub mod null;
+pub mod offload;
 pub mod ram;
 pub mod sink;
 pub mod switch;
