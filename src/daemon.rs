@@ -194,10 +194,22 @@ fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> 
         queue_pairs: queues,
         mac: net.mac,
         mtu: net.mtu,
-        offloads: Offloads::CSUM_TSO,
+        offloads: offloads(&link),
         rings: ring_options(net.rings),
     });
     Ok(Parts::Net(Arc::new(model), link))
+}
+
+/// What a port offers: between guests all, because what one of them does not take is done for it;
+/// on a tap what the kernel does.
+fn offloads(link: &LinkSpec) -> Offloads {
+    match link {
+        LinkSpec::Tap(tap) => Offloads {
+            uso: tap.supports_uso(),
+            ..Offloads::CSUM_TSO
+        },
+        _ => Offloads::ALL,
+    }
 }
 
 fn ring_options(rings: RingsConfig) -> RingOptions {

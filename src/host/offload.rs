@@ -2,9 +2,10 @@
 //! for.
 //!
 //! [`Offload::plan`] copies the headers, parses the copy and says how many frames there will be;
-//! once the receiver has buffers for all, [`Offload::fetch`] copies the rest, and each frame is then
-//! made by [`Offload::piece`]. Every byte that is parsed or summed is read from the sender's memory
-//! once: what a sender changes meanwhile changes nothing but its own payload. VIRTIO 1.3 §5.1.6.2.
+//! once the receiver has buffers for all, [`Offload::fetch`] copies the rest, and each frame is
+//! then made by [`Offload::piece`]. Every byte that is parsed or summed is read from the sender's
+//! memory once: what a sender changes meanwhile changes nothing but its own payload.
+//! VIRTIO 1.3 §5.1.6.2.
 
 use crate::memory::{Segments, copy};
 
@@ -230,7 +231,7 @@ fn complete_segment(
             // At most 64 KiB further.
             #[expect(clippy::cast_possible_truncation, reason = "within one frame")]
             place.copy_from_slice(&seq.wrapping_add(at as u32).to_be_bytes());
-            // The reaction to congestion is told once (RFC 3168 §6.1.2), the end by the last.
+            // Congestion is answered once (RFC 3168, section 6.1.2), and only the last one ends.
             let gone = if first { 0 } else { CWR } | if last { 0 } else { FIN | PSH };
             head[l4 + 13] &= !gone;
         }

@@ -12,7 +12,7 @@ impl Sum {
     }
 
     /// In the machine's byte order, whatever it is: the sum of swapped words is the swapped sum
-    /// (RFC 1071 §2 B).
+    /// (RFC 1071, section 2 B).
     pub(super) fn add(&mut self, bytes: &[u8]) {
         let mut words = bytes.chunks_exact(4);
         let whole = words.by_ref().map(|word| {

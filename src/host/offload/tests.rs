@@ -2,7 +2,7 @@
 
 use super::sum::Sum;
 
-/// RFC 1071 §3, and a byte at a time.
+/// RFC 1071, section 3, and a byte at a time.
 #[test]
 fn sums_are_those_of_the_rfc_at_every_length() {
     let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
@@ -17,7 +17,7 @@ fn sums_are_those_of_the_rfc_at_every_length() {
             slow = (slow & 0xffff) + (slow >> 16);
         }
         assert_eq!(u32::from(!Sum::of(&data[..len]).checksum()), slow, "{len}");
-        let (even, rest) = data[..len].split_at(len / 2 & !1);
+        let (even, rest) = data[..len].split_at((len / 2) & !1);
         let mut parts = Sum::of(even);
         parts.add(rest);
         assert_eq!(
