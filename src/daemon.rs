@@ -199,7 +199,7 @@ fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> 
         queue_pairs: queues,
         mac: net.mac,
         mtu: net.mtu,
-        offloads: Offloads::CSUM_TSO,
+        offloads: offloads(&link),
         rings: ring_options(net.rings),
     });
     limit(&model, net.rates);
@@ -209,6 +209,18 @@ fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> 
 fn limit(model: &NetModel, rates: PortRates) {
     model.limits().ingress.set(rates.ingress);
     model.limits().egress.set(rates.egress);
+}
+
+/// What a port offers: between guests all, because what one of them does not take is done for it;
+/// on a tap what the kernel does.
+fn offloads(link: &LinkSpec) -> Offloads {
+    match link {
+        LinkSpec::Tap(tap) => Offloads {
+            uso: tap.supports_uso(),
+            ..Offloads::CSUM_TSO
+        },
+        _ => Offloads::ALL,
+    }
 }
 
 fn ring_options(rings: RingsConfig) -> RingOptions {

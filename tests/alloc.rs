@@ -18,6 +18,7 @@ mod tests {
     use vringd::testing::driver::{
         Buf, Driver, PackedDriver, RingMemory, SplitDriver, read_guest, write_guest,
     };
+    use vringd::testing::packets::Packet;
 
     /// The system's allocator, with an eye on it.
     struct Counting;
@@ -83,15 +84,17 @@ mod tests {
         Indirect,
         /// Larger than a receive buffer.
         Merged,
+        /// To be cut in two, which the receiver did not acknowledge.
+        Cut,
     }
 
     impl<D: Driver> Echo<D> {
-        fn new() -> Echo<D> {
+        fn new(more: u64) -> Echo<D> {
             let ram = GuestRam::for_test(&[(0, RAM)]);
             let tx = RingMemory::new::<D::Format>(&ram, 0, SIZE);
             let at = tx.end::<D::Format>().next_multiple_of(4096);
             let rx = RingMemory::new::<D::Format>(&ram, at, SIZE);
-            let features = feature::MRG_RXBUF | feature::CSUM | feature::GUEST_CSUM;
+            let features = feature::MRG_RXBUF | feature::CSUM | more;
             let counters = Arc::new(QueueCounters::default());
             Echo {
                 tx_driver: D::new(&tx, true),
@@ -123,9 +126,17 @@ mod tests {
                         self.tx_driver.add_indirect(&pieces, table)
                     }
                     Frames::Merged => self.tx_driver.add(&[Buf::readable(at, 0x1000)]),
+                    Frames::Cut => {
+                        let packet = Packet::new(false, false, 2800);
+                        write_guest(&self.ram, at, &packet.vnet(1400, false));
+                        let frame = packet.unfinished();
+                        write_guest(&self.ram, at + 12, &frame);
+                        let len = 12 + u32::try_from(frame.len()).unwrap();
+                        self.tx_driver.add(&[Buf::readable(at, len)])
+                    }
                 };
                 added.unwrap();
-                let buffers = if matches!(frames, Frames::Merged) {
+                let buffers = if matches!(frames, Frames::Merged | Frames::Cut) {
                     2
                 } else {
                     1
@@ -193,7 +204,7 @@ mod tests {
     }
 
     fn all_frames<D: Driver>() {
-        let mut echo = Echo::<D>::new();
+        let mut echo = Echo::<D>::new(feature::GUEST_CSUM);
         for frames in [
             Frames::Single,
             Frames::Chained,
@@ -202,6 +213,7 @@ mod tests {
         ] {
             echo.bursts(frames);
         }
+        Echo::<D>::new(feature::HOST_TSO4).bursts(Frames::Cut);
         // A ring on its own: pop, give back, pop again, use.
         let mut segments = Segments::with_capacity(64);
         echo.post(Frames::Chained, 10);

@@ -44,7 +44,7 @@ mod tests {
     const BUFFERS: u64 = 8 << 20;
     const BUFFER: u64 = 2048;
     const PLACES: u64 = 64;
-    const HEADER: u64 = 12;
+    const HEADER: usize = 12;
 
     /// A virtqueue as its driver has it.
     struct Queue<D> {
@@ -138,16 +138,16 @@ mod tests {
             let (rx, tx) = (2 * pair, 2 * pair + 1);
             let [to, from] = [rx, tx].map(|index| Self::buffer(index, place));
             self.add(rx, Buf::writable(to, u32::try_from(BUFFER).unwrap()));
-            write_guest(&self.ram, from, &[0; HEADER as usize]);
-            write_guest(&self.ram, from + HEADER, &frame);
-            let bytes = u32::try_from(HEADER + len).unwrap();
+            write_guest(&self.ram, from, &[0; HEADER]);
+            write_guest(&self.ram, from + HEADER as u64, &frame);
+            let bytes = u32::try_from(HEADER as u64 + len).unwrap();
             self.add(tx, Buf::readable(from, bytes));
             for (index, written) in [(tx, 0), (rx, bytes)] {
                 let driver = &mut self.queues[index].driver;
                 let (_, used) = wait_until("the buffer is used", PATIENCE, || driver.used());
                 assert_eq!(used, written, "vring {index}");
             }
-            let got = read_guest(&self.ram, to + HEADER, frame.len());
+            let got = read_guest(&self.ram, to + HEADER as u64, frame.len());
             assert!(got == frame, "frame {} through pair {pair}", self.sent);
         }
 

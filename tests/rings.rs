@@ -5,8 +5,8 @@
 //! of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
 //! each mistake that other back-ends were found to make; `engine` has a worker in the middle; in
 //! `neighbour` one ring breaks beside others;
-//! `wire` joins two ports, `switch` several; `nodes` has memory on
-//! two nodes; `disk` compares the disk with a reference.
+//! `wire` joins two ports, `switch` several, `offload` guests with different features; `nodes` has
+//! memory on two nodes; `disk` compares the disk with a reference.
 
 mod support;
 
@@ -26,6 +26,7 @@ mod rings {
     mod models;
     mod neighbour;
     mod nodes;
+    mod offload;
     mod oracle;
     mod switch;
     mod wire;

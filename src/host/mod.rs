@@ -9,6 +9,7 @@ pub mod blk;
 pub mod limit;
 pub mod net;
 pub mod null;
+pub mod offload;
 pub mod ram;
 pub mod sink;
 pub mod switch;

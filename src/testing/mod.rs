@@ -6,4 +6,5 @@
 pub mod disk;
 pub mod driver;
 pub mod fuzz;
+pub mod packets;
 pub mod probe;

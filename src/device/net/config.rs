@@ -37,6 +37,13 @@ impl Offloads {
         uso: false,
     };
 
+    /// All.
+    pub const ALL: Offloads = Offloads {
+        csum: true,
+        tso: true,
+        uso: true,
+    };
+
     /// The feature bits.
     pub fn features(self) -> u64 {
         let Offloads { csum, tso, uso } = self;

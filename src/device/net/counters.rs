@@ -64,6 +64,10 @@ pub struct Direction {
     bursts: Counter,
     /// Frames that went through the bounce buffer because the guest's buffers did not suffice.
     bounced: Counter,
+    /// Frames whose checksum we completed for the receiver.
+    software_csum: Counter,
+    /// Frames that we cut from larger ones for the receiver.
+    software_segments: Counter,
     drops: [Counter; DropReason::COUNT],
 }
 
@@ -76,6 +80,8 @@ impl Direction {
         self.bytes.add(tally.bytes);
         if tally.rare {
             self.bounced.add(tally.bounced);
+            self.software_csum.add(tally.software_csum);
+            self.software_segments.add(tally.software_segments);
             for (counter, &count) in self.drops.iter().zip(&tally.drops) {
                 counter.add(count);
             }
@@ -100,6 +106,16 @@ impl Direction {
     /// Frames that took the bounce buffer.
     pub fn bounced(&self) -> u64 {
         self.bounced.get()
+    }
+
+    /// Frames whose checksum was completed in software.
+    pub fn software_csum(&self) -> u64 {
+        self.software_csum.get()
+    }
+
+    /// Frames that were cut from larger ones in software.
+    pub fn software_segments(&self) -> u64 {
+        self.software_segments.get()
     }
 }
 
@@ -143,6 +159,11 @@ impl NetCounters {
             ("rx_bytes", sum(&|pair| pair.rx.bytes.get())),
             ("rx_bursts", sum(&|pair| pair.rx.bursts.get())),
             ("rx_bounced", sum(&|pair| pair.rx.bounced.get())),
+            ("rx_software_csum", sum(&|pair| pair.rx.software_csum.get())),
+            (
+                "rx_software_segments",
+                sum(&|pair| pair.rx.software_segments.get()),
+            ),
             ("tx_frames", sum(&|pair| pair.tx.frames.get())),
             ("tx_bytes", sum(&|pair| pair.tx.bytes.get())),
             ("tx_bursts", sum(&|pair| pair.tx.bursts.get())),
@@ -161,6 +182,8 @@ pub struct Tally {
     frames: u64,
     bytes: u64,
     bounced: u64,
+    software_csum: u64,
+    software_segments: u64,
     drops: [u64; DropReason::COUNT],
     /// Something beside frames and bytes was counted.
     rare: bool,
@@ -184,6 +207,15 @@ impl Tally {
     /// A frame took the bounce buffer.
     pub fn bounced(&mut self) {
         self.bounced += 1;
+        self.rare = true;
+    }
+
+    /// A frame was completed in software: its checksum, or so many segments of it.
+    pub fn completed(&mut self, segments: Option<usize>) {
+        match segments {
+            Some(count) => self.software_segments += count as u64,
+            None => self.software_csum += 1,
+        }
         self.rare = true;
     }
 

@@ -4,12 +4,16 @@
 //! chain or more for every frame, copy, put all in the used ring. Chains are taken and used in ring
 //! order and in no other: IN_ORDER asks for it, and drivers with vector code count on it.
 //! VIRTIO 1.3 §5.1.6.3 and §5.1.6.4.
+//!
+//! A frame that asks for more than the guest acknowledged is completed in software, off this way
+//! and one at a time: the frames before it are delivered first.
 
 use std::sync::Arc;
 
 use crate::host::net::{
     BURST_FRAMES_MAX, DropReason, Frame, Verdict, VnetHeader, vnet_header_bytes,
 };
+use crate::host::offload::Offload;
 use crate::memory::{SEGMENTS_MAX, Segment, Segments, copy};
 use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault, Single};
 
@@ -91,7 +95,7 @@ pub(super) fn write_header(to: &[Segment], header: &VnetHeader, bytes: usize) {
 /// The chains that one frame takes.
 #[derive(Debug)]
 struct Take {
-    /// Index of the frame in the burst.
+    /// Index of the frame in the burst, or of the piece of the frame that is completed.
     frame: usize,
     /// Index of its first segment.
     first: usize,
@@ -116,7 +120,17 @@ pub struct RxHandler {
     chains: Vec<RxChain>,
     /// Frames that have their chains, in order.
     takes: Vec<Take>,
+    /// What the guest did not acknowledge is done here.
+    offload: Offload,
     counters: Arc<QueueCounters>,
+}
+
+/// Where [`RxHandler::assign`] stopped.
+enum Assigned {
+    /// Every frame is decided, or has to be tried again.
+    Done,
+    /// At this frame, which the guest can't take as it is.
+    Undeliverable(usize),
 }
 
 impl RxHandler {
@@ -129,7 +143,9 @@ impl RxHandler {
             segments: Segments::with_capacity(SEGMENTS_MAX),
             singles: (0..BURST_FRAMES_MAX).map(|_| Single::EMPTY).collect(),
             chains: Vec::with_capacity(usize::from(size)),
-            takes: Vec::with_capacity(BURST_FRAMES_MAX),
+            // Each frame or piece of one takes a chain at least.
+            takes: Vec::with_capacity(BURST_FRAMES_MAX.max(usize::from(size))),
+            offload: Offload::new(),
             counters,
         }
     }
@@ -147,12 +163,21 @@ impl RxHandler {
     ) -> Result<(), RingFault> {
         let mut tally = Tally::default();
         let plain = self.transmit_plain(vq, frames, payloads, &mut tally);
-        let frames = &mut frames[plain..];
+        let mut frames = &mut frames[plain..];
         let mut answer = Ok(());
-        if !frames.is_empty() {
-            answer = self.assign(vq, frames, &mut tally);
+        while !frames.is_empty() {
+            let assigned = self.assign(vq, frames, &mut tally);
             self.copy_all(frames, payloads);
             self.use_all(vq, frames, &mut tally);
+            let Ok(Assigned::Undeliverable(index)) = assigned else {
+                answer = assigned.map(drop);
+                break;
+            };
+            answer = self.complete(vq, &mut frames[index], payloads, &mut tally);
+            if answer.is_err() || frames[index].verdict == Verdict::Retry {
+                break;
+            }
+            frames = &mut frames[index + 1..];
         }
         if !tally.is_empty() {
             self.counters.rx.add(&tally);
@@ -269,21 +294,20 @@ impl RxHandler {
         vq: &mut Q,
         frames: &mut [Frame],
         tally: &mut Tally,
-    ) -> Result<(), RingFault> {
+    ) -> Result<Assigned, RingFault> {
         // Chains and segments that the frames before this one take.
         let (mut chains, mut segments) = (0, 0);
-        let mut answer = Ok(());
+        let mut answer = Ok(Assigned::Done);
         for (index, frame) in frames.iter_mut().enumerate() {
             if frame.verdict != Verdict::Retry {
                 continue;
             }
             if !header::deliverable(&frame.header, self.features) {
-                frame.verdict = Verdict::Dropped(DropReason::NoOffload);
-                tally.dropped(DropReason::NoOffload);
-                continue;
+                answer = Ok(Assigned::Undeliverable(index));
+                break;
             }
             let need = self.header + frame.bytes as usize;
-            match self.gather(vq, chains, need) {
+            match self.gather(vq, chains, need, chains == 0) {
                 Ok(Gather::Chains(count, taken)) => {
                     self.takes.push(Take {
                         frame: index,
@@ -311,13 +335,15 @@ impl RxHandler {
         answer
     }
 
-    /// Chains from index `first` on that hold `need` bytes; pops what is missing.
+    /// Chains from index `first` on that hold `need` bytes; pops what is missing. `alone` when the
+    /// chains before them are not those of another frame.
     #[inline(never)]
     fn gather<Q: ChainQueue>(
         &mut self,
         vq: &mut Q,
         first: usize,
         need: usize,
+        alone: bool,
     ) -> Result<Gather, RingFault> {
         let (mut count, mut bytes, mut segments) = (0, 0, 0);
         loop {
@@ -339,7 +365,7 @@ impl RxHandler {
             match pop(vq, &mut self.segments)? {
                 PoppedRx::Chain(chain) => self.chains.push(chain),
                 // Frames before this one give descriptors back; alone, it has them all already.
-                PoppedRx::Empty if first == 0 && vq.in_flight() == u32::from(vq.size()) => {
+                PoppedRx::Empty if alone && vq.in_flight() == u32::from(vq.size()) => {
                     return Ok(Gather::Never(DropReason::RxRingTooSmall));
                 }
                 PoppedRx::Empty | PoppedRx::Wait => return Ok(Gather::NotNow),
@@ -385,15 +411,123 @@ impl RxHandler {
         for take in self.takes.drain(..) {
             let frame = &frames[take.frame];
             tally.frame(frame);
-            let (mut left, mut first) = (self.header + frame.bytes as usize, take.first);
-            for chain in chains.by_ref().take(take.chains) {
-                let next = first + chain.segments;
-                left -= put_used(vq, chain, &self.segments.as_slice()[first..next], left);
-                first = next;
-            }
+            let bytes = self.header + frame.bytes as usize;
+            put_taken(vq, &mut chains, self.segments.as_slice(), &take, bytes);
         }
         drop(chains);
         self.segments.clear();
+    }
+
+    /// Delivers a frame that asks for what the guest did not acknowledge, completed: all that
+    /// becomes of it, or nothing. No frame before it holds chains.
+    #[cold]
+    #[inline(never)]
+    fn complete<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        frame: &mut Frame,
+        payloads: &Segments,
+        tally: &mut Tally,
+    ) -> Result<(), RingFault> {
+        let gathered = match self.offload.plan(frame, payloads) {
+            Ok(()) => self.gather_pieces(vq),
+            Err(reason) => Ok(Gather::Never(reason)),
+        };
+        let reason = match gathered {
+            Ok(Gather::Chains(..)) if self.offload.fetch(frame, payloads) => {
+                frame.verdict = Verdict::Sent;
+                self.copy_pieces();
+                self.use_pieces(vq, tally);
+                let pieces = self.offload.pieces();
+                tally.completed(self.offload.is_segmented().then_some(pieces));
+                return Ok(());
+            }
+            Ok(Gather::Chains(..)) => Some(DropReason::BadVnetHeader),
+            Ok(Gather::Never(reason)) => Some(reason),
+            Ok(Gather::NotNow) | Err(_) => None,
+        };
+        if let Some(reason) = reason {
+            frame.verdict = Verdict::Dropped(reason);
+            tally.dropped(reason);
+        }
+        self.takes.clear();
+        for chain in self.chains.drain(..).rev() {
+            vq.unpop(chain.id);
+        }
+        self.segments.clear();
+        gathered.map(drop)
+    }
+
+    /// Chains for all pieces, or none.
+    fn gather_pieces<Q: ChainQueue>(&mut self, vq: &mut Q) -> Result<Gather, RingFault> {
+        let pieces = self.offload.pieces();
+        if pieces > usize::from(vq.size()) {
+            return Ok(Gather::Never(DropReason::RxRingTooSmall));
+        }
+        let (mut chains, mut segments) = (0, 0);
+        for piece in 0..pieces {
+            let need = self.header + self.offload.piece_bytes(piece);
+            match self.gather(vq, chains, need, true)? {
+                Gather::Chains(count, taken) => {
+                    self.takes.push(Take {
+                        frame: piece,
+                        first: segments,
+                        segments: taken,
+                        chains: count,
+                    });
+                    (chains, segments) = (chains + count, segments + taken);
+                }
+                other => return Ok(other),
+            }
+        }
+        Ok(Gather::Chains(chains, segments))
+    }
+
+    /// Pass 2 for pieces.
+    fn copy_pieces(&mut self) {
+        for take in &self.takes {
+            let to = &self.segments.as_slice()[take.first..take.first + take.segments];
+            #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+            let num_buffers = take.chains as u16;
+            let plain = VnetHeader {
+                num_buffers,
+                ..VnetHeader::PLAIN
+            };
+            write_header(to, &plain, self.header);
+            let (headers, payload) = self.offload.piece(take.frame);
+            copy::write(to, self.header, headers);
+            copy::write(to, self.header + headers.len(), payload);
+        }
+    }
+
+    /// Pass 3 for pieces.
+    fn use_pieces<Q: ChainQueue>(&mut self, vq: &mut Q, tally: &mut Tally) {
+        let mut chains = self.chains.drain(..);
+        for take in self.takes.drain(..) {
+            let bytes = self.offload.piece_bytes(take.frame);
+            tally.sent(bytes as u64);
+            let bytes = self.header + bytes;
+            put_taken(vq, &mut chains, self.segments.as_slice(), &take, bytes);
+        }
+        drop(chains);
+        self.segments.clear();
+    }
+}
+
+/// Puts the next chains, those of `take`, in the used ring; they hold `bytes` bytes.
+#[inline(always)]
+fn put_taken<Q: ChainQueue>(
+    vq: &mut Q,
+    chains: &mut impl Iterator<Item = RxChain>,
+    segments: &[Segment],
+    take: &Take,
+    bytes: usize,
+) {
+    let (mut left, mut first) = (bytes, take.first);
+    for chain in chains.take(take.chains) {
+        let next = first + chain.segments;
+        left -= put_used(vq, chain, &segments[first..next], left);
+        first = next;
     }
 }
 
