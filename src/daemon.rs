@@ -399,14 +399,17 @@ fn change(devices: &[Device], config: &mut Config, new: Config) {
 }
 
 fn log_counters(devices: &[Device], engine: &Engine) {
-    let join = |counters: Vec<(&str, u64)>| {
+    fn join<N: std::fmt::Display>(counters: Vec<(N, u64)>) -> String {
         let pairs: Vec<_> = counters
             .iter()
             .map(|(name, value)| format!("{name}={value}"))
             .collect();
         pairs.join(" ")
-    };
+    }
     for device in devices {
+        for queue in device.model.queue_counters() {
+            tracing::info!("xstats device={} {}", device.model.name(), join(queue));
+        }
         let mut counters = device.model.counters();
         counters.extend(device.handle.counters());
         tracing::info!("counters device={} {}", device.model.name(), join(counters));

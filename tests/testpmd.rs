@@ -297,6 +297,57 @@ mod on_echo {
     ring_path!(path_09_split_in_order, 9, non_mergeable);
     ring_path!(path_10_packed_vectorized, 10, non_mergeable);
 
+    /// What DPDK's driver counts for a queue, we count under the same name, and the same number.
+    fn counts_as_the_driver_does(number: u8) {
+        let path = RingPath::number(number).unwrap();
+        let echo = Echo::start("testpmd-xstats", 2);
+        let socket = echo.dir.path("net0.sock");
+        let mut testpmd = echo.attach(&path, &path.front_end_with(&socket, 256, 2));
+        for frame in ["60", "64", "127", "128", "300", "1023", "1518"] {
+            let before = testpmd.stats(0).rx_packets;
+            testpmd.start_traffic(frame, 2);
+            testpmd.wait_stats("frames keep coming", 0, |stats| {
+                stats.rx_packets > before + 5000
+            });
+            assert_eq!(testpmd.stop(), 0, "testpmd had no room for frames it got");
+            testpmd.drain(0);
+        }
+        let theirs = testpmd.xstats(0);
+        let position = echo.daemon.log().len();
+        echo.daemon.signal(libc::SIGUSR1);
+        echo.daemon
+            .wait_log_after(position, "counters device=net0 ", Duration::from_secs(20));
+        let log = echo.daemon.log();
+        let ours = |name: &str| {
+            let words = log[position..].split_whitespace();
+            let value = words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            value.last().map(|value| value.parse::<u64>().unwrap())
+        };
+        let mut compared = 0;
+        for (name, value) in theirs {
+            let is_size = name.contains("_size_") || name.contains("_undersize_");
+            if name.contains("_q") && (is_size || name.contains("_good_")) {
+                assert_eq!(ours(&name), Some(value), "{name}");
+                compared += u32::from(value > 0);
+            }
+        }
+        // Frames, bytes and seven of the eight bins, for two directions of two queues; a queue
+        // may have missed a size.
+        assert!(compared >= 4 * 8, "{compared}: {log}");
+        testpmd.quit();
+        echo.stop();
+    }
+
+    #[test]
+    fn packed_queues_are_counted_as_the_driver_does() {
+        counts_as_the_driver_does(1);
+    }
+
+    #[test]
+    fn split_queues_are_counted_as_the_driver_does() {
+        counts_as_the_driver_does(5);
+    }
+
     fn moves_frames_on_eight_queues(number: u8) {
         let path = RingPath::number(number).unwrap();
         let echo = Echo::start("testpmd-queues", 8);

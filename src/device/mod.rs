@@ -93,4 +93,8 @@ pub trait DeviceModel: Send + Sync + core::fmt::Debug {
     fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigWriteError>;
     /// The counters by name, for the status line.
     fn counters(&self) -> Vec<(&'static str, u64)>;
+    /// The same for each queue that was in use, where there is more to say of them.
+    fn queue_counters(&self) -> Vec<Vec<(String, u64)>> {
+        Vec::new()
+    }
 }

@@ -486,6 +486,16 @@ impl Testpmd {
         (0..queues).map(both).collect()
     }
 
+    /// The extended statistics of a port, by name.
+    pub fn xstats(&mut self, port: usize) -> Vec<(String, u64)> {
+        let answer = self.cmd(&format!("show port xstats {port}"));
+        let pair = |line: &str| {
+            let (name, value) = line.split_once(": ")?;
+            Some((name.to_owned(), value.trim().parse().ok()?))
+        };
+        answer.lines().filter_map(pair).collect()
+    }
+
     /// Ends testpmd in order: ports are closed and capture files complete when this returns.
     pub fn quit(mut self) {
         if let Err(error) = writeln!(self.stdin, "quit") {

@@ -170,6 +170,10 @@ impl DeviceModel for NetModel {
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.counters.totals()
     }
+
+    fn queue_counters(&self) -> Vec<Vec<(String, u64)>> {
+        self.counters.by_queue()
+    }
 }
 
 #[cfg(test)]

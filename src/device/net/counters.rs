@@ -55,6 +55,33 @@ const RX_DROPS: [&str; DropReason::COUNT] = [
     "rx_drop_policed",
 ];
 
+/// Bins for the sizes of frames, with the names that DPDK's virtio drivers give them.
+pub const SIZES: [&str; 8] = [
+    "undersize_packets",
+    "size_64_packets",
+    "size_65_127_packets",
+    "size_128_255_packets",
+    "size_256_511_packets",
+    "size_512_1023_packets",
+    "size_1024_1518_packets",
+    "size_1519_max_packets",
+];
+
+/// The bin of a frame.
+#[inline]
+fn bin(bytes: u64) -> usize {
+    match bytes {
+        0..64 => 0,
+        64 => 1,
+        65..128 => 2,
+        128..256 => 3,
+        256..512 => 4,
+        512..1024 => 5,
+        1024..1519 => 6,
+        _ => 7,
+    }
+}
+
 /// The counters of one direction of one queue pair, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -68,6 +95,8 @@ pub struct Direction {
     software_csum: Counter,
     /// Frames that we cut from larger ones for the receiver.
     software_segments: Counter,
+    /// Frames delivered, by size.
+    sizes: [Counter; SIZES.len()],
     drops: [Counter; DropReason::COUNT],
 }
 
@@ -78,7 +107,11 @@ impl Direction {
         self.bursts.add(1);
         self.frames.add(tally.frames);
         self.bytes.add(tally.bytes);
+        self.sizes[bin(tally.run.0)].add(tally.run.1);
         if tally.rare {
+            for (counter, &count) in self.sizes.iter().zip(&tally.sizes) {
+                counter.add(count);
+            }
             self.bounced.add(tally.bounced);
             self.software_csum.add(tally.software_csum);
             self.software_segments.add(tally.software_segments);
@@ -96,6 +129,34 @@ impl Direction {
     /// Bytes delivered, without virtio-net headers.
     pub fn bytes(&self) -> u64 {
         self.bytes.get()
+    }
+
+    /// Frames delivered, in the bins of [`SIZES`].
+    pub fn sizes(&self) -> [u64; SIZES.len()] {
+        self.sizes.each_ref().map(Counter::get)
+    }
+
+    /// All of them, by the names that DPDK has for a queue of this direction (`rx` or `tx`) and
+    /// number; our own names where it has none. Drops only where there were some.
+    fn named(&self, direction: &str, queue: usize, drops: &[&str]) -> Vec<(String, u64)> {
+        let count = |name: &str, value: u64| (format!("{direction}_q{queue}_{name}"), value);
+        let mut all = vec![
+            count("good_packets", self.frames()),
+            count("good_bytes", self.bytes()),
+        ];
+        all.extend(
+            SIZES
+                .into_iter()
+                .zip(self.sizes())
+                .map(|(n, v)| count(n, v)),
+        );
+        let dropped = self.drops.each_ref().map(Counter::get);
+        all.push(count("errors", dropped.iter().sum()));
+        for (name, value) in drops.iter().zip(dropped).filter(|(_, value)| *value > 0) {
+            let reason = name.trim_start_matches(direction).trim_start_matches('_');
+            all.push(count(reason, value));
+        }
+        all
     }
 
     /// Frames dropped for `reason`.
@@ -147,6 +208,20 @@ impl NetCounters {
         self.pairs.get(usize::from(index))
     }
 
+    /// The counters of each queue pair that was ever in use, by name.
+    pub fn by_queue(&self) -> Vec<Vec<(String, u64)>> {
+        let used = |pair: &Arc<QueueCounters>| pair.rx.bursts.get() + pair.tx.bursts.get() > 0;
+        let pairs = self.pairs.iter().enumerate();
+        pairs
+            .filter(|(_, pair)| used(pair))
+            .map(|(queue, pair)| {
+                let mut all = pair.rx.named("rx", queue, &RX_DROPS);
+                all.extend(pair.tx.named("tx", queue, &TX_DROPS));
+                all
+            })
+            .collect()
+    }
+
     /// The sums over all queue pairs, by name.
     pub fn totals(&self) -> Vec<(&'static str, u64)> {
         let sum = |get: &dyn Fn(&QueueCounters) -> u64| {
@@ -185,7 +260,11 @@ pub struct Tally {
     software_csum: u64,
     software_segments: u64,
     drops: [u64; DropReason::COUNT],
-    /// Something beside frames and bytes was counted.
+    /// Frames of one size in a row, the last ones: the size, and how many. Sizes come in runs.
+    run: (u64, u64),
+    /// The frames before them.
+    sizes: [u64; SIZES.len()],
+    /// Something beside frames, bytes and one run was counted.
     rare: bool,
 }
 
@@ -195,6 +274,20 @@ impl Tally {
     pub fn sent(&mut self, bytes: u64) {
         self.frames += 1;
         self.bytes += bytes;
+        if bytes != self.run.0 {
+            self.end_run(bytes);
+        }
+        self.run.1 += 1;
+    }
+
+    /// Frames of another size begin.
+    #[inline]
+    fn end_run(&mut self, bytes: u64) {
+        if self.run.1 > 0 {
+            self.sizes[bin(self.run.0)] += self.run.1;
+            self.rare = true;
+        }
+        self.run = (bytes, 0);
     }
 
     /// A frame was dropped.
@@ -247,6 +340,48 @@ mod tests {
             assert_eq!(RX_DROPS[index], format!("rx_{name}"));
             assert_eq!(TX_DROPS[index], format!("tx_{name}"));
         }
+    }
+
+    #[test]
+    fn sizes_are_counted_in_the_bins_of_dpdk() {
+        let direction = Direction::default();
+        let sizes = [
+            60, 63, 64, 64, 65, 127, 128, 255, 256, 511, 512, 1023, 1024, 1518, 1519, 9000,
+        ];
+        for turn in 0..2 {
+            let mut tally = Tally::default();
+            for &size in &sizes[..sizes.len() - turn] {
+                tally.sent(size);
+            }
+            direction.add(&tally);
+        }
+        assert_eq!(direction.sizes(), [4, 4, 4, 4, 4, 4, 4, 3]);
+        let named = direction.named("rx", 3, &RX_DROPS);
+        let bins = named.iter().filter(|(name, _)| name.contains("size"));
+        assert_eq!(
+            bins.map(|(_, count)| count).sum::<u64>(),
+            direction.frames()
+        );
+        assert_eq!(named[0], ("rx_q3_good_packets".to_owned(), 31));
+        assert_eq!(named[3], ("rx_q3_size_64_packets".to_owned(), 4));
+    }
+
+    #[test]
+    fn queues_that_were_never_used_are_not_listed() {
+        let counters = NetCounters::new(3);
+        let mut tally = Tally::default();
+        tally.sent(100);
+        tally.dropped(DropReason::TooBig);
+        counters.pair(1).unwrap().tx.add(&tally);
+        let queues = counters.by_queue();
+        assert_eq!(queues.len(), 1);
+        let of = |name: &str| queues[0].iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+        assert_eq!(of("rx_q1_good_packets"), Some(0));
+        assert_eq!(of("tx_q1_good_bytes"), Some(100));
+        assert_eq!(of("tx_q1_size_65_127_packets"), Some(1));
+        assert_eq!(of("tx_q1_errors"), Some(1));
+        assert_eq!(of("tx_q1_drop_too_big"), Some(1));
+        assert_eq!(of("tx_q1_drop_sink"), None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod tx;
 mod window;
 
 pub use config::{NetModel, NetOptions, Offloads, QUEUE_PAIRS_MAX};
-pub use counters::{Direction, NetCounters, QueueCounters, Tally};
+pub use counters::{Direction, NetCounters, QueueCounters, SIZES, Tally};
 pub use rx::RxHandler;
 pub use tx::TxHandler;
 pub use window::{Refill, RxWindow, need_bytes};
