@@ -10,6 +10,7 @@ use super::*;
 
 mod files;
 mod switch;
+mod taps;
 mod wires;
 
 fn machine() -> Machine {
@@ -145,7 +146,7 @@ fn flags_and_file_give_the_same_settings() {
                 mode: Some(0o660),
                 ..socket_at("/run/n0")
             },
-            link: LinkConfig::Tap("tap0".to_owned()),
+            link: taps::named("tap0"),
             queues: 2,
             mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x5f]),
             mtu: Some(9000),
@@ -324,13 +325,13 @@ fn refused_net_flags_name_key_and_value() {
         (
             "socket=/n,link=tpa:tap0",
             "--net net0: link = \"tpa:tap0\": \
-             unknown link kind \"tpa\" (known: tap, wire, switch, echo, sink)",
+             unknown link kind \"tpa\" (known: tap, macvtap, wire, switch, echo, sink)",
         ),
         (
             "socket=/n,link=xdp:eth0",
             "--net net0: link = \"xdp:eth0\": \
              link kind \"xdp\" is not supported by this version \
-             (known: tap, wire, switch, echo, sink)",
+             (known: tap, macvtap, wire, switch, echo, sink)",
         ),
         (
             "socket=/n,link=wire",
@@ -371,7 +372,7 @@ fn refused_net_flags_name_key_and_value() {
         (
             "name=a,socket=/n,link=echo,path=/x",
             "--net a: path = \"/x\": unknown key (known: name, socket, mode, link, queues, mac, \
-             mtu, hold_us, vlan, vlan_native, isolated, flood_limit, allow_mac, allow_ip, \
+             mtu, hold_us, netns, vlan, vlan_native, isolated, flood_limit, allow_mac, allow_ip, \
              stations, cores, ring_reset, call_max_used, call_max_us, socket_owner, \
              socket_group, socket_mode)",
         ),
