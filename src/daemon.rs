@@ -24,7 +24,7 @@ use crate::sys::disk::{DiskError, DiskFile, DiskOptions};
 use crate::sys::listen::{ListenError, Listener};
 use crate::sys::signals::{Signal, Signals};
 use crate::sys::systemd;
-use crate::sys::tap::{Tap, TapError};
+use crate::sys::tap::{Tap, TapError, TapSource};
 
 /// Why the daemon did not start. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -58,12 +58,12 @@ pub enum DaemonError {
         source: io::Error,
     },
     /// A tap can't be opened.
-    #[error("net {name}: link = \"tap:{tap}\"")]
+    #[error("net {name}: link = \"{tap}\"")]
     Tap {
         /// The port's name.
         name: String,
-        /// The interface.
-        tap: String,
+        /// The tap.
+        tap: TapSource,
         /// What is wrong.
         source: TapError,
     },
@@ -185,10 +185,10 @@ fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> 
             (port, net.queues)
         }
         LinkConfig::Tap(tap) => {
-            let open = Tap::open(tap, net.queues, net.mtu);
+            let open = Tap::open_at(tap, net.queues, net.mtu);
             let named = |source| DaemonError::Tap {
                 name: net.name.clone(),
-                tap: tap.clone(),
+                tap: tap.source.clone(),
                 source,
             };
             (LinkSpec::Tap(Arc::new(open.map_err(named)?)), net.queues)

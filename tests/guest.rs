@@ -175,8 +175,14 @@ mod tests {
         } else {
             "adaptive"
         };
+        // In the namespace, or outside with the tap in it.
+        let key = if with_disk {
+            format!(",netns={}", netns.name())
+        } else {
+            String::new()
+        };
         let net = format!(
-            "name=net0,socket={},link=tap:vt0,queues={queues}",
+            "name=net0,socket={},link=tap:vt0,queues={queues}{key}",
             dir.path("net0.sock").display()
         );
         let blk = format!(
@@ -187,7 +193,11 @@ mod tests {
         if with_disk {
             args.extend(["--blk", &blk]);
         }
-        let daemon = Daemon::start_in(netns, &args);
+        let daemon = if with_disk {
+            Daemon::start(&args)
+        } else {
+            Daemon::start_in(netns, &args)
+        };
         netns.ok("ip addr add 10.7.0.1/24 dev vt0 && ip link set vt0 up");
         daemon
     }

@@ -320,8 +320,8 @@ mod on_echo {
         let log = echo.daemon.log();
         let ours = |name: &str| {
             let words = log[position..].split_whitespace();
-            let value = words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            value.last().map(|value| value.parse::<u64>().unwrap())
+            let mut value = words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            value.next_back().map(|value| value.parse::<u64>().unwrap())
         };
         let mut compared = 0;
         for (name, value) in theirs {

@@ -162,6 +162,9 @@ pub enum Problem {
     /// A key that has a meaning only beside another.
     #[error("only has a meaning with {0}")]
     OnlyWith(&'static str),
+    /// Another number of queue pairs than descriptors.
+    #[error("the link has {0} file descriptors, one for each queue pair")]
+    FdQueues(usize),
     /// A name or text that is empty.
     #[error("must not be empty")]
     Empty,

@@ -10,6 +10,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::sys::tap::TapPlace;
+
 mod bench;
 mod error;
 mod file;
@@ -139,8 +141,8 @@ pub enum LinkConfig {
     Echo,
     /// Nowhere.
     Sink,
-    /// To and from the host's tap interface of this name.
-    Tap(String),
+    /// To and from a tap or macvtap of the host.
+    Tap(TapPlace),
     /// To and from the other port of this name, whose link is a wire to this one.
     Wire(String),
     /// A port of the switch of this name.

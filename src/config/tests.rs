@@ -11,6 +11,7 @@ use super::*;
 mod files;
 mod rates;
 mod switch;
+mod taps;
 mod wires;
 
 fn machine() -> Machine {
@@ -146,7 +147,7 @@ fn flags_and_file_give_the_same_settings() {
                 mode: Some(0o660),
                 ..socket_at("/run/n0")
             },
-            link: LinkConfig::Tap("tap0".to_owned()),
+            link: taps::named("tap0"),
             queues: 2,
             mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x5f]),
             mtu: Some(9000),
@@ -322,18 +323,39 @@ fn refused_engine_flags_name_flag_and_value() {
 }
 
 #[test]
+fn unknown_keys_are_named_with_the_known_ones() {
+    for (nets, blks, wanted) in [
+        (
+            &["name=a,socket=/n,link=echo,path=/x"][..],
+            &[][..],
+            "--net a: path = \"/x\": unknown key (known: name, socket, mode, link, queues, ",
+        ),
+        (
+            &[][..],
+            &["name=a,socket=/n,path=/x,link=echo"][..],
+            "--blk a: link = \"echo\": unknown key (known: name, socket, mode, path, backend, ",
+        ),
+    ] {
+        let error = load(&flags(nets, blks), &machine())
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with(wanted) && error.ends_with(')'), "{error}");
+    }
+}
+
+#[test]
 fn refused_net_flags_name_key_and_value() {
     for (list, message) in [
         (
             "socket=/n,link=tpa:tap0",
             "--net net0: link = \"tpa:tap0\": \
-             unknown link kind \"tpa\" (known: tap, wire, switch, echo, sink)",
+             unknown link kind \"tpa\" (known: tap, macvtap, wire, switch, echo, sink)",
         ),
         (
             "socket=/n,link=xdp:eth0",
             "--net net0: link = \"xdp:eth0\": \
              link kind \"xdp\" is not supported by this version \
-             (known: tap, wire, switch, echo, sink)",
+             (known: tap, macvtap, wire, switch, echo, sink)",
         ),
         (
             "socket=/n,link=wire",
@@ -371,13 +393,6 @@ fn refused_net_flags_name_key_and_value() {
         ),
         ("link=echo", "--net net0: socket is missing"),
         ("socket=/n", "--net net0: link is missing"),
-        (
-            "name=a,socket=/n,link=echo,path=/x",
-            "--net a: path = \"/x\": unknown key (known: name, socket, mode, link, queues, mac, \
-             mtu, hold_us, ingress_bits, ingress_frames, egress_bits, egress_frames, rate_burst, \
-             vlan, vlan_native, isolated, flood_limit, allow_mac, allow_ip, stations, cores, \
-             ring_reset, call_max_used, call_max_us, socket_owner, socket_group, socket_mode)",
-        ),
         ("", "--net \"\": \"\" is not of the form key=value"),
         (
             "socket=/n,echo",

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::sys::tap::{TapPlace, TapSource};
+
 use super::error::{ConfigError, Problem};
 use super::file;
 use super::keyvalue::{Entry, Kind, Table};
 use super::size::parse_duration;
 use super::values::{
-    SERIAL_MAX, account_id, bounded, check_disk, check_name, check_serial, parse_backend,
-    parse_block_size, parse_link, parse_mac, parse_mode, parse_socket,
+    SERIAL_MAX, account_id, bounded, check_disk, check_name, check_netns, check_serial,
+    parse_backend, parse_block_size, parse_link, parse_mac, parse_mode, parse_socket,
 };
 use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, LinkConfig,
@@ -69,6 +71,7 @@ struct RawNet {
     egress_bits: Option<TextOrNumber>,
     egress_frames: Option<TextOrNumber>,
     rate_burst: Option<TextOrNumber>,
+    netns: Option<String>,
     vlan: Option<TextOrNumber>,
     vlan_native: Option<u64>,
     isolated: Option<bool>,
@@ -164,7 +167,7 @@ fn load_tables(
                 taken.claim(table, "name", &net.name)?;
                 taken.claim_socket(table, &net.socket.source)?;
                 if let LinkConfig::Tap(tap) = &net.link {
-                    taken.claim(table, "link", tap)?;
+                    taken.claim_tap(table, tap)?;
                 }
                 config.nets.push(net);
             }
@@ -365,10 +368,14 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
         egress_frames: text(raw.egress_frames),
         rate_burst: text(raw.rate_burst),
     };
+    let link = in_netns(table, link, raw.netns)?;
+    let queues = bounded(raw.queues.unwrap_or(QUEUES_DEFAULT), 1, QUEUES_MAX);
+    let queues = queues.map_err(in_key("queues"))?;
     let is_port = matches!(link, LinkConfig::Switch(_));
     Ok(NetConfig {
         name,
         socket: socket_config(table, socket, machine)?,
+        queues: tap_queues(table, &link, queues)?,
         link,
         rules: switch::rules(table, port, mtu, is_port)?,
         hold: Duration::from_micros(u64::from(
@@ -377,8 +384,6 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
         )),
         rates: rates::port_rates(table, rates)?,
         cores: device_cores(table, raw.cores.as_deref(), engine)?,
-        queues: bounded(raw.queues.unwrap_or(QUEUES_DEFAULT), 1, QUEUES_MAX)
-            .map_err(in_key("queues"))?,
         mac: raw
             .mac
             .as_deref()
@@ -388,6 +393,48 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
         mtu,
         rings: ring_options(table, raw.ring_reset, [raw.call_max_used, raw.call_max_us])?,
     })
+}
+
+/// A tap is in a namespace, if one is given.
+fn in_netns(
+    table: &Table,
+    link: LinkConfig,
+    netns: Option<String>,
+) -> Result<LinkConfig, ConfigError> {
+    let Some(netns) = netns else {
+        return Ok(link);
+    };
+    let error = |problem| table.key_error("netns", problem);
+    let netns = check_netns(netns).map_err(error)?;
+    match link {
+        LinkConfig::Tap(TapPlace { source, .. }) if !matches!(source, TapSource::Fds(_)) => {
+            let netns = Some(netns);
+            Ok(LinkConfig::Tap(TapPlace { source, netns }))
+        }
+        _ => Err(error(Problem::OnlyWith(
+            "link = \"tap:NAME\" or \"macvtap:NAME\"",
+        ))),
+    }
+}
+
+/// Descriptors are one for each queue pair.
+fn tap_queues(table: &Table, link: &LinkConfig, queues: u16) -> Result<u16, ConfigError> {
+    let LinkConfig::Tap(TapPlace {
+        source: TapSource::Fds(fds),
+        ..
+    }) = link
+    else {
+        return Ok(queues);
+    };
+    let there = u16::try_from(fds.len()).unwrap_or(u16::MAX);
+    if there > u16::try_from(QUEUES_MAX).unwrap_or(u16::MAX) {
+        let max = QUEUES_MAX;
+        return Err(table.key_error("link", Problem::OutOfRange { min: 1, max }));
+    }
+    if table.entry("queues").is_some() && queues != there {
+        return Err(table.key_error("queues", Problem::FdQueues(fds.len())));
+    }
+    Ok(there)
 }
 
 /// The cores that serve a device: all of the engine's unless it says which.
@@ -548,6 +595,17 @@ impl Taken {
         }
         self.0.push((key, value.to_owned(), table.described()));
         Ok(())
+    }
+
+    /// An interface is that of its namespace, a descriptor is a queue on its own.
+    fn claim_tap(&mut self, table: &Table, tap: &TapPlace) -> Result<(), ConfigError> {
+        match (&tap.source, &tap.netns) {
+            (TapSource::Fds(fds), _) => fds
+                .iter()
+                .try_for_each(|fd| self.claim(table, "link", &format!("fd={fd}"))),
+            (source, None) => self.claim(table, "link", &source.to_string()),
+            (source, Some(netns)) => self.claim(table, "link", &format!("{netns}/{source}")),
+        }
     }
 
     fn claim_socket(&mut self, table: &Table, source: &SocketSource) -> Result<(), ConfigError> {

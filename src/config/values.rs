@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use super::error::Problem;
 use super::size::{parse_digits, parse_size};
 use super::{AccountLookup, BlkBackend, LinkConfig, SocketSource};
+use crate::sys::tap::{TapPlace, TapSource};
 
 const NAME_MAX: usize = 64;
 /// `sun_path` is 108 bytes with its final NUL.
@@ -15,9 +16,11 @@ const SOCKET_PATH_MAX: usize = 107;
 /// IFNAMSIZ less its final NUL.
 const TAP_NAME_MAX: usize = 15;
 /// VIRTIO 1.3 §5.2.6: the device ID string has 20 bytes.
+/// Bytes of the name of a namespace, or its path.
+const NETNS_MAX: usize = 255;
 pub(super) const SERIAL_MAX: usize = 20;
 
-const LINKS: &str = "tap, wire, switch, echo, sink";
+const LINKS: &str = "tap, macvtap, wire, switch, echo, sink";
 const LINKS_TO_COME: [&str; 1] = ["xdp"];
 const BACKENDS: &str = "ram, null";
 
@@ -64,13 +67,8 @@ pub(super) fn check_serial(serial: String) -> Result<String, Problem> {
 
 pub(super) fn parse_socket(text: &str) -> Result<SocketSource, Problem> {
     if let Some(number) = text.strip_prefix("fd:") {
-        // 0 to 2 are the standard streams.
-        let (min, max) = (3, u64::from(i32::MAX.unsigned_abs()));
-        let number = parse_digits(number, "fd: and the number of a file descriptor")?;
-        return match i32::try_from(number) {
-            Ok(fd) if number >= min => Ok(SocketSource::Fd(fd)),
-            _ => Err(Problem::OutOfRange { min, max }),
-        };
+        let fd = parse_fd(number, "fd: and the number of a file descriptor")?;
+        return Ok(SocketSource::Fd(fd));
     }
     if let Some(name) = text.strip_prefix("systemd:") {
         // systemd.socket(5), FileDescriptorName=: no control characters, no colon, at most 255.
@@ -135,7 +133,21 @@ pub(super) fn parse_link(text: &str) -> Result<LinkConfig, Problem> {
     match (kind, argument) {
         ("echo", None) => Ok(LinkConfig::Echo),
         ("sink", None) => Ok(LinkConfig::Sink),
-        ("tap", Some(name)) if !name.is_empty() => Ok(LinkConfig::Tap(check_tap_name(name)?)),
+        ("tap", Some(name)) if !name.is_empty() => {
+            let source = match name.strip_prefix("fd=") {
+                Some(fds) => TapSource::Fds(parse_tap_fds(fds)?),
+                None => TapSource::Name(check_tap_name(name)?),
+            };
+            Ok(tap(source))
+        }
+        ("macvtap", Some(name)) if !name.is_empty() => {
+            Ok(tap(TapSource::Macvtap(check_tap_name(name)?)))
+        }
+        ("macvtap", _) => Err(Problem::NeedsArgument {
+            what,
+            given,
+            example: "macvtap:macvtap0",
+        }),
         ("tap", _) => Err(Problem::NeedsArgument {
             what,
             given,
@@ -168,6 +180,50 @@ pub(super) fn parse_link(text: &str) -> Result<LinkConfig, Problem> {
             known: LINKS,
         }),
     }
+}
+
+fn tap(source: TapSource) -> LinkConfig {
+    LinkConfig::Tap(TapPlace {
+        source,
+        netns: None,
+    })
+}
+
+/// Numbers of descriptors, one for each queue.
+fn parse_tap_fds(text: &str) -> Result<Vec<i32>, Problem> {
+    let expected = "fd= and numbers of file descriptors, as in tap:fd=3+4";
+    let mut fds = Vec::new();
+    for number in text.split('+') {
+        let fd = parse_fd(number, expected)?;
+        if fds.contains(&fd) {
+            return Err(Problem::Expected(format!(
+                "each descriptor once, {fd} is there twice"
+            )));
+        }
+        fds.push(fd);
+    }
+    Ok(fds)
+}
+
+/// 0 to 2 are the standard streams.
+fn parse_fd(number: &str, expected: &'static str) -> Result<i32, Problem> {
+    let (min, max) = (3, u64::from(i32::MAX.unsigned_abs()));
+    match i32::try_from(parse_digits(number, expected)?) {
+        Ok(fd) if fd >= 3 => Ok(fd),
+        _ => Err(Problem::OutOfRange { min, max }),
+    }
+}
+
+/// A name that `ip netns` knows, or the path to a namespace.
+pub(super) fn check_netns(name: String) -> Result<String, Problem> {
+    check_length(&name, NETNS_MAX)?;
+    let is_path = name.starts_with('/');
+    if name == "." || name == ".." || name.contains('\0') || (!is_path && name.contains('/')) {
+        return Err(Problem::Expected(
+            "the name of a network namespace, or a path".to_owned(),
+        ));
+    }
+    Ok(name)
 }
 
 /// The kernel takes more, but makes a pattern of `%` and refuses blanks, `/` and `:`.

@@ -13,6 +13,8 @@ pub mod disk;
 #[expect(unsafe_code, reason = "fcntl, ownership of a descriptor")]
 pub mod eventfd;
 pub mod listen;
+#[expect(unsafe_code, reason = "setns")]
+pub mod netns;
 #[expect(unsafe_code, reason = "poll, MSG_PEEK, dup3")]
 pub mod peer;
 #[expect(unsafe_code, reason = "memfd_create, fallocate")]

@@ -15,8 +15,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::memory::{Segment, Segments};
 
 mod ifreq;
+mod place;
 
 use ifreq::{IfReq, InterfaceSocket};
+pub use place::{TapPlace, TapSource};
+
+use super::netns::NetnsError;
 
 /// Where taps are made.
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -85,6 +89,30 @@ pub enum TapError {
         name: String,
         /// To do what.
         what: &'static str,
+    },
+    /// A descriptor that was passed is none of ours to use.
+    #[error("tap: the file descriptor {fd} {reason}")]
+    Inherited {
+        /// Its number.
+        fd: RawFd,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The interface is no macvtap.
+    #[error("macvtap `{name}`: {reason} (`ip link add link ETH name {name} type macvtap`)")]
+    NoMacvtap {
+        /// The name.
+        name: String,
+        /// What was found.
+        reason: String,
+    },
+    /// The namespace can't be entered.
+    #[error("{name}: {source}")]
+    Netns {
+        /// The tap.
+        name: String,
+        /// What is wrong.
+        source: NetnsError,
     },
     /// A system call failed.
     #[error("tap `{name}`: can't {what}: {source}")]
@@ -158,12 +186,7 @@ impl Tap {
     /// [`TapError`]; nothing stays created or attached then.
     pub fn open(name: &str, queues: u16, mtu: Option<u16>) -> Result<Tap, TapError> {
         check_name(name)?;
-        if queues == 0 || queues > QUEUES_MAX {
-            return Err(TapError::Queues {
-                name: name.into(),
-                queues,
-            });
-        }
+        check_queues(name, queues)?;
         let socket = InterfaceSocket::new()
             .map_err(|error| failed(name, "open a socket to look at it", error))?;
         let tap = match socket.driver(name) {
@@ -177,24 +200,31 @@ impl Tap {
             }
             Err(error) => return Err(failed(name, "look at it", error)),
         };
-        for fd in &tap.fds {
-            set_int(fd, libc::TUNSETVNETHDRSZ, VNET_HEADER_INT)
-                .and_then(|()| set_int(fd, libc::TUNSETVNETLE, 1))
-                .map_err(|error| failed(name, "set its virtio-net header", error))?;
-        }
-        tap.set_offload(TapOffloads::default())
-            .map_err(|error| failed(name, "set its offloads", error))?;
-        if let Some(mtu) = mtu {
-            socket
-                .set_mtu(name, mtu)
-                .map_err(|error| failed(name, "set its MTU", error))?;
-        }
+        let tap = tap.ready(mtu.map(|mtu| (&socket, mtu)))?;
         if tap.created {
             socket
                 .set_up(name)
                 .map_err(|error| failed(name, "set it up", error))?;
         }
         Ok(tap)
+    }
+
+    /// Brings queues that were opened into the form in which we use them.
+    fn ready(self, mtu: Option<(&InterfaceSocket, u16)>) -> Result<Tap, TapError> {
+        let name = self.name.as_str();
+        for fd in &self.fds {
+            set_int(fd, libc::TUNSETVNETHDRSZ, VNET_HEADER_INT)
+                .and_then(|()| set_int(fd, libc::TUNSETVNETLE, 1))
+                .map_err(|error| failed(name, "set its virtio-net header", error))?;
+        }
+        self.set_offload(TapOffloads::default())
+            .map_err(|error| failed(name, "set its offloads", error))?;
+        if let Some((socket, mtu)) = mtu {
+            socket
+                .set_mtu(name, mtu)
+                .map_err(|error| failed(name, "set its MTU", error))?;
+        }
+        Ok(self)
     }
 
     fn create(name: &str, queues: u16) -> Result<Tap, TapError> {
@@ -302,8 +332,14 @@ impl Tap {
             return Ok(());
         }
         let size = libc::c_int::try_from(bytes).map_err(io::Error::other)?;
-        // One queue stands for all: the kernel keeps the size with the device.
-        set_int(&self.fds[0], libc::TUNSETVNETHDRSZ, size)?;
+        // A tap has one size, a macvtap one for each queue.
+        for (index, fd) in self.fds.iter().enumerate() {
+            match set_int(fd, libc::TUNSETVNETHDRSZ, size) {
+                // A queue of a tap that is detached.
+                Err(error) if index > 0 && error.raw_os_error() == Some(libc::EBADFD) => {}
+                answer => answer?,
+            }
+        }
         self.header.store(bytes, Ordering::Relaxed);
         Ok(())
     }
@@ -475,6 +511,16 @@ fn check(answer: libc::c_int) -> io::Result<()> {
     } else {
         Ok(())
     }
+}
+
+fn check_queues(name: &str, queues: u16) -> Result<(), TapError> {
+    if queues == 0 || queues > QUEUES_MAX {
+        return Err(TapError::Queues {
+            name: name.into(),
+            queues,
+        });
+    }
+    Ok(())
 }
 
 /// The kernel takes `%` for a pattern and cuts what is too long, so names are checked here.

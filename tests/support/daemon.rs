@@ -35,7 +35,8 @@ impl Daemon {
         Daemon::spawn(netns.command(env!("CARGO_BIN_EXE_vringd")), args)
     }
 
-    fn spawn(mut command: Command, args: &[&str]) -> Daemon {
+    /// As [`Daemon::start`], by a command that becomes the daemon.
+    pub fn spawn(mut command: Command, args: &[&str]) -> Daemon {
         command
             .args(args)
             .stdin(Stdio::null())

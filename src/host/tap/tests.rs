@@ -7,7 +7,9 @@ use super::super::net::{Frame, VnetHeader};
 use super::*;
 use crate::host::net::FrameBurst;
 use crate::memory::{Access, GuestRam, Segments, copy};
+use crate::sys::tap::{TapPlace, TapSource};
 use crate::sys::testnet::{DEADLINE, ETHERTYPE, PacketSocket, in_private_netns};
+use crate::testing::packets::{ACK, CWR, ECE, FIN, PSH, Packet};
 
 const VERSION_1: u64 = 1 << 32;
 const CSUM: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM;
@@ -377,5 +379,130 @@ fn waiting_frames_are_thrown_away() {
         let ram = GuestRam::for_test(&[(0, RAM)]);
         let window = window(&ram, 2048, 2048);
         assert_eq!(read_if(&mut queue, &window, ours).1, frame(100, 42));
+    });
+}
+
+#[test]
+fn a_macvtap_takes_and_gives_frames_like_a_tap() {
+    in_private_netns(|| {
+        let ip = |arguments: &str| {
+            let done = std::process::Command::new("ip")
+                .args(arguments.split(' '))
+                .status();
+            assert!(done.unwrap().success(), "ip {arguments}");
+        };
+        // /dev has one device for each number, whatever the namespace.
+        let index = 3_000_000 + std::process::id() % 1_000_000;
+        ip("link add v0 type veth peer name v1");
+        ip(&format!(
+            "link add link v0 name mv0 address 02:00:00:00:00:09 index {index} type macvtap mode \
+             bridge"
+        ));
+        for interface in ["v0", "v1", "mv0"] {
+            ip(&format!("link set {interface} up"));
+        }
+        let place = TapPlace {
+            source: TapSource::Macvtap("mv0".to_owned()),
+            netns: None,
+        };
+        let tap = Tap::open_at(&place, 1, None).unwrap();
+        let ram = GuestRam::for_test(&[(0, RAM)]);
+        let window = window(&ram, 70_000, 3500);
+        let packets = PacketSocket::bind("v1");
+        for features in [VERSION_1, VERSION_1 | CSUM | TSO4] {
+            follow_features(&tap, features).unwrap();
+            let mut queue = TapQueue::new(&tap, 0).unwrap();
+            let out = frame(700, 1);
+            let (header, large) = tcp_frame(20_000);
+            let frames: [(VnetHeader, &[u8]); 2] =
+                [(VnetHeader::default(), &out), (header, &large)];
+            let mut burst = burst(&ram, &frames, 900);
+            queue.transmit(&mut burst.frames, &burst.segments);
+            assert!(burst.frames.iter().all(|f| f.verdict == Verdict::Sent));
+            assert_eq!(packets.receive().1, out);
+            assert_eq!(packets.receive_if(is_tcp).1, large);
+            let back = frame(1100, 2);
+            packets.send(&[0; 10], &back);
+            let (header, got) = read_if(&mut queue, &window, ours);
+            assert_eq!(got, back);
+            assert_eq!((header.flags & 1, header.gso_type), (0, 0));
+        }
+    });
+}
+
+#[test]
+fn a_kernel_that_cuts_udp_takes_and_gives_it_whole() {
+    in_private_netns(|| {
+        let tap = Tap::open("t0", 1, None).unwrap();
+        if !tap.supports_uso() {
+            eprintln!("this kernel does not cut UDP frames (Linux 6.2): nothing to see");
+            return;
+        }
+        let mut queue = TapQueue::new(&tap, 0).unwrap();
+        let packets = PacketSocket::bind("t0");
+        let ram = GuestRam::for_test(&[(0, RAM)]);
+        let packet = Packet::new(false, true, 9000);
+        let header = VnetHeader::decode(&packet.vnet(1000, false));
+        let bytes = packet.unfinished();
+        let mut burst = burst(&ram, &[(header, &bytes)], 4096);
+        queue.transmit(&mut burst.frames, &burst.segments);
+        assert_eq!(burst.frames[0].verdict, Verdict::Sent);
+        let is_udp = |frame: &[u8]| frame.get(23) == Some(&17) && frame.len() > 1000;
+        let (seen, got) = packets.receive_if(is_udp);
+        assert_eq!(got, bytes);
+        assert_eq!(seen[..2], [1, 5], "flags and GSO type");
+
+        let window = window(&ram, 70_000, 3500);
+        let uso = 1 << VIRTIO_NET_F_GUEST_USO4 | 1 << VIRTIO_NET_F_GUEST_USO6;
+        let vnet: [u8; 10] = packet.vnet(1000, false)[..10].try_into().unwrap();
+        follow_features(&tap, VERSION_1 | CSUM | uso).unwrap();
+        packets.send(&vnet, &bytes);
+        let (header, got) = read_if(&mut queue, &window, is_udp);
+        assert_eq!((header.gso_type, header.gso_size), (5, 1000));
+        assert_eq!(got, bytes);
+    });
+}
+
+/// The model that our own offloads are held to, held to the kernel.
+#[test]
+fn the_kernel_cuts_frames_as_the_model_says() {
+    in_private_netns(|| {
+        let tap = Tap::open("t0", 1, None).unwrap();
+        let mut queue = TapQueue::new(&tap, 0).unwrap();
+        let packets = PacketSocket::bind("t0");
+        let ram = GuestRam::for_test(&[(0, RAM)]);
+        let window = window(&ram, 70_000, 3500);
+        follow_features(&tap, VERSION_1).unwrap();
+        let uso = tap.supports_uso();
+        for (v6, udp) in [(false, false), (true, false), (false, true), (true, true)] {
+            if udp && !uso {
+                continue;
+            }
+            for bytes in [0, 900, 1001, 9000] {
+                let mut packet = Packet::new(v6, udp, bytes);
+                (packet.flags, packet.tcp_options) = (ACK | PSH | FIN, 3);
+                for (size, ecn) in [(0, false), (1000, false), (1000, true)] {
+                    let too_long = size == 0 && bytes > 1400;
+                    if bytes <= usize::from(size) || too_long || (ecn && udp) {
+                        continue;
+                    }
+                    packet.flags |= if ecn { CWR | ECE } else { 0 };
+                    let vnet: [u8; 10] = packet.vnet(size, ecn)[..10].try_into().unwrap();
+                    packets.send(&vnet, &packet.unfinished());
+                    let kind = if v6 { [0x86, 0xdd] } else { [8, 0] };
+                    let ours = |frame: &[u8]| {
+                        frame.get(12..14) == Some(&kind) && frame[..6] == packet.whole()[..6]
+                    };
+                    let wanted = match size {
+                        0 => vec![packet.whole()],
+                        size => packet.cut(size.into()),
+                    };
+                    for wanted in wanted {
+                        let got = read_if(&mut queue, &window, ours).1;
+                        assert!(got == wanted, "v6 {v6}, udp {udp}, {bytes}, {size}, {ecn}");
+                    }
+                }
+            }
+        }
     });
 }

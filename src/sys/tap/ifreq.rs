@@ -38,7 +38,17 @@ impl IfReq {
         &raw mut self.0
     }
 
-    fn flags(&self) -> libc::c_int {
+    pub(super) fn name(&self) -> String {
+        let bytes: Vec<u8> = self.0.ifr_name.iter().map(|c| c.cast_unsigned()).collect();
+        text(&bytes)
+    }
+
+    fn index(&self) -> libc::c_int {
+        // SAFETY: as for `flags`.
+        unsafe { self.0.ifr_ifru.ifru_ifindex }
+    }
+
+    pub(super) fn flags(&self) -> libc::c_int {
         // SAFETY: every byte of the union is initialised, and any value is a valid integer.
         libc::c_int::from(unsafe { self.0.ifr_ifru.ifru_flags })
     }
@@ -110,6 +120,13 @@ impl InterfaceSocket {
             name: text(&info.driver),
             bus: text(&info.bus_info),
         }))
+    }
+
+    /// The number of interface `name`.
+    pub(super) fn index(&self, name: &str) -> io::Result<libc::c_int> {
+        let mut request = IfReq::new(name);
+        self.call(libc::SIOCGIFINDEX, &mut request)?;
+        Ok(request.index())
     }
 
     /// Sets the MTU unless it is `mtu` already: that takes no privilege.

@@ -5,6 +5,8 @@ use std::process::Command;
 use super::*;
 use crate::sys::testnet::in_private_netns;
 
+mod place;
+
 fn ip(arguments: &str) {
     let status = Command::new("ip")
         .args(arguments.split(' '))
@@ -65,6 +67,23 @@ fn an_existing_tap_is_attached_with_its_own_flags_and_left() {
             assert!(!link(name).unwrap().contains(",UP"), "{name} was set up");
         }
         assert!(link("one0").is_some() && link("many0").is_some());
+    });
+}
+
+#[test]
+fn an_existing_tap_stays_as_persistent_as_it_was() {
+    in_private_netns(|| {
+        ip("tuntap add dev kept0 mode tap multi_queue");
+        let lost = new_queue("lost0", true, libc::IFF_TUN_EXCL).unwrap();
+        for (name, persist) in [("kept0", "persist on"), ("lost0", "persist off")] {
+            let tap = Tap::open(name, 2, None).unwrap();
+            assert!(!tap.is_created());
+            assert!(link(name).unwrap().contains(persist), "{name}");
+            drop(tap);
+            assert!(link(name).unwrap().contains(persist), "{name}");
+        }
+        drop(lost);
+        assert!(link("kept0").is_some() && link("lost0").is_none());
     });
 }
 
