@@ -25,6 +25,7 @@ use crate::sys::listen::{ListenError, Listener};
 use crate::sys::signals::{Signal, Signals};
 use crate::sys::systemd;
 use crate::sys::tap::{Tap, TapError};
+use crate::sys::xdp::{Xdp, XdpError};
 
 /// Why the daemon did not start. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,16 @@ pub enum DaemonError {
         bytes: u64,
         /// What the system said.
         source: io::Error,
+    },
+    /// An interface can't be used.
+    #[error("net {name}: link = \"xdp:{interface}\"")]
+    Xdp {
+        /// The device.
+        name: String,
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: XdpError,
     },
     /// A tap can't be opened.
     #[error("net {name}: link = \"tap:{tap}\"")]
@@ -159,6 +170,7 @@ fn front_ends(
 
 /// What stands behind the port `net`, one of `nets`, which are the engine's first devices.
 fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> {
+    let mut offloads = Offloads::CSUM_TSO;
     let (link, queues) = match &net.link {
         LinkConfig::Echo => (LinkSpec::Echo, net.queues),
         LinkConfig::Sink => (LinkSpec::Sink, net.queues),
@@ -188,13 +200,24 @@ fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> 
             };
             (LinkSpec::Tap(Arc::new(open.map_err(named)?)), net.queues)
         }
+        LinkConfig::Xdp(interface) => {
+            let open = Xdp::open(interface, net.queues, net.mtu);
+            let named = |source| DaemonError::Xdp {
+                name: net.name.clone(),
+                interface: interface.clone(),
+                source,
+            };
+            // What leaves a guest goes to the wire as it is.
+            offloads = Offloads::default();
+            (LinkSpec::Xdp(Arc::new(open.map_err(named)?)), net.queues)
+        }
     };
     let model = NetModel::new(NetOptions {
         name: net.name.clone(),
         queue_pairs: queues,
         mac: net.mac,
         mtu: net.mtu,
-        offloads: Offloads::CSUM_TSO,
+        offloads,
         rings: ring_options(net.rings),
     });
     Ok(Parts::Net(Arc::new(model), link))

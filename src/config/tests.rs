@@ -324,13 +324,12 @@ fn refused_net_flags_name_key_and_value() {
         (
             "socket=/n,link=tpa:tap0",
             "--net net0: link = \"tpa:tap0\": \
-             unknown link kind \"tpa\" (known: tap, wire, switch, echo, sink)",
+             unknown link kind \"tpa\" (known: tap, xdp, wire, switch, echo, sink)",
         ),
         (
-            "socket=/n,link=xdp:eth0",
-            "--net net0: link = \"xdp:eth0\": \
-             link kind \"xdp\" is not supported by this version \
-             (known: tap, wire, switch, echo, sink)",
+            "socket=/n,link=xdp",
+            "--net net0: link = \"xdp\": \
+             link kind \"xdp\" needs an argument, as in \"xdp:eth1\"",
         ),
         (
             "socket=/n,link=wire",

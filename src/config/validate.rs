@@ -158,8 +158,8 @@ fn load_tables(
                 let net = net(table, machine, &config.engine)?;
                 taken.claim(table, "name", &net.name)?;
                 taken.claim_socket(table, &net.socket.source)?;
-                if let LinkConfig::Tap(tap) = &net.link {
-                    taken.claim(table, "link", tap)?;
+                if let LinkConfig::Tap(interface) | LinkConfig::Xdp(interface) = &net.link {
+                    taken.claim(table, "link", interface)?;
                 }
                 config.nets.push(net);
             }

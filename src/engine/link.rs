@@ -7,6 +7,7 @@
 use crate::host::net::{BURST_FRAMES_MAX, FrameBurst, FrameSink, FrameSource, Verdict};
 use crate::host::sink::SinkPort;
 use crate::host::tap::TapQueue;
+use crate::host::xdp::XdpQueue;
 use crate::ring::RingFault;
 
 use super::batch::Batch;
@@ -21,10 +22,21 @@ pub(crate) enum End {
     Vring(usize),
     /// A tap queue, by its place in the worker's list.
     Tap(usize),
+    /// A queue of an interface, by its place in the worker's list.
+    Xdp(usize),
     /// Nowhere: every frame is dropped and counted.
     Sink(SinkPort),
     /// Another port, by way of a fabric.
     Gate(Box<Gate>),
+}
+
+/// What links have at the host's side, on one worker.
+#[derive(Debug, Default)]
+pub(crate) struct HostPorts {
+    /// Queues of taps.
+    pub(crate) taps: Vec<TapQueue>,
+    /// Queues of interfaces.
+    pub(crate) xdps: Vec<XdpQueue>,
 }
 
 /// What a worker may do about a link, disk or slot before it sleeps.
@@ -73,7 +85,7 @@ impl Link {
     pub(crate) fn poll(
         &mut self,
         slots: &mut Slots,
-        taps: &mut [TapQueue],
+        ports: &mut HostPorts,
         burst: &mut FrameBurst,
     ) -> usize {
         let turn = match (&mut self.source, &mut self.sink) {
@@ -87,8 +99,8 @@ impl Link {
             (End::Vring(from), End::Tap(tap)) => match slots.source(*from) {
                 Some(source) => {
                     burst.limit = BURST_FRAMES_MAX;
-                    let turn = forward(source, &mut taps[*tap], burst);
-                    if taps[*tap].take_guest_fault() {
+                    let turn = forward(source, &mut ports.taps[*tap], burst);
+                    if ports.taps[*tap].take_guest_fault() {
                         source.latch(RingFault::Memory);
                     }
                     turn
@@ -104,7 +116,7 @@ impl Link {
             },
             (End::Tap(tap), End::Vring(to)) => match slots.sink(*to) {
                 Some(sink) => {
-                    let fill = sink.fill(&mut taps[*tap]);
+                    let fill = sink.fill(&mut ports.taps[*tap]);
                     Turn {
                         moved: fill.frames,
                         blocked: fill.blocked,
@@ -116,7 +128,31 @@ impl Link {
                 moved: gate.poll(*from, slots, burst, &mut self.batch),
                 blocked: false,
             },
-            (End::Tap(_) | End::Sink(_) | End::Gate(_), _) => return 0,
+            (End::Vring(from), End::Xdp(to)) => {
+                let xdp = &mut ports.xdps[*to];
+                xdp.go_on();
+                match slots.source(*from) {
+                    Some(source) => {
+                        burst.limit = self.batch.collect(source);
+                        forward(source, xdp, burst)
+                    }
+                    None => return 0,
+                }
+            }
+            (End::Xdp(from), End::Vring(to)) => {
+                let xdp = &mut ports.xdps[*from];
+                match slots.sink(*to) {
+                    Some(sink) => {
+                        burst.limit = BURST_FRAMES_MAX;
+                        forward(xdp, sink, burst)
+                    }
+                    None => {
+                        xdp.discard_waiting();
+                        return 0;
+                    }
+                }
+            }
+            (End::Tap(_) | End::Xdp(_) | End::Sink(_) | End::Gate(_), _) => return 0,
         };
         self.batch.moved(turn.moved);
         self.blocked = turn.blocked;
@@ -129,7 +165,17 @@ impl Link {
     }
 
     /// The worker wants to sleep: turns on what will wake it, and looks once more.
-    pub(crate) fn arm(&mut self, slots: &mut Slots) -> Armed {
+    pub(crate) fn arm(&mut self, slots: &mut Slots, ports: &mut HostPorts) -> Armed {
+        match self.sink {
+            // What an interface had no room for, it takes without a word when it has.
+            End::Xdp(to) if ports.xdps[to].is_sending() => {
+                self.arm_guests(slots, ports).max(Armed::Bounded)
+            }
+            _ => self.arm_guests(slots, ports),
+        }
+    }
+
+    fn arm_guests(&mut self, slots: &mut Slots, ports: &mut HostPorts) -> Armed {
         // Nothing can move while the sink is not there: a frame that waits is no work then.
         if let End::Vring(slot) = &self.sink
             && slots.sink(*slot).is_none()
@@ -146,6 +192,11 @@ impl Link {
             return gate.arm(from);
         }
         if !self.blocked {
+            if let End::Xdp(from) = self.source
+                && ports.xdps[from].arm()
+            {
+                return Armed::Work;
+            }
             // A tap's frames wake us through epoll, whose edge stays pending until we sleep.
             return match from.map(GuestSource::arm_source) {
                 Some(true) => Armed::Work,
@@ -158,7 +209,7 @@ impl Link {
                 held = sink.holds_frame();
                 sink.arm_sink()
             }),
-            End::Tap(_) | End::Sink(_) | End::Gate(_) => true,
+            End::Tap(_) | End::Xdp(_) | End::Sink(_) | End::Gate(_) => true,
         };
         match (room, self.stalled) {
             // A frame that waits for buffers has a deadline.

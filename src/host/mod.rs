@@ -13,3 +13,4 @@ pub mod sink;
 pub mod switch;
 pub mod tap;
 pub mod uring;
+pub mod xdp;

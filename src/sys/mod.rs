@@ -12,6 +12,8 @@ pub mod cpu;
 pub mod disk;
 #[expect(unsafe_code, reason = "fcntl, ownership of a descriptor")]
 pub mod eventfd;
+#[expect(unsafe_code, reason = "ioctls that take pointers")]
+mod ifreq;
 pub mod listen;
 #[expect(unsafe_code, reason = "poll, MSG_PEEK, dup3")]
 pub mod peer;
@@ -29,7 +31,7 @@ pub mod systemd;
     reason = "tap devices are made by ioctls that take pointers"
 )]
 pub mod tap;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 #[expect(
     clippy::cast_possible_truncation,
     reason = "constants and sizes of the socket interface"
@@ -43,3 +45,8 @@ pub mod testnet;
 pub mod uring;
 #[expect(unsafe_code, reason = "getpwnam_r, getgrnam_r")]
 pub mod users;
+#[expect(
+    unsafe_code,
+    reason = "bpf(2), rings that are shared with the kernel, socket options"
+)]
+pub mod xdp;

@@ -35,6 +35,16 @@ pub fn in_private_netns(test: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// Runs `ip` with `arguments`.
+///
+/// # Panics
+/// When it fails.
+pub fn ip(arguments: &str) {
+    let mut command = std::process::Command::new("ip");
+    let status = command.args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {arguments}: {status}");
+}
+
 /// A packet socket on one interface: sees what the interface sends and receives.
 #[derive(Debug)]
 pub struct PacketSocket(OwnedFd);

@@ -8,7 +8,7 @@ fn refused_files_name_the_line() {
     for (text, message) in [
         ("[[net]]\nlink = \"tpa:t\"\nsocket = \"/n\"", {
             "FILE:2: net net0: link = \"tpa:t\": \
-             unknown link kind \"tpa\" (known: tap, wire, switch, echo, sink)"
+             unknown link kind \"tpa\" (known: tap, xdp, wire, switch, echo, sink)"
         }),
         (
             "\n[[net]]\nname = \"a\"\nlink = \"echo\"",
