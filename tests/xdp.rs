@@ -5,7 +5,7 @@
 //! root.
 
 #[path = "protocol/message.rs"]
-#[expect(dead_code, reason = "the protocol tests use the rest")]
+#[expect(dead_code, unreachable_pub, reason = "the protocol tests use the rest")]
 mod message;
 mod support;
 

@@ -25,6 +25,8 @@ use super::{switch, wires};
 /// 128 pairs are the 256 vrings that a kick message can name.
 const QUEUES_MAX: u64 = 128;
 const QUEUES_DEFAULT: u64 = 16;
+/// What an interface receives on a queue that no guest serves is lost, so no more than are wanted.
+const XDP_QUEUES_DEFAULT: u64 = 1;
 /// VIRTIO 1.3 §5.1.4.1: the MTU is between 68 and 65535.
 const MTU: (u64, u64) = (68, 65535);
 /// A call is not put off for more used buffers than the largest ring has.
@@ -353,6 +355,10 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
         stations: raw.stations,
     };
     let is_port = matches!(link, LinkConfig::Switch(_));
+    let queues = match link {
+        LinkConfig::Xdp(_) => XDP_QUEUES_DEFAULT,
+        _ => QUEUES_DEFAULT,
+    };
     Ok(NetConfig {
         name,
         socket: socket_config(table, socket, machine)?,
@@ -363,8 +369,7 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
                 .map_err(in_key("hold_us"))?,
         )),
         cores: device_cores(table, raw.cores.as_deref(), engine)?,
-        queues: bounded(raw.queues.unwrap_or(QUEUES_DEFAULT), 1, QUEUES_MAX)
-            .map_err(in_key("queues"))?,
+        queues: bounded(raw.queues.unwrap_or(queues), 1, QUEUES_MAX).map_err(in_key("queues"))?,
         mac: raw
             .mac
             .as_deref()
