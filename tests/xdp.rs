@@ -4,6 +4,7 @@
 //! socket on the other end sees what the guest sends and sends what the guest must receive. Needs
 //! root.
 
+#[cfg(test)]
 #[path = "protocol/message.rs"]
 #[expect(dead_code, unreachable_pub, reason = "the protocol tests use the rest")]
 mod message;

@@ -228,6 +228,34 @@ fn a_port_without_a_guest_takes_no_frames() {
 }
 
 #[test]
+fn frames_that_find_no_buffer_are_counted_by_the_kernel() {
+    in_private_netns(|| {
+        let (xdp, mut queue) = port(false, 1500);
+        let peer = PacketSocket::bind("xb");
+        // A buffer for each of the first 2048.
+        for number in 0..2148 {
+            peer.send(&PLAIN, &frame(46, number));
+        }
+        let start = Instant::now();
+        while xdp.statistics().rx_dropped < 100 {
+            assert!(start.elapsed() < DEADLINE, "{:?}", xdp.statistics());
+            std::thread::yield_now();
+        }
+        let counted = xdp.statistics();
+        assert_eq!(counted.fill_ring_empty, counted.rx_dropped);
+        assert_eq!((counted.rx_ring_full, counted.tx_invalid), (0, 0));
+        let mut burst = FrameBurst::new();
+        let mut number = 0;
+        while number < 1024 {
+            for got in receive(&mut queue, &mut burst) {
+                assert!(got == frame(46, number), "{number}");
+                number += 1;
+            }
+        }
+    });
+}
+
+#[test]
 fn frames_that_can_not_be_sent_are_dropped_for_their_reason() {
     in_private_netns(|| {
         let (_xdp, mut queue) = port(false, 1500);
