@@ -25,6 +25,7 @@ use crate::sys::listen::{ListenError, Listener};
 use crate::sys::signals::{Signal, Signals};
 use crate::sys::systemd;
 use crate::sys::tap::{Tap, TapError, TapSource};
+use crate::sys::xdp::{Xdp, XdpError};
 
 /// Why the daemon did not start. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,16 @@ pub enum DaemonError {
         bytes: u64,
         /// What the system said.
         source: io::Error,
+    },
+    /// An interface can't be used.
+    #[error("net {name}: link = \"xdp:{interface}\"")]
+    Xdp {
+        /// The device.
+        name: String,
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: XdpError,
     },
     /// A tap can't be opened.
     #[error("net {name}: link = \"{tap}\"")]
@@ -193,6 +204,15 @@ fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> 
             };
             (LinkSpec::Tap(Arc::new(open.map_err(named)?)), net.queues)
         }
+        LinkConfig::Xdp(interface) => {
+            let open = Xdp::open(interface, net.queues, net.mtu);
+            let named = |source| DaemonError::Xdp {
+                name: net.name.clone(),
+                interface: interface.clone(),
+                source,
+            };
+            (LinkSpec::Xdp(Arc::new(open.map_err(named)?)), net.queues)
+        }
     };
     let model = NetModel::new(NetOptions {
         name: net.name.clone(),
@@ -219,6 +239,8 @@ fn offloads(link: &LinkSpec) -> Offloads {
             uso: tap.supports_uso(),
             ..Offloads::CSUM_TSO
         },
+        // What leaves a guest goes to the interface as it is.
+        LinkSpec::Xdp(_) => Offloads::default(),
         _ => Offloads::ALL,
     }
 }

@@ -11,7 +11,7 @@
 //!                           device ───────▶ host (traits)
 //!                             │             ▲
 //!              ChainQueue     ▼             │ implements
-//!                            ring          uring · tap
+//!                            ring          uring · tap · xdp
 //!                             │             │
 //!                             ▼             ▼
 //!                           memory ◀────── sys

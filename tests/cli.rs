@@ -27,7 +27,7 @@ mod tests {
             (
                 &["run", "--net", "socket=/n,link=tpa:tap0"][..],
                 "vringd: --net net0: link = \"tpa:tap0\": \
-                 unknown link kind \"tpa\" (known: tap, macvtap, wire, switch, echo, sink)\n",
+                 unknown link kind \"tpa\" (known: tap, macvtap, xdp, wire, switch, echo, sink)\n",
             ),
             (
                 &["check", "--config", "/no/such.toml"],

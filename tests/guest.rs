@@ -304,6 +304,33 @@ mod tests {
         network_works(2, true);
     }
 
+    /// Past the stack of the host: one end of a cable is the guest's, the other has the address.
+    #[test]
+    fn a_guest_reaches_an_interface_through_af_xdp() {
+        let (netns, dir) = (Netns::new(), TempDir::new("guestxdp"));
+        // Nobody would finish the checksums that the other end leaves undone.
+        netns.ok("ip link add xa type veth peer name vt0 && ethtool -K vt0 tx off");
+        netns.ok("ip addr add 10.7.0.1/24 dev vt0 && ip link set vt0 up && ip link set xa up");
+        let socket = dir.path("net0.sock").display().to_string();
+        let net = format!("name=net0,socket={socket},link=xdp:xa");
+        let args = ["run", "--core", "1", "--idle", "interrupt", "--net", &net];
+        let daemon = Daemon::start_in(&netns, &args);
+        let mut guest = Guest::boot(&GuestConfig {
+            nics: vec![nic(&dir, 1, true)],
+            ..GuestConfig::default()
+        });
+        configure_nic(&mut guest);
+        guest.ok("ping -c 3 -s 8000 10.7.0.1");
+        netns.ok("ping -c 3 -s 8000 10.7.0.2");
+        tcp_is_exact(&mut guest, &netns);
+        for counter in ["ring_faults", "tx_drop_host_error", "tx_drop_no_offload"] {
+            assert_eq!(daemon.counter("net0", counter), 0, "{counter}");
+        }
+        // No frame is larger than the MTU.
+        let [bytes, frames] = ["tx_bytes", "tx_frames"].map(|name| daemon.counter("net0", name));
+        assert!(bytes > 16 * MIB as u64 && bytes <= frames * 1514);
+    }
+
     /// A driver from before VIRTIO 1.0, whose header has 10 bytes without mergeable buffers.
     #[test]
     fn a_legacy_guest_works_with_the_short_header_and_the_long_one() {

@@ -125,16 +125,6 @@ pub enum Problem {
         /// The words that are taken.
         known: &'static str,
     },
-    /// A word that is reserved, for something that this version can't do.
-    #[error("{what} {given:?} is not supported by this version (known: {known})")]
-    NotSupported {
-        /// What the word names.
-        what: &'static str,
-        /// The word.
-        given: String,
-        /// The words that are taken.
-        known: &'static str,
-    },
     /// Something that needs an argument has none.
     #[error("{what} {given:?} needs an argument, as in {example:?}")]
     NeedsArgument {

@@ -143,6 +143,8 @@ pub enum LinkConfig {
     Sink,
     /// To and from a tap or macvtap of the host.
     Tap(TapPlace),
+    /// To and from the host's interface of this name, past the host's own stack.
+    Xdp(String),
     /// To and from the other port of this name, whose link is a wire to this one.
     Wire(String),
     /// A port of the switch of this name.

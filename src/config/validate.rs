@@ -27,6 +27,8 @@ use super::{rates, switch, wires};
 /// 128 pairs are the 256 vrings that a kick message can name.
 const QUEUES_MAX: u64 = 128;
 const QUEUES_DEFAULT: u64 = 16;
+/// What an interface receives on a queue that no guest serves is lost, so no more than are wanted.
+const XDP_QUEUES_DEFAULT: u64 = 1;
 /// VIRTIO 1.3 §5.1.4.1: the MTU is between 68 and 65535.
 const MTU: (u64, u64) = (68, 65535);
 /// A call is not put off for more used buffers than the largest ring has.
@@ -168,6 +170,8 @@ fn load_tables(
                 taken.claim_socket(table, &net.socket.source)?;
                 if let LinkConfig::Tap(tap) = &net.link {
                     taken.claim_tap(table, tap)?;
+                } else if let LinkConfig::Xdp(interface) = &net.link {
+                    taken.claim(table, "link", interface)?;
                 }
                 config.nets.push(net);
             }
@@ -369,9 +373,13 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
         rate_burst: text(raw.rate_burst),
     };
     let link = in_netns(table, link, raw.netns)?;
-    let queues = bounded(raw.queues.unwrap_or(QUEUES_DEFAULT), 1, QUEUES_MAX);
-    let queues = queues.map_err(in_key("queues"))?;
     let is_port = matches!(link, LinkConfig::Switch(_));
+    let usual = match link {
+        LinkConfig::Xdp(_) => XDP_QUEUES_DEFAULT,
+        _ => QUEUES_DEFAULT,
+    };
+    let queues = bounded(raw.queues.unwrap_or(usual), 1, QUEUES_MAX);
+    let queues = queues.map_err(in_key("queues"))?;
     Ok(NetConfig {
         name,
         socket: socket_config(table, socket, machine)?,

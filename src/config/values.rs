@@ -14,14 +14,13 @@ const NAME_MAX: usize = 64;
 /// `sun_path` is 108 bytes with its final NUL.
 const SOCKET_PATH_MAX: usize = 107;
 /// IFNAMSIZ less its final NUL.
-const TAP_NAME_MAX: usize = 15;
-/// VIRTIO 1.3 §5.2.6: the device ID string has 20 bytes.
+const INTERFACE_NAME_MAX: usize = 15;
 /// Bytes of the name of a namespace, or its path.
 const NETNS_MAX: usize = 255;
+/// VIRTIO 1.3 §5.2.6: the device ID string has 20 bytes.
 pub(super) const SERIAL_MAX: usize = 20;
 
-const LINKS: &str = "tap, macvtap, wire, switch, echo, sink";
-const LINKS_TO_COME: [&str; 1] = ["xdp"];
+const LINKS: &str = "tap, macvtap, xdp, wire, switch, echo, sink";
 const BACKENDS: &str = "ram, null";
 
 pub(super) fn bounded(value: u64, min: u64, max: u64) -> Result<u16, Problem> {
@@ -136,12 +135,12 @@ pub(super) fn parse_link(text: &str) -> Result<LinkConfig, Problem> {
         ("tap", Some(name)) if !name.is_empty() => {
             let source = match name.strip_prefix("fd=") {
                 Some(fds) => TapSource::Fds(parse_tap_fds(fds)?),
-                None => TapSource::Name(check_tap_name(name)?),
+                None => TapSource::Name(check_interface_name(name)?),
             };
             Ok(tap(source))
         }
         ("macvtap", Some(name)) if !name.is_empty() => {
-            Ok(tap(TapSource::Macvtap(check_tap_name(name)?)))
+            Ok(tap(TapSource::Macvtap(check_interface_name(name)?)))
         }
         ("macvtap", _) => Err(Problem::NeedsArgument {
             what,
@@ -152,6 +151,12 @@ pub(super) fn parse_link(text: &str) -> Result<LinkConfig, Problem> {
             what,
             given,
             example: "tap:tap0",
+        }),
+        ("xdp", Some(name)) if !name.is_empty() => Ok(LinkConfig::Xdp(check_interface_name(name)?)),
+        ("xdp", _) => Err(Problem::NeedsArgument {
+            what,
+            given,
+            example: "xdp:eth1",
         }),
         ("wire", Some(peer)) if !peer.is_empty() => Ok(LinkConfig::Wire(peer.to_owned())),
         ("switch", Some(name)) if !name.is_empty() => {
@@ -169,11 +174,6 @@ pub(super) fn parse_link(text: &str) -> Result<LinkConfig, Problem> {
             example: "wire:net1",
         }),
         ("echo" | "sink", Some(_)) => Err(Problem::TakesNoArgument { what, given }),
-        (kind, _) if LINKS_TO_COME.contains(&kind) => Err(Problem::NotSupported {
-            what,
-            given,
-            known: LINKS,
-        }),
         _ => Err(Problem::UnknownKind {
             what,
             given,
@@ -227,8 +227,8 @@ pub(super) fn check_netns(name: String) -> Result<String, Problem> {
 }
 
 /// The kernel takes more, but makes a pattern of `%` and refuses blanks, `/` and `:`.
-fn check_tap_name(name: &str) -> Result<String, Problem> {
-    check_length(name, TAP_NAME_MAX)?;
+fn check_interface_name(name: &str) -> Result<String, Problem> {
+    check_length(name, INTERFACE_NAME_MAX)?;
     check_characters(name, "A-Z a-z 0-9 _ . - @", |character| {
         character.is_ascii_alphanumeric() || "_.-@".contains(character)
     })?;

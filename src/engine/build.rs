@@ -17,17 +17,19 @@ use crate::host::sink::SinkPort;
 use crate::host::switch::{PortRules, Switch};
 use crate::host::tap::{self, TapQueue};
 use crate::host::uring::UringDisk;
+use crate::host::xdp::XdpQueue;
 use crate::memory::Store;
 use crate::ring::{Areas, RingFault, RingFormat};
 use crate::sys::disk::DiskFile;
 use crate::sys::tap::Tap;
+use crate::sys::xdp::Xdp;
 
 use super::disk::{DiskQueue, HostDisk, IN_FLIGHT_MAX};
 use super::endpoint::Endpoint;
 use super::fabric::{Fabric, Gate, Inbound, LANE_PARCELS, Lane, Outlet, Running, lane};
 use super::handle::{DeviceHandle, Place};
 use super::idle::IdlePolicy;
-use super::link::{End, Link};
+use super::link::{End, HostPorts, Link};
 use super::mailbox::{Command, Mailbox, Retired};
 use super::net::{NetRx, NetTx};
 use super::placement::worker_of;
@@ -51,6 +53,8 @@ pub enum LinkSpec {
     Sink,
     /// To and from a tap with a queue for each queue pair.
     Tap(Arc<Tap>),
+    /// To and from an interface, by a socket for each queue pair.
+    Xdp(Arc<Xdp>),
     /// To and from another port of this daemon, whose link is a wire to this one.
     Wire {
         /// Number of the other port's device.
@@ -165,8 +169,33 @@ impl Parts {
         }
     }
 
+    /// What the host counts, by name.
+    pub(super) fn host_counters(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Parts::Net(_, LinkSpec::Xdp(xdp)) => {
+                let all = xdp.statistics();
+                vec![
+                    ("xdp_rx_dropped", all.rx_dropped),
+                    ("xdp_rx_ring_full", all.rx_ring_full),
+                    ("xdp_fill_ring_empty", all.fill_ring_empty),
+                    ("xdp_tx_invalid", all.tx_invalid),
+                ]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A vring is about to be stopped: what comes from now on must not wait for the next guest.
+    pub(super) fn stopping(&self, index: u16) -> io::Result<()> {
+        match self {
+            Parts::Net(_, LinkSpec::Xdp(_)) => self.served(index, false),
+            _ => Ok(()),
+        }
+    }
+
     /// A vring starts (`true`) or has stopped: the kernel spreads frames over a tap's attached
-    /// queues, so only those that somebody reads may be attached.
+    /// queues, so only those that somebody reads may be attached, and an interface's frames are
+    /// kept only for a guest that is there.
     pub(super) fn served(&self, index: u16, served: bool) -> io::Result<()> {
         match self {
             Parts::Net(_, LinkSpec::Tap(tap)) if index.is_multiple_of(2) => {
@@ -175,6 +204,9 @@ impl Parts {
                     queue.discard_waiting();
                 }
                 tap.set_attached(pair, served || pair == 0)
+            }
+            Parts::Net(_, LinkSpec::Xdp(xdp)) if index.is_multiple_of(2) => {
+                xdp.set_receiving(index / 2, served)
             }
             _ => Ok(()),
         }
@@ -247,6 +279,8 @@ impl Member {
         let placement = match self.parts {
             // The ends of a wire must find each other.
             Parts::Net(_, LinkSpec::Wire { .. } | LinkSpec::Switch { .. }) => Placement::Spread,
+            // The rings of a socket have one owner.
+            Parts::Net(_, LinkSpec::Xdp(_)) => Placement::Spread,
             _ => options.placement,
         };
         groups(placement, &workers, |worker| {
@@ -268,7 +302,7 @@ struct Plan {
     slots: Vec<Running>,
     links: Vec<Link>,
     inbounds: Vec<Inbound>,
-    taps: Vec<TapQueue>,
+    ports: HostPorts,
     needs_uring: bool,
 }
 
@@ -288,7 +322,7 @@ impl Engine {
                 slots: Vec::new(),
                 links: Vec::new(),
                 inbounds: Vec::new(),
-                taps: Vec::new(),
+                ports: HostPorts::default(),
                 needs_uring: false,
             });
         }
@@ -327,7 +361,7 @@ impl Engine {
                 slots: plan.slots,
                 links: plan.links,
                 inbounds: plan.inbounds,
-                taps: plan.taps,
+                ports: plan.ports,
                 needs_uring: plan.needs_uring,
                 retired: retired.clone(),
                 mailbox: plan.mailbox,
@@ -459,6 +493,7 @@ fn join(plans: &mut [Plan], places: &[Place], link: &LinkSpec) {
                 .links
                 .push(Link::new(End::Vring(tx), End::Sink(SinkPort::new()))),
             LinkSpec::Tap(tap) => join_tap(plan, tap, [rx, tx], pair),
+            LinkSpec::Xdp(xdp) => join_xdp(plan, xdp, [rx, tx]),
             LinkSpec::Wire { .. } | LinkSpec::Switch { .. } => {}
         }
     }
@@ -470,12 +505,23 @@ fn join_tap(plan: &mut Plan, tap: &Tap, [rx, tx]: [usize; 2], pair: u16) {
     let Some(queue) = TapQueue::new(tap, pair).or_else(|| TapQueue::new(tap, 0)) else {
         return;
     };
-    plan.taps.push(queue);
-    let at = plan.taps.len() - 1;
+    plan.ports.taps.push(queue);
+    let at = plan.ports.taps.len() - 1;
     plan.links.push(Link::new(End::Vring(tx), End::Tap(at)));
     if usize::from(pair) < tap.queues() {
         plan.links.push(Link::new(End::Tap(at), End::Vring(rx)));
     }
+}
+
+/// Links the vrings `rx` and `tx` of the next queue pair with the next queue of `xdp`.
+fn join_xdp(plan: &mut Plan, xdp: &Xdp, [rx, tx]: [usize; 2]) {
+    let Some(queue) = XdpQueue::take(xdp) else {
+        return;
+    };
+    plan.ports.xdps.push(queue);
+    let at = plan.ports.xdps.len() - 1;
+    plan.links.push(Link::new(End::Vring(tx), End::Xdp(at)));
+    plan.links.push(Link::new(End::Xdp(at), End::Vring(rx)));
 }
 
 /// Joins two devices by a wire.

@@ -183,14 +183,16 @@ impl DeviceHandle {
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let sum =
             |of: fn(&VringCounters) -> u64| self.vrings().map(|place| of(&place.counters)).sum();
-        vec![
+        let mut counters = vec![
             ("calls", sum(|c| c.calls.get())),
             ("ring_faults", sum(|c| c.faults.get())),
             (
                 "vrings_remote_memory",
                 self.remote_starts.load(Ordering::Relaxed),
             ),
-        ]
+        ];
+        counters.extend(self.parts.host_counters());
+        counters
     }
 }
 
@@ -237,6 +239,8 @@ impl VringRunner for DeviceHandle {
 
     fn stop(&self, index: u16) -> Result<u32, EngineError> {
         let place = self.place(index)?;
+        // As below, whatever it says.
+        let _ = self.parts.stopping(index);
         let (reply, answer) = bounded(1);
         let command = Command::Stop {
             slot: place.slot,

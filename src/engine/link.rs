@@ -7,10 +7,11 @@
 use crate::host::net::{BURST_FRAMES_MAX, FrameBurst, FrameSink, FrameSource, Verdict};
 use crate::host::sink::SinkPort;
 use crate::host::tap::TapQueue;
+use crate::host::xdp::XdpQueue;
 use crate::ring::RingFault;
 
 use super::batch::Batch;
-use super::endpoint::{Endpoint, GuestSource};
+use super::endpoint::{Endpoint, GuestSink, GuestSource};
 use super::fabric::Gate;
 use super::worker::Slots;
 
@@ -21,10 +22,21 @@ pub(crate) enum End {
     Vring(usize),
     /// A tap queue, by its place in the worker's list.
     Tap(usize),
+    /// A queue of an interface, by its place in the worker's list.
+    Xdp(usize),
     /// Nowhere: every frame is dropped and counted.
     Sink(SinkPort),
     /// Another port, by way of a fabric.
     Gate(Box<Gate>),
+}
+
+/// What links have at the host's side, on one worker.
+#[derive(Debug, Default)]
+pub(crate) struct HostPorts {
+    /// Queues of taps.
+    pub(crate) taps: Vec<TapQueue>,
+    /// Queues of interfaces.
+    pub(crate) xdps: Vec<XdpQueue>,
 }
 
 /// What a worker may do about a link, disk or slot before it sleeps.
@@ -73,50 +85,29 @@ impl Link {
     pub(crate) fn poll(
         &mut self,
         slots: &mut Slots,
-        taps: &mut [TapQueue],
+        ports: &mut HostPorts,
         burst: &mut FrameBurst,
     ) -> usize {
         let turn = match (&mut self.source, &mut self.sink) {
             (End::Vring(from), End::Vring(to)) => match slots.pair(*from, *to) {
                 Some((Endpoint::Source(source), Endpoint::Sink(sink))) => {
                     burst.limit = self.batch.collect(source.as_mut());
-                    forward(source.as_mut(), sink.as_mut(), burst)
+                    Some(forward(source.as_mut(), sink.as_mut(), burst))
                 }
-                _ => return 0,
+                _ => None,
             },
-            (End::Vring(from), End::Tap(tap)) => match slots.source(*from) {
-                Some(source) => {
-                    burst.limit = BURST_FRAMES_MAX;
-                    let turn = forward(source, &mut taps[*tap], burst);
-                    if taps[*tap].take_guest_fault() {
-                        source.latch(RingFault::Memory);
-                    }
-                    turn
-                }
-                None => return 0,
-            },
-            (End::Vring(from), End::Sink(sink)) => match slots.source(*from) {
-                Some(source) => {
-                    burst.limit = self.batch.collect(source);
-                    forward(source, sink, burst)
-                }
-                None => return 0,
-            },
-            (End::Tap(tap), End::Vring(to)) => match slots.sink(*to) {
-                Some(sink) => {
-                    let fill = sink.fill(&mut taps[*tap]);
-                    Turn {
-                        moved: fill.frames,
-                        blocked: fill.blocked,
-                    }
-                }
-                None => return 0,
-            },
-            (End::Vring(from), End::Gate(gate)) => Turn {
+            (End::Vring(from), End::Gate(gate)) => Some(Turn {
                 moved: gate.poll(*from, slots, burst, &mut self.batch),
                 blocked: false,
-            },
-            (End::Tap(_) | End::Sink(_) | End::Gate(_), _) => return 0,
+            }),
+            (End::Vring(from), sink) => {
+                leave(slots.source(*from), sink, ports, burst, &mut self.batch)
+            }
+            (source, End::Vring(to)) => enter(source, slots.sink(*to), ports, burst),
+            _ => None,
+        };
+        let Some(turn) = turn else {
+            return 0;
         };
         self.batch.moved(turn.moved);
         self.blocked = turn.blocked;
@@ -129,7 +120,17 @@ impl Link {
     }
 
     /// The worker wants to sleep: turns on what will wake it, and looks once more.
-    pub(crate) fn arm(&mut self, slots: &mut Slots) -> Armed {
+    pub(crate) fn arm(&mut self, slots: &mut Slots, ports: &mut HostPorts) -> Armed {
+        match self.sink {
+            // What an interface had no room for, it takes without a word when it has.
+            End::Xdp(to) if ports.xdps[to].is_sending() => {
+                self.arm_guests(slots, ports).max(Armed::Bounded)
+            }
+            _ => self.arm_guests(slots, ports),
+        }
+    }
+
+    fn arm_guests(&mut self, slots: &mut Slots, ports: &mut HostPorts) -> Armed {
         // Nothing can move while the sink is not there: a frame that waits is no work then.
         if let End::Vring(slot) = &self.sink
             && slots.sink(*slot).is_none()
@@ -146,6 +147,11 @@ impl Link {
             return gate.arm(from);
         }
         if !self.blocked {
+            if let End::Xdp(from) = self.source
+                && ports.xdps[from].arm()
+            {
+                return Armed::Work;
+            }
             // A tap's frames wake us through epoll, whose edge stays pending until we sleep.
             return match from.map(GuestSource::arm_source) {
                 Some(true) => Armed::Work,
@@ -158,7 +164,7 @@ impl Link {
                 held = sink.holds_frame();
                 sink.arm_sink()
             }),
-            End::Tap(_) | End::Sink(_) | End::Gate(_) => true,
+            End::Tap(_) | End::Xdp(_) | End::Sink(_) | End::Gate(_) => true,
         };
         match (room, self.stalled) {
             // A frame that waits for buffers has a deadline.
@@ -169,6 +175,68 @@ impl Link {
             // that we asked for too late, so look again soon.
             (true, _) => Armed::Bounded,
         }
+    }
+}
+
+/// One burst from a guest to the host; `None` when the guest is not there.
+fn leave(
+    source: Option<&mut (dyn GuestSource + 'static)>,
+    sink: &mut End,
+    ports: &mut HostPorts,
+    burst: &mut FrameBurst,
+    batch: &mut Batch,
+) -> Option<Turn> {
+    match sink {
+        End::Tap(tap) => {
+            let (tap, source) = (&mut ports.taps[*tap], source?);
+            burst.limit = BURST_FRAMES_MAX;
+            let turn = forward(source, tap, burst);
+            if tap.take_guest_fault() {
+                source.latch(RingFault::Memory);
+            }
+            Some(turn)
+        }
+        End::Sink(sink) => {
+            let source = source?;
+            burst.limit = batch.collect(source);
+            Some(forward(source, sink, burst))
+        }
+        End::Xdp(to) => {
+            let xdp = &mut ports.xdps[*to];
+            xdp.go_on();
+            let source = source?;
+            burst.limit = batch.collect(source);
+            Some(forward(source, xdp, burst))
+        }
+        End::Vring(_) | End::Gate(_) => None,
+    }
+}
+
+/// One burst from the host to a guest; `None` when the guest is not there.
+fn enter(
+    source: &mut End,
+    sink: Option<&mut (dyn GuestSink + 'static)>,
+    ports: &mut HostPorts,
+    burst: &mut FrameBurst,
+) -> Option<Turn> {
+    match source {
+        End::Tap(tap) => {
+            let fill = sink?.fill(&mut ports.taps[*tap]);
+            Some(Turn {
+                moved: fill.frames,
+                blocked: fill.blocked,
+            })
+        }
+        End::Xdp(from) => {
+            let xdp = &mut ports.xdps[*from];
+            let Some(sink) = sink else {
+                xdp.discard_waiting();
+                return None;
+            };
+            burst.limit = BURST_FRAMES_MAX;
+            Some(forward(xdp, sink, burst))
+        }
+        End::Vring(_) | End::Sink(_) | End::Gate(_) => None,
     }
 }
 

@@ -13,7 +13,6 @@ use crossbeam::channel::Sender;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::host::net::FrameBurst;
-use crate::host::tap::TapQueue;
 use crate::memory::{SEGMENTS_MAX, Segments};
 use crate::sync::Counter;
 use crate::sys::cpu;
@@ -22,7 +21,7 @@ use crate::sys::uring::Uring;
 use super::endpoint::{Endpoint, GuestDisk, GuestSink, GuestSource};
 use super::fabric::{Inbound, Running};
 use super::idle::{Idle, IdlePolicy};
-use super::link::{Armed, Link};
+use super::link::{Armed, HostPorts, Link};
 use super::mailbox::{Command, Mailbox, Stopped};
 
 /// Requests that a disk queue takes in one turn, so that none starves the others.
@@ -148,7 +147,7 @@ pub(crate) struct WorkerConfig {
     pub(crate) links: Vec<Link>,
     /// From gates on other workers.
     pub(crate) inbounds: Vec<Inbound>,
-    pub(crate) taps: Vec<TapQueue>,
+    pub(crate) ports: HostPorts,
     /// Some disk of this worker does its I/O through io_uring.
     pub(crate) needs_uring: bool,
     pub(crate) retired: Sender<super::mailbox::Retired>,
@@ -162,7 +161,7 @@ pub(crate) struct Worker {
     slots: Slots,
     links: Vec<Link>,
     inbounds: Vec<Inbound>,
-    taps: Vec<TapQueue>,
+    ports: HostPorts,
     /// Slots with a disk, so that a turn does not look at the others.
     disks: Vec<usize>,
     /// Slots whose vring puts calls to its driver off.
@@ -209,8 +208,11 @@ impl Worker {
         cpu::pin_to_core(config.core).map_err(io::Error::other)?;
         let epoll = Epoll::new()?;
         watch(&epoll, config.mailbox.wake_fd(), EventSet::EDGE_TRIGGERED)?;
-        for tap in &config.taps {
+        for tap in &config.ports.taps {
             watch(&epoll, tap, EventSet::EDGE_TRIGGERED)?;
+        }
+        for xdp in &config.ports.xdps {
+            watch(&epoll, xdp, EventSet::EDGE_TRIGGERED)?;
         }
         let uring = if config.needs_uring {
             Some(Uring::new()?)
@@ -229,7 +231,7 @@ impl Worker {
             slots: Slots(slots),
             links: config.links,
             inbounds: config.inbounds,
-            taps: config.taps,
+            ports: config.ports,
             disks: Vec::new(),
             putting_off: Vec::new(),
             kickless: 0,
@@ -281,7 +283,7 @@ impl Worker {
     fn turn(&mut self) -> usize {
         let mut work = 0;
         for link in &mut self.links {
-            work += link.poll(&mut self.slots, &mut self.taps, &mut self.burst);
+            work += link.poll(&mut self.slots, &mut self.ports, &mut self.burst);
         }
         for inbound in &mut self.inbounds {
             work += inbound.poll(&mut self.slots);
@@ -462,7 +464,7 @@ impl Worker {
             Armed::Sleep
         };
         for link in &mut self.links {
-            armed = armed.max(link.arm(&mut self.slots));
+            armed = armed.max(link.arm(&mut self.slots, &mut self.ports));
         }
         for inbound in &mut self.inbounds {
             if inbound.has_work() {

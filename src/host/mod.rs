@@ -15,3 +15,4 @@ pub mod sink;
 pub mod switch;
 pub mod tap;
 pub mod uring;
+pub mod xdp;

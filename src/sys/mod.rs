@@ -12,6 +12,8 @@ pub mod cpu;
 pub mod disk;
 #[expect(unsafe_code, reason = "fcntl, ownership of a descriptor")]
 pub mod eventfd;
+#[expect(unsafe_code, reason = "ioctls that take pointers")]
+mod ifreq;
 pub mod listen;
 #[expect(unsafe_code, reason = "setns")]
 pub mod netns;
@@ -31,7 +33,7 @@ pub mod systemd;
     reason = "tap devices are made by ioctls that take pointers"
 )]
 pub mod tap;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 #[expect(
     clippy::cast_possible_truncation,
     reason = "constants and sizes of the socket interface"
@@ -45,3 +47,8 @@ pub mod testnet;
 pub mod uring;
 #[expect(unsafe_code, reason = "getpwnam_r, getgrnam_r")]
 pub mod users;
+#[expect(
+    unsafe_code,
+    reason = "bpf(2), rings that are shared with the kernel, socket options"
+)]
+pub mod xdp;

@@ -14,12 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::memory::{Segment, Segments};
 
-mod ifreq;
 mod place;
 
-use ifreq::{IfReq, InterfaceSocket};
 pub use place::{TapPlace, TapSource};
 
+use super::ifreq::{IfReq, InterfaceSocket, bad_name, check};
 use super::netns::NetnsError;
 
 /// Where taps are made.
@@ -505,14 +504,6 @@ fn set_int(file: &File, what: libc::Ioctl, value: libc::c_int) -> io::Result<()>
     check(unsafe { libc::ioctl(file.as_raw_fd(), what, &raw const value) })
 }
 
-fn check(answer: libc::c_int) -> io::Result<()> {
-    if answer < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
-
 fn check_queues(name: &str, queues: u16) -> Result<(), TapError> {
     if queues == 0 || queues > QUEUES_MAX {
         return Err(TapError::Queues {
@@ -523,26 +514,14 @@ fn check_queues(name: &str, queues: u16) -> Result<(), TapError> {
     Ok(())
 }
 
-/// The kernel takes `%` for a pattern and cuts what is too long, so names are checked here.
 fn check_name(name: &str) -> Result<(), TapError> {
-    let what = if name.is_empty() {
-        "it is empty"
-    } else if name.len() >= libc::IFNAMSIZ {
-        "it has more than 15 bytes"
-    } else if name == "." || name == ".." {
-        "it is a directory"
-    } else if name
-        .bytes()
-        .any(|b| matches!(b, b'/' | b':' | b'%' | 0) || b.is_ascii_whitespace())
-    {
-        "it has a slash, a colon, a percent sign or white space in it"
-    } else {
-        return Ok(());
-    };
-    Err(TapError::Name {
-        name: name.into(),
-        what,
-    })
+    match bad_name(name) {
+        None => Ok(()),
+        Some(what) => Err(TapError::Name {
+            name: name.into(),
+            what,
+        }),
+    }
 }
 
 fn failed(name: &str, what: &'static str, source: io::Error) -> TapError {

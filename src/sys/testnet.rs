@@ -35,6 +35,19 @@ pub fn in_private_netns(test: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// Runs `ip` with `arguments`.
+///
+/// # Panics
+/// When it fails.
+pub fn ip(arguments: &str) {
+    let mut command = std::process::Command::new("ip");
+    let status = command
+        .args(arguments.split(' '))
+        .status()
+        .expect("ip (package iproute2) runs");
+    assert!(status.success(), "ip {arguments}: {status}");
+}
+
 /// A packet socket on one interface: sees what the interface sends and receives.
 #[derive(Debug)]
 pub struct PacketSocket(OwnedFd);
@@ -53,7 +66,7 @@ impl PacketSocket {
         assert!(fd >= 0, "packet socket: {}", io::Error::last_os_error());
         // SAFETY: `fd` is open and nobody else has it.
         let socket = PacketSocket(unsafe { OwnedFd::from_raw_fd(fd) });
-        let name = std::ffi::CString::new(name).unwrap();
+        let name = std::ffi::CString::new(name).expect("a name without NUL");
         // SAFETY: a string that ends with NUL.
         let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
         assert_ne!(index, 0, "no interface {name:?}");

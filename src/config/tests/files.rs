@@ -8,7 +8,7 @@ fn refused_files_name_the_line() {
     for (text, message) in [
         ("[[net]]\nlink = \"tpa:t\"\nsocket = \"/n\"", {
             "FILE:2: net net0: link = \"tpa:t\": \
-             unknown link kind \"tpa\" (known: tap, macvtap, wire, switch, echo, sink)"
+             unknown link kind \"tpa\" (known: tap, macvtap, xdp, wire, switch, echo, sink)"
         }),
         (
             "\n[[net]]\nname = \"a\"\nlink = \"echo\"",
@@ -124,4 +124,25 @@ fn a_missing_file_is_named_with_its_cause() {
     );
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert_eq!(source, "No such file or directory (os error 2)");
+}
+
+#[test]
+fn unknown_keys_are_named_with_the_known_ones() {
+    for (nets, blks, wanted) in [
+        (
+            &["name=a,socket=/n,link=echo,path=/x"][..],
+            &[][..],
+            "--net a: path = \"/x\": unknown key (known: name, socket, mode, link, queues, ",
+        ),
+        (
+            &[][..],
+            &["name=a,socket=/n,path=/x,link=echo"][..],
+            "--blk a: link = \"echo\": unknown key (known: name, socket, mode, path, backend, ",
+        ),
+    ] {
+        let error = load(&flags(nets, blks), &machine())
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with(wanted) && error.ends_with(')'), "{error}");
+    }
 }

@@ -13,8 +13,8 @@ use std::sync::atomic::AtomicUsize;
 use crate::sys::netns;
 use crate::sys::socket::{close_on_exec, duplicate, is_inherited};
 
-use super::ifreq::{IfReq, InterfaceSocket};
 use super::{FLAGS, Tap, TapError, VNET_HEADER, check, check_name, check_queues, failed};
+use crate::sys::ifreq::{IfReq, InterfaceSocket};
 
 /// Flags that a queue must have been opened with: those of [`FLAGS`].
 const NEEDED: [(libc::c_int, &str); 3] = [
@@ -122,14 +122,11 @@ impl Tap {
         check_queues(name, queues)?;
         let system = |what| move |error| failed(name, what, error);
         let socket = InterfaceSocket::new().map_err(system("open a socket to look at it"))?;
-        let index = match socket.index(name) {
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
-                return Err(TapError::NoMacvtap {
-                    name: name.into(),
-                    reason: "there is no such interface".into(),
-                });
-            }
-            answer => answer.map_err(system("look at it"))?,
+        let Some(index) = socket.index(name).map_err(system("look at it"))? else {
+            return Err(TapError::NoMacvtap {
+                name: name.into(),
+                reason: "there is no such interface".into(),
+            });
         };
         let path = PathBuf::from(format!("/dev/tap{index}"));
         let mut files = Vec::new();

@@ -1,6 +1,7 @@
 //! Requests about network interfaces by name: `struct ifreq` and the socket that takes them.
 //!
-//! Linux: netdevice(7). Only what a tap needs: which driver an interface has, its MTU, and up.
+//! Linux: netdevice(7), `linux/ethtool.h`. Only what links need: whether an interface is there,
+//! which driver and how many queues it has, its MTU, and up.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -87,6 +88,24 @@ struct DriverInfo {
 /// ETHTOOL_GDRVINFO.
 const GET_DRIVER_INFO: u32 = 3;
 
+/// `struct ethtool_channels` of the kernel.
+#[repr(C)]
+#[derive(Default)]
+struct Channels {
+    cmd: u32,
+    max_rx: u32,
+    max_tx: u32,
+    max_other: u32,
+    max_combined: u32,
+    rx: u32,
+    tx: u32,
+    other: u32,
+    combined: u32,
+}
+
+/// ETHTOOL_GCHANNELS.
+const GET_CHANNELS: u32 = 0x3c;
+
 /// A socket that takes requests about interfaces.
 pub(super) struct InterfaceSocket(OwnedFd);
 
@@ -94,7 +113,7 @@ impl InterfaceSocket {
     pub(super) fn new() -> io::Result<InterfaceSocket> {
         // SAFETY: no pointers.
         let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-        super::check(fd)?;
+        check(fd)?;
         // SAFETY: `fd` is open and nobody else has it.
         Ok(InterfaceSocket(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
@@ -122,20 +141,47 @@ impl InterfaceSocket {
         }))
     }
 
-    /// The number of interface `name`.
-    pub(super) fn index(&self, name: &str) -> io::Result<libc::c_int> {
+    /// The number of interface `name`; `None` when there is no such interface.
+    pub(super) fn index(&self, name: &str) -> io::Result<Option<libc::c_int>> {
         let mut request = IfReq::new(name);
-        self.call(libc::SIOCGIFINDEX, &mut request)?;
-        Ok(request.index())
+        match self.call(libc::SIOCGIFINDEX, &mut request) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            answer => answer.map(|()| Some(request.index())),
+        }
+    }
+
+    /// Whether the interface is up.
+    pub(super) fn is_up(&self, name: &str) -> io::Result<bool> {
+        let mut request = IfReq::new(name);
+        self.call(libc::SIOCGIFFLAGS, &mut request)?;
+        Ok(request.flags() & libc::IFF_UP != 0)
+    }
+
+    /// The queues that both receive and transmit; `None` when the driver can't be asked.
+    pub(super) fn queues(&self, name: &str) -> Option<u32> {
+        let mut channels = Channels {
+            cmd: GET_CHANNELS,
+            ..Channels::default()
+        };
+        let mut request = IfReq::new(name);
+        request.0.ifr_ifru.ifru_data = (&raw mut channels).cast();
+        self.call(libc::SIOCETHTOOL, &mut request).ok()?;
+        Some(channels.combined + channels.rx.min(channels.tx))
+    }
+
+    /// The MTU of the interface.
+    pub(super) fn mtu(&self, name: &str) -> io::Result<libc::c_int> {
+        let mut request = IfReq::new(name);
+        self.call(libc::SIOCGIFMTU, &mut request)?;
+        Ok(request.mtu())
     }
 
     /// Sets the MTU unless it is `mtu` already: that takes no privilege.
     pub(super) fn set_mtu(&self, name: &str, mtu: u16) -> io::Result<()> {
-        let mut request = IfReq::new(name);
-        self.call(libc::SIOCGIFMTU, &mut request)?;
-        if request.mtu() == libc::c_int::from(mtu) {
+        if self.mtu(name)? == libc::c_int::from(mtu) {
             return Ok(());
         }
+        let mut request = IfReq::new(name);
         request.0.ifr_ifru.ifru_mtu = libc::c_int::from(mtu);
         self.call(libc::SIOCSIFMTU, &mut request)
     }
@@ -150,8 +196,36 @@ impl InterfaceSocket {
 
     fn call(&self, what: libc::Ioctl, request: &mut IfReq) -> io::Result<()> {
         // SAFETY: all requests above read and write an `ifreq`; that of SIOCETHTOOL points to a
-        // `DriverInfo`, which is as long as its command asks for.
-        super::check(unsafe { libc::ioctl(self.0.as_raw_fd(), what, request.as_mut_ptr()) })
+        // `DriverInfo` or `Channels`, as long as its command asks for.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), what, request.as_mut_ptr()) })
+    }
+}
+
+/// The answer of a system call that is negative when it failed.
+pub(super) fn check(answer: libc::c_int) -> io::Result<()> {
+    if answer < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// What is wrong with `name` as that of an interface, if anything: the kernel takes `%` for a
+/// pattern and cuts what is too long.
+pub(super) fn bad_name(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        Some("it is empty")
+    } else if name.len() >= libc::IFNAMSIZ {
+        Some("it has more than 15 bytes")
+    } else if name == "." || name == ".." {
+        Some("it is a directory")
+    } else if name
+        .bytes()
+        .any(|b| matches!(b, b'/' | b':' | b'%' | 0) || b.is_ascii_whitespace())
+    {
+        Some("it has a slash, a colon, a percent sign or white space in it")
+    } else {
+        None
     }
 }
 

@@ -1,0 +1,379 @@
+//! `Xdp`: some queues of a network interface, through AF_XDP sockets.
+//!
+//! A program of ours sits at the interface and gives what queues `0..N` receive to sockets with
+//! memory of our own; what the sockets send goes out of the same queues. The host's stack sees
+//! neither. The program runs in the driver where that has a place for it, and the interface reads
+//! and writes our memory itself where it can; else the kernel copies. Nothing outlives the daemon.
+//! Linux: Documentation/networking/af_xdp.rst.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+
+use super::ifreq::{InterfaceSocket, bad_name, check};
+
+mod bpf;
+mod ring;
+mod socket;
+
+pub use bpf::Mode;
+use bpf::{Link, Program, XskMap};
+use socket::Binding;
+pub use socket::{CHUNK, PIECES_MAX, RX_CHUNK, Statistics, XdpSocket};
+
+/// Queues at most: more than interfaces have.
+pub const QUEUES_MAX: u16 = 1024;
+/// Bytes of an Ethernet header with two VLAN tags.
+const HEADER_BYTES: u32 = 22;
+
+/// Why an interface can't be used. Each names it.
+#[derive(Debug, thiserror::Error)]
+pub enum XdpError {
+    /// No interface can have this name.
+    #[error("xdp `{name}`: not a name for an interface ({what})")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// There is none of this name.
+    #[error("xdp `{name}`: there is no such interface")]
+    Missing {
+        /// The name.
+        name: String,
+    },
+    /// No queue, or more than the interface has.
+    #[error("xdp `{name}`: {queues} queues asked for, the interface has {there}")]
+    Queues {
+        /// The name.
+        name: String,
+        /// How many were asked for.
+        queues: u16,
+        /// How many there are.
+        there: u32,
+    },
+    /// The guest would be told more than the interface takes.
+    #[error("xdp `{name}`: mtu {mtu} asked for, the interface has {there}")]
+    Mtu {
+        /// The name.
+        name: String,
+        /// What was asked for.
+        mtu: u16,
+        /// What the interface has.
+        there: u32,
+    },
+    /// Somebody else's program or socket is there.
+    #[error("xdp `{name}`: can't {what}: another XDP program or AF_XDP socket has the interface")]
+    Busy {
+        /// The name.
+        name: String,
+        /// What was tried.
+        what: String,
+    },
+    /// The kernel does not let us.
+    #[error(
+        "xdp `{name}`: no permission to {what} (CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF are needed)"
+    )]
+    Permission {
+        /// The name.
+        name: String,
+        /// To do what.
+        what: String,
+    },
+    /// More memory than the process may lock.
+    #[error(
+        "xdp `{name}`: can't {what}: more than the process may lock (LimitMEMLOCK, or CAP_IPC_LOCK)"
+    )]
+    Locked {
+        /// The name.
+        name: String,
+        /// What was tried.
+        what: String,
+    },
+    /// A system call failed.
+    #[error("xdp `{name}`: can't {what}: {source}")]
+    System {
+        /// The name.
+        name: String,
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// An interface with a socket for each of its first queues. Cold: what control does to it as a
+/// whole. Frames go through the [`XdpSocket`]s.
+#[derive(Debug)]
+pub struct Xdp {
+    name: String,
+    mode: Mode,
+    zero_copy: bool,
+    frame_max: u32,
+    /// The sockets, until their workers take them.
+    sockets: ArrayQueue<XdpSocket>,
+    fds: Vec<Arc<OwnedFd>>,
+    map: XskMap,
+    _link: Link,
+    /// Keeps the interface promiscuous.
+    _promiscuous: OwnedFd,
+}
+
+impl Xdp {
+    /// Takes queues `0..queues` of interface `name` over. An `mtu` is what the guest will be told.
+    ///
+    /// # Errors
+    /// [`XdpError`]; the interface is as before then.
+    pub fn open(name: &str, queues: u16, mtu: Option<u16>) -> Result<Xdp, XdpError> {
+        let found = find(name, queues, mtu)?;
+        let frags = found.longest > RX_CHUNK;
+        let map = XskMap::new(queues).map_err(|error| failed(name, "make a map", error))?;
+        let program = Program::load(&map, queues, frags)
+            .map_err(|error| failed(name, "load a program", error))?;
+        let (link, mode) = attach(name, found.index, &program)?;
+        let sockets = ArrayQueue::new(queues.into());
+        let mut fds = Vec::new();
+        let mut zero_copy = mode == Mode::Native;
+        for queue in 0..queues {
+            let binding = Binding {
+                interface: found.index,
+                queue,
+                zero_copy,
+                frags,
+            };
+            let socket = bind(name, binding)?;
+            zero_copy = socket.1;
+            fds.push(socket.0.fd());
+            // It has a place for each.
+            let _ = sockets.push(socket.0);
+        }
+        let how = if zero_copy { "zero-copy" } else { "copy mode" };
+        let at = match mode {
+            Mode::Native => "native",
+            Mode::Generic => "generic",
+        };
+        tracing::info!(
+            "xdp {name}: {at} XDP, {how}, queues={queues} frame_max={}",
+            found.longest
+        );
+        let promiscuous =
+            promiscuous(found.index).map_err(|error| failed(name, "make it promiscuous", error))?;
+        Ok(Xdp {
+            name: name.into(),
+            mode,
+            zero_copy,
+            frame_max: found
+                .longest
+                .min(if frags { PIECES_MAX * CHUNK } else { CHUNK }),
+            sockets,
+            fds,
+            map,
+            _link: link,
+            _promiscuous: promiscuous,
+        })
+    }
+
+    /// The name of the interface.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the program runs.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Whether the interface reads and writes our memory itself.
+    pub fn is_zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
+    /// Bytes of the longest frame that is sent.
+    pub fn frame_max(&self) -> u32 {
+        self.frame_max
+    }
+
+    /// The socket of the next queue, from 0 on; `None` when all are taken.
+    pub fn take_socket(&self) -> Option<XdpSocket> {
+        self.sockets.pop()
+    }
+
+    /// Whether what queue `index` receives goes to its socket; otherwise it is dropped.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    pub fn set_receiving(&self, index: u16, receiving: bool) -> io::Result<()> {
+        let Some(fd) = self.fds.get(usize::from(index)) else {
+            return Ok(());
+        };
+        if receiving {
+            self.map.insert(index, fd.as_raw_fd())
+        } else {
+            self.map.remove(index)
+        }
+    }
+
+    /// What the kernel has counted about all its sockets.
+    pub fn statistics(&self) -> Statistics {
+        let mut sum = Statistics::default();
+        for one in self.fds.iter().filter_map(|fd| socket::statistics(fd).ok()) {
+            sum.rx_dropped += one.rx_dropped;
+            sum.rx_ring_full += one.rx_ring_full;
+            sum.fill_ring_empty += one.fill_ring_empty;
+            sum.tx_invalid += one.tx_invalid;
+        }
+        sum
+    }
+}
+
+/// What is known about an interface.
+struct Found {
+    index: u32,
+    /// Bytes of its longest frame.
+    longest: u32,
+}
+
+fn find(name: &str, queues: u16, mtu: Option<u16>) -> Result<Found, XdpError> {
+    if let Some(what) = bad_name(name) {
+        let name = name.into();
+        return Err(XdpError::Name { name, what });
+    }
+    let look = |error| failed(name, "look at it", error);
+    let socket = InterfaceSocket::new().map_err(look)?;
+    let Some(index) = socket.index(name).map_err(look)? else {
+        return Err(XdpError::Missing { name: name.into() });
+    };
+    // A driver that can't be asked refuses what it has not when a socket is bound.
+    let there = socket.queues(name).unwrap_or(QUEUES_MAX.into());
+    if queues == 0 || u32::from(queues) > there {
+        let name = name.into();
+        return Err(XdpError::Queues {
+            name,
+            queues,
+            there,
+        });
+    }
+    if there > u32::from(queues) && there != u32::from(QUEUES_MAX) {
+        tracing::info!(
+            "xdp {name}: the port has {queues} of {there} queues: what the others receive goes to \
+             the host"
+        );
+    }
+    let has = u32::try_from(socket.mtu(name).map_err(look)?).unwrap_or(0);
+    if let Some(mtu) = mtu.filter(|mtu| u32::from(*mtu) > has) {
+        return Err(XdpError::Mtu {
+            name: name.into(),
+            mtu,
+            there: has,
+        });
+    }
+    if !socket.is_up(name).map_err(look)? {
+        tracing::warn!("xdp {name}: the interface is down: no frame goes through until it is up");
+    }
+    Ok(Found {
+        index: index.cast_unsigned(),
+        longest: has.saturating_add(HEADER_BYTES),
+    })
+}
+
+/// Ties the program to the driver, or else to the network stack.
+fn attach(name: &str, index: u32, program: &Program) -> Result<(Link, Mode), XdpError> {
+    let refused = match program.attach(index, Mode::Native) {
+        Ok(link) => return Ok((link, Mode::Native)),
+        Err(error) => error,
+    };
+    let what = "attach a program";
+    if is_final(&refused) {
+        return Err(failed(name, what, refused));
+    }
+    match program.attach(index, Mode::Generic) {
+        Ok(link) => {
+            tracing::info!("xdp {name}: generic XDP, as the driver refuses native ({refused})");
+            Ok((link, Mode::Generic))
+        }
+        Err(error) => Err(failed(name, what, error)),
+    }
+}
+
+/// Nothing else will do either.
+fn is_final(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EBUSY | libc::EEXIST | libc::EPERM | libc::EACCES | libc::ENODEV)
+    )
+}
+
+/// A socket without copies, if that was tried and is possible, or else with; and which it was.
+fn bind(name: &str, binding: Binding) -> Result<(XdpSocket, bool), XdpError> {
+    let queue = binding.queue;
+    let named = |refusal: socket::Refusal| {
+        let what = format!("{} (queue {queue})", refusal.what);
+        failed(name, &what, refusal.source)
+    };
+    if binding.zero_copy {
+        let refused = match XdpSocket::open(binding) {
+            Ok(socket) => return Ok((socket, true)),
+            Err(refusal) => refusal,
+        };
+        if is_final(&refused.source) {
+            return Err(named(refused));
+        }
+        // Where one queue works without copies and the next does not, this is said once more.
+        tracing::info!(
+            "xdp {name}: queue {queue}: copy mode, as zero-copy is refused ({})",
+            refused.source
+        );
+    }
+    let copying = Binding {
+        zero_copy: false,
+        ..binding
+    };
+    let socket = XdpSocket::open(copying).map_err(named)?;
+    Ok((socket, false))
+}
+
+/// Has the interface take frames for all stations, not only for its own: the guest has an address
+/// of its own. Lasts as long as the answer.
+fn promiscuous(index: u32) -> io::Result<OwnedFd> {
+    // Protocol 0: the socket itself receives nothing.
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    check(fd)?;
+    // SAFETY: `fd` is open and nobody else has it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: plain integers; all zero is valid.
+    let mut request: libc::packet_mreq = unsafe { core::mem::zeroed() };
+    request.mr_ifindex = index.cast_signed();
+    #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
+    let kind = libc::PACKET_MR_PROMISC as libc::c_ushort;
+    request.mr_type = kind;
+    #[expect(clippy::cast_possible_truncation, reason = "a small structure")]
+    let bytes = size_of::<libc::packet_mreq>() as libc::socklen_t;
+    // SAFETY: `request` has as many bytes as are told.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            (&raw const request).cast(),
+            bytes,
+        )
+    })?;
+    Ok(fd)
+}
+
+fn failed(name: &str, what: &str, source: io::Error) -> XdpError {
+    let (name, what) = (name.into(), what.into());
+    match source.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => XdpError::Busy { name, what },
+        Some(libc::EPERM | libc::EACCES) => XdpError::Permission { name, what },
+        Some(libc::ENOBUFS) => XdpError::Locked { name, what },
+        _ => XdpError::System { name, what, source },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,352 @@
+//! `XdpSocket`: one queue of an interface, with memory and rings of its own.
+//!
+//! Half of the frames are for receiving: each of them is in the fill ring, with the kernel, or in
+//! the RX ring. The other half are for sending: free, in the TX ring, with the kernel, or in the
+//! completion ring. Every ring has an entry for each frame that may be in it, so only the free
+//! frames are ever short. Linux: Documentation/networking/af_xdp.rst.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use crate::memory::Segment;
+use crate::sys::ifreq::check;
+
+use super::ring::{Consumer, Producer, Umem};
+
+/// Bytes of a frame of the UMEM.
+pub const CHUNK: u32 = 2048;
+/// Bytes that the kernel keeps before what it receives (XDP_PACKET_HEADROOM).
+const HEADROOM: u32 = 256;
+/// Bytes of a received frame that one chunk takes.
+pub const RX_CHUNK: u32 = CHUNK - HEADROOM;
+/// Frames for each direction, and entries of the rings that the kernel fills.
+const ENTRIES: u32 = 2048;
+/// Entries of the rings that we fill. The kernel may hand a frame over before it says that it took
+/// it from there, so that it seems to be in both.
+const FILLED_ENTRIES: u32 = 2 * ENTRIES;
+/// Buffers of one frame at most: MAX_SKB_FRAGS of the kernel.
+pub const PIECES_MAX: u32 = 17;
+
+/// What the kernel counts about a socket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Received frames that were dropped, but not for want of room in the RX ring.
+    pub rx_dropped: u64,
+    /// Frames that found the RX ring full.
+    pub rx_ring_full: u64,
+    /// Times that no frame was in the fill ring.
+    pub fill_ring_empty: u64,
+    /// Descriptors to be sent that the kernel refused.
+    pub tx_invalid: u64,
+}
+
+/// How a socket is bound.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Binding {
+    pub(super) interface: u32,
+    pub(super) queue: u16,
+    /// The interface works in our memory; otherwise the kernel copies.
+    pub(super) zero_copy: bool,
+    /// Frames may take several chunks.
+    pub(super) frags: bool,
+}
+
+/// Why a socket can't be had.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) what: &'static str,
+    pub(super) source: io::Error,
+}
+
+fn refused(what: &'static str) -> impl FnOnce(io::Error) -> Refusal {
+    move |source| Refusal { what, source }
+}
+
+/// One queue of an interface. Hot: belongs to one worker.
+#[derive(Debug)]
+pub struct XdpSocket {
+    fd: Arc<OwnedFd>,
+    zero_copy: bool,
+    fill: Producer<u64>,
+    rx: Consumer<libc::xdp_desc>,
+    tx: Producer<libc::xdp_desc>,
+    completion: Consumer<u64>,
+    /// Addresses of frames to send in.
+    free: Vec<u64>,
+    /// After the rings and the socket: the kernel may write there.
+    umem: Umem,
+}
+
+impl XdpSocket {
+    /// A socket that is bound, its fill ring full.
+    pub(super) fn open(binding: Binding) -> Result<XdpSocket, Refusal> {
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+        // SAFETY: no pointers.
+        let fd = unsafe { libc::socket(libc::AF_XDP, kind, 0) };
+        check(fd).map_err(refused("open an AF_XDP socket"))?;
+        // SAFETY: `fd` is open and nobody else has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let bytes = 2 * ENTRIES as usize * CHUNK as usize;
+        let umem = Umem::new(bytes).map_err(refused("get memory for its frames"))?;
+        register(&fd, &umem).map_err(refused("register memory for its frames"))?;
+        let mut socket = XdpSocket::with_rings(fd, umem, binding.zero_copy)
+            .map_err(refused("make its rings"))?;
+        for frame in 0..ENTRIES {
+            socket.fill.push(u64::from(frame * CHUNK));
+        }
+        socket.fill.publish();
+        bind(&socket.fd, binding).map_err(refused("bind to a queue"))?;
+        Ok(socket)
+    }
+
+    fn with_rings(fd: OwnedFd, umem: Umem, zero_copy: bool) -> io::Result<XdpSocket> {
+        set(&fd, libc::XDP_UMEM_FILL_RING, &FILLED_ENTRIES)?;
+        set(&fd, libc::XDP_UMEM_COMPLETION_RING, &ENTRIES)?;
+        set(&fd, libc::XDP_RX_RING, &ENTRIES)?;
+        set(&fd, libc::XDP_TX_RING, &FILLED_ENTRIES)?;
+        let at = offsets(&fd)?;
+        let page =
+            |offset: libc::c_ulonglong| libc::off_t::try_from(offset).map_err(io::Error::other);
+        let fill = page(libc::XDP_UMEM_PGOFF_FILL_RING)?;
+        let completion = page(libc::XDP_UMEM_PGOFF_COMPLETION_RING)?;
+        let of = fd.as_fd();
+        Ok(XdpSocket {
+            fill: Producer::map(of, fill, at.fr, FILLED_ENTRIES)?,
+            rx: Consumer::map(of, libc::XDP_PGOFF_RX_RING, at.rx, ENTRIES)?,
+            tx: Producer::map(of, libc::XDP_PGOFF_TX_RING, at.tx, FILLED_ENTRIES)?,
+            completion: Consumer::map(of, completion, at.cr, ENTRIES)?,
+            free: (ENTRIES..2 * ENTRIES)
+                .map(|frame| u64::from(frame * CHUNK))
+                .collect(),
+            fd: Arc::new(fd),
+            zero_copy,
+            umem,
+        })
+    }
+
+    /// The socket itself, to be asked for its statistics and to be put in a map.
+    pub(super) fn fd(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.fd)
+    }
+
+    /// Whether its memory is in huge pages.
+    pub fn is_huge(&self) -> bool {
+        self.umem.is_huge()
+    }
+
+    /// Buffers that were received and not given back, at least `want` if there are so many.
+    #[inline]
+    pub fn received(&mut self, want: u32) -> u32 {
+        self.rx.available(want)
+    }
+
+    /// Buffer `index` of those received; whether the frame goes on in the next one.
+    #[inline]
+    pub fn buffer(&self, index: u32) -> (Segment, bool) {
+        let desc = self.rx.peek(index);
+        let more = desc.options & libc::XDP_PKT_CONTD != 0;
+        (self.umem.segment(desc.addr, desc.len), more)
+    }
+
+    /// Gives the first `count` received buffers back to be received in again.
+    #[inline]
+    pub fn give_back(&mut self, count: u32) {
+        // The fill ring has room for all of them: see FILLED_ENTRIES.
+        for index in 0..count {
+            let desc = self.rx.peek(index);
+            self.fill.push(desc.addr & !u64::from(CHUNK - 1));
+        }
+        self.rx.release(count);
+        self.fill.publish();
+    }
+
+    /// Wakes the kernel if it waits for buffers to receive in.
+    #[inline]
+    pub fn wake_receiver(&self) {
+        if self.fill.wants_wakeup() {
+            self.wake_receiver_now();
+        }
+    }
+
+    #[cold]
+    fn wake_receiver_now(&self) {
+        let (fd, nothing) = (self.fd.as_raw_fd(), core::ptr::null_mut());
+        // SAFETY: no bytes are asked for. What it answers tells nothing that polling does not.
+        unsafe { libc::recv(fd, nothing, 0, libc::MSG_DONTWAIT) };
+    }
+
+    /// Takes back the chunks that were sent.
+    #[inline]
+    pub fn reap(&mut self) {
+        let count = self.completion.available(1);
+        if count == 0 {
+            return;
+        }
+        for index in 0..count {
+            let address = self.completion.peek(index);
+            self.free.push(address);
+        }
+        self.completion.release(count);
+    }
+
+    /// Chunks that can be sent in now.
+    #[inline]
+    pub fn free_chunks(&self) -> usize {
+        self.free.len()
+    }
+
+    /// The next chunk to be sent in, to be written before [`XdpSocket::send`] sends it.
+    #[inline]
+    pub fn next_chunk(&self) -> Option<Segment> {
+        let address = self.free.last()?;
+        Some(self.umem.segment(*address, CHUNK))
+    }
+
+    /// Puts the next chunk, of which `len` bytes are written, in the TX ring; with `more`, the
+    /// frame goes on in the one after it. Seen by the kernel after [`XdpSocket::publish`].
+    #[inline]
+    pub fn send(&mut self, len: u32, more: bool) {
+        if let Some(addr) = self.free.pop() {
+            let options = if more { libc::XDP_PKT_CONTD } else { 0 };
+            self.tx.push(libc::xdp_desc { addr, len, options });
+        }
+    }
+
+    /// Lets the kernel see what is in the TX ring.
+    #[inline]
+    pub fn publish(&mut self) {
+        self.tx.publish();
+    }
+
+    /// Whether the kernel has not taken all that was sent.
+    #[inline]
+    pub fn is_sending(&self) -> bool {
+        self.tx.waiting() > 0
+    }
+
+    /// Has the kernel take what is in the TX ring, as far as it can now.
+    ///
+    /// # Errors
+    /// ENETDOWN when the interface is down, ENXIO when it is gone.
+    #[inline]
+    pub fn wake_sender(&mut self) -> io::Result<()> {
+        if self.zero_copy && !self.tx.wants_wakeup() {
+            return Ok(());
+        }
+        loop {
+            let waiting = self.tx.waiting();
+            if waiting == 0 {
+                return Ok(());
+            }
+            // SAFETY: no bytes are sent by this call; those of the ring lie in registered memory.
+            let answer = unsafe {
+                libc::sendto(
+                    self.fd.as_raw_fd(),
+                    core::ptr::null(),
+                    0,
+                    libc::MSG_DONTWAIT,
+                    core::ptr::null(),
+                    0,
+                )
+            };
+            if answer < 0 {
+                match io::Error::last_os_error() {
+                    // A call takes only so many frames, or the interface had no room for the last.
+                    error if is_passing(&error) => {}
+                    error => return Err(error),
+                }
+            }
+            if self.zero_copy || self.tx.waiting() == waiting {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::EINTR)
+    )
+}
+
+/// To wait for frames with.
+impl AsRawFd for XdpSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// What the kernel has counted about `socket`.
+pub(super) fn statistics(socket: &OwnedFd) -> io::Result<Statistics> {
+    // SAFETY: plain integers; all zero is valid.
+    let mut all: libc::xdp_statistics = unsafe { core::mem::zeroed() };
+    get(socket, libc::XDP_STATISTICS, &mut all)?;
+    Ok(Statistics {
+        rx_dropped: all.rx_dropped + all.rx_invalid_descs,
+        rx_ring_full: all.rx_ring_full,
+        fill_ring_empty: all.rx_fill_ring_empty_descs,
+        tx_invalid: all.tx_invalid_descs,
+    })
+}
+
+fn register(fd: &OwnedFd, umem: &Umem) -> io::Result<()> {
+    // SAFETY: plain integers; all zero is valid.
+    let mut memory: libc::xdp_umem_reg = unsafe { core::mem::zeroed() };
+    memory.addr = umem.address();
+    memory.len = u64::try_from(umem.bytes()).map_err(io::Error::other)?;
+    memory.chunk_size = CHUNK;
+    set(fd, libc::XDP_UMEM_REG, &memory)
+}
+
+fn offsets(fd: &OwnedFd) -> io::Result<libc::xdp_mmap_offsets> {
+    // SAFETY: plain integers; all zero is valid.
+    let mut offsets: libc::xdp_mmap_offsets = unsafe { core::mem::zeroed() };
+    get(fd, libc::XDP_MMAP_OFFSETS, &mut offsets)?;
+    Ok(offsets)
+}
+
+fn bind(fd: &OwnedFd, binding: Binding) -> io::Result<()> {
+    let copy = if binding.zero_copy {
+        libc::XDP_ZEROCOPY
+    } else {
+        libc::XDP_COPY
+    };
+    let frags = if binding.frags { libc::XDP_USE_SG } else { 0 };
+    // SAFETY: plain integers; all zero is valid.
+    let mut address: libc::sockaddr_xdp = unsafe { core::mem::zeroed() };
+    #[expect(clippy::cast_possible_truncation, reason = "the number of a family")]
+    let family = libc::AF_XDP as u16;
+    address.sxdp_family = family;
+    address.sxdp_flags = libc::XDP_USE_NEED_WAKEUP | copy | frags;
+    address.sxdp_ifindex = binding.interface;
+    address.sxdp_queue_id = binding.queue.into();
+    // SAFETY: the address has as many bytes as are told.
+    let answer = unsafe {
+        libc::bind(
+            fd.as_raw_fd(),
+            (&raw const address).cast(),
+            bytes_of(&address),
+        )
+    };
+    check(answer)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a small structure")]
+fn bytes_of<T>(_: &T) -> libc::socklen_t {
+    size_of::<T>() as libc::socklen_t
+}
+
+fn set<T: Copy>(fd: &OwnedFd, option: libc::c_int, value: &T) -> io::Result<()> {
+    let (at, bytes) = ((&raw const *value).cast(), bytes_of(value));
+    // SAFETY: `value` has as many bytes as are told.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_XDP, option, at, bytes) })
+}
+
+fn get<T: Copy>(fd: &OwnedFd, option: libc::c_int, value: &mut T) -> io::Result<()> {
+    let mut bytes = bytes_of(value);
+    let (at, len) = ((&raw mut *value).cast(), &raw mut bytes);
+    // SAFETY: `value` has as many bytes as are told; those passed here are made of integers.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_XDP, option, at, len) })
+}

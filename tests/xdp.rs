@@ -1,0 +1,422 @@
+//! Ports on an interface (`link=xdp:IFACE`): the real daemon between a front-end of ours and a
+//! cable.
+//!
+//! The interface is one end of a pair of veth interfaces in a namespace of the test's own; a packet
+//! socket on the other end sees what the guest sends and sends what the guest must receive. Needs
+//! root.
+
+#[cfg(test)]
+#[path = "protocol/message.rs"]
+#[expect(dead_code, unreachable_pub, reason = "the protocol tests use the rest")]
+mod message;
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+    use vringd::memory::{GuestRam, RegionSpec, memfd};
+    use vringd::ring::{RingFormat, VringBase};
+    use vringd::sys::testnet::{ETHERTYPE, PacketSocket, VNET_HEADER};
+    use vringd::testing::driver::{
+        Buf, Driver, PackedDriver, RingMemory, SplitDriver, read_guest, write_guest,
+    };
+
+    use super::message::{self as m, Message, Region};
+    use super::support::daemon::Daemon;
+    use super::support::deadline::wait_until;
+    use super::support::netns::Netns;
+    use super::support::tmp::TempDir;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const MRG_RXBUF: u64 = 1 << 15;
+    const MQ: u64 = 1 << 22;
+    /// CSUM, GUEST_CSUM, GUEST_TSO4/6, GUEST_ECN, HOST_TSO4/6, HOST_ECN.
+    const OFFLOADS: u64 = 0b11 | 0b111 << 7 | 0b111 << 11;
+    const HEADER: usize = 12;
+    /// Descriptors of each ring, and memory for each.
+    const SIZE: u16 = 64;
+    const STRIDE: u64 = 0x20_0000;
+    /// Where the buffers of a ring begin, and how far they are from each other.
+    const BUFFERS: u64 = 0x1_0000;
+    const BUFFER: u64 = 0x4000;
+    /// Bytes of a receive buffer: a frame of 9000 bytes takes three.
+    const RX_BYTES: u32 = 4096;
+
+    /// One virtqueue, driver side.
+    struct Queue<D> {
+        driver: D,
+        at: u64,
+        kick: EventFd,
+        /// Buffer of each chain, by its id.
+        buffers: Vec<u64>,
+        sent: u64,
+    }
+
+    /// A guest with `D`'s rings.
+    struct FrontEnd<D> {
+        socket: UnixStream,
+        ram: Arc<GuestRam>,
+        /// Receive and transmit queue of each pair.
+        queues: Vec<Queue<D>>,
+    }
+
+    impl<D: Driver> FrontEnd<D> {
+        fn connect(socket: &Path, pairs: u64) -> FrontEnd<D> {
+            let bytes = STRIDE * pairs * 2;
+            let file = Arc::new(memfd(bytes).unwrap());
+            let region = RegionSpec {
+                gpa: 0,
+                size: bytes,
+                uva: vringd::testing::driver::UVA,
+                mmap_offset: 0,
+                file: Arc::clone(&file),
+            };
+            let ram = Arc::new(GuestRam::map(vec![region], None).unwrap());
+            let socket = wait_until("the socket", PATIENCE, || UnixStream::connect(socket).ok());
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut front_end = FrontEnd {
+                socket,
+                ram,
+                queues: Vec::new(),
+            };
+            front_end.negotiate(if pairs > 1 { MQ } else { 0 });
+            front_end.share(&file, bytes);
+            for index in 0..u32::try_from(pairs * 2).unwrap() {
+                let queue = front_end.start(index);
+                front_end.queues.push(queue);
+            }
+            front_end
+        }
+
+        fn negotiate(&self, more: u64) {
+            let offered = self.get(m::GET_FEATURES);
+            assert_eq!(offered & OFFLOADS, 0, "{offered:#x}");
+            let packed = if D::Format::PACKED {
+                m::F_RING_PACKED
+            } else {
+                0
+            };
+            let features = m::F_PROTOCOL_FEATURES | m::F_VERSION_1 | MRG_RXBUF | packed | more;
+            assert_eq!(features & !offered, 0, "{offered:#x}");
+            // MQ and REPLY_ACK.
+            let protocol = m::P_REPLY_ACK | 1;
+            assert_eq!(protocol & !self.get(m::GET_PROTOCOL_FEATURES), 0);
+            self.send(
+                &m::u64_message(m::SET_PROTOCOL_FEATURES, protocol),
+                m::VERSION,
+            );
+            self.ok(&Message::new(m::SET_OWNER, &[]));
+            self.ok(&m::u64_message(m::SET_FEATURES, features));
+        }
+
+        fn share(&self, file: &File, size: u64) {
+            let region = Region {
+                gpa: 0,
+                size,
+                offset: 0,
+                file,
+            };
+            self.ok(&m::mem_table(&[region]));
+        }
+
+        fn start(&self, index: u32) -> Queue<D> {
+            let at = u64::from(index) * STRIDE;
+            let memory = RingMemory::new::<D::Format>(&self.ram, at, SIZE);
+            let [desc, driver, device] = memory.at.map(|gpa| gpa + m::UVA);
+            let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+            let mut queue = Queue {
+                driver: D::new(&memory, false),
+                at: at + BUFFERS,
+                kick,
+                buffers: vec![0; usize::from(SIZE)],
+                sent: 0,
+            };
+            if index.is_multiple_of(2) {
+                (0..SIZE).for_each(|number| queue.post(u64::from(number)));
+                queue.driver.publish();
+            }
+            let base = VringBase::fresh(D::Format::PACKED).to_u32(D::Format::PACKED);
+            self.ok(&m::state(m::SET_VRING_NUM, index, SIZE.into()));
+            self.ok(&m::state(m::SET_VRING_BASE, index, base));
+            let words = [u64::from(index), desc, device, driver, 0];
+            self.ok(&m::words(m::SET_VRING_ADDR, &words));
+            self.ok(&m::vring_fd(m::SET_VRING_KICK, index, Some(&queue.kick)));
+            self.ok(&m::enable(index, true));
+            queue
+        }
+
+        fn send(&self, message: &Message, flags: u32) {
+            let fds: Vec<_> = message.fds.iter().map(|fd| fd.as_raw_fd()).collect();
+            let bytes = message.bytes(flags);
+            let sent = self.socket.send_with_fds(&[&bytes[..]], &fds).unwrap();
+            assert_eq!(sent, bytes.len());
+        }
+
+        fn answer(&self) -> u64 {
+            let mut answer = [0; 20];
+            (&self.socket).read_exact(&mut answer).unwrap();
+            u64::from_ne_bytes(answer[12..].try_into().unwrap())
+        }
+
+        fn get(&self, request: u32) -> u64 {
+            self.send(&Message::new(request, &[]), m::VERSION);
+            self.answer()
+        }
+
+        fn ok(&self, message: &Message) {
+            self.send(message, m::VERSION | m::NEED_REPLY);
+            assert_eq!(self.answer(), 0, "request {} refused", message.request);
+        }
+
+        /// Sends a frame on `pair`, and waits until its buffer is back.
+        fn transmit(&mut self, pair: usize, frame: &[u8]) {
+            let ram = Arc::clone(&self.ram);
+            let queue = &mut self.queues[2 * pair + 1];
+            let at = queue.at + queue.sent % u64::from(SIZE) * BUFFER;
+            queue.sent += 1;
+            write_guest(&ram, at, &[&[0; HEADER][..], frame].concat());
+            // In two pieces, the header apart from most of the frame.
+            let (first, bytes) = (HEADER + 14, HEADER + frame.len());
+            let length = |bytes: usize| u32::try_from(bytes).unwrap();
+            let pieces = [
+                Buf::readable(at, length(first)),
+                Buf::readable(at + first as u64, length(bytes - first)),
+            ];
+            queue.driver.add(&pieces).unwrap();
+            queue.show();
+            wait_until("the buffer", PATIENCE, || queue.driver.used());
+        }
+
+        /// The next frame that `pair` receives, if there is one.
+        fn poll(&mut self, pair: usize) -> Option<Vec<u8>> {
+            let ram = Arc::clone(&self.ram);
+            let queue = &mut self.queues[2 * pair];
+            let (mut bytes, mut left) = (Vec::new(), 1);
+            while left > 0 {
+                let used = match bytes.len() {
+                    0 => queue.driver.used()?,
+                    _ => wait_until("all buffers", PATIENCE, || queue.driver.used()),
+                };
+                let at = queue.buffers[usize::from(used.0)];
+                let piece = read_guest(&ram, at, used.1 as usize);
+                if bytes.is_empty() {
+                    left = u16::from_le_bytes([piece[10], piece[11]]);
+                    assert_eq!(piece[..10], [0; 10]);
+                    bytes.extend(&piece[HEADER..]);
+                } else {
+                    bytes.extend(piece);
+                }
+                left -= 1;
+                queue.post((at - queue.at) / BUFFER);
+            }
+            queue.show();
+            Some(bytes)
+        }
+
+        fn receive(&mut self, pair: usize) -> Vec<u8> {
+            wait_until("a frame", PATIENCE, || self.poll(pair))
+        }
+    }
+
+    impl<D: Driver> Queue<D> {
+        /// Adds receive buffer `number`.
+        fn post(&mut self, number: u64) {
+            let at = self.at + number * BUFFER;
+            let id = self.driver.add(&[Buf::writable(at, RX_BYTES)]).unwrap();
+            self.buffers[usize::from(id)] = at;
+        }
+
+        fn show(&mut self) {
+            if self.driver.publish() {
+                self.kick.write(1).unwrap();
+            }
+        }
+    }
+
+    /// A namespace with a cable between `xa` and `xb`.
+    fn cable(queues: u16, mtu: u16) -> Netns {
+        let netns = Netns::new();
+        let ends = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
+        netns.ok(&format!(
+            "sysctl -qw net.ipv6.conf.default.disable_ipv6=1 && \
+             ip link add xa {ends} type veth peer name xb {ends} && \
+             ip link set xa up && ip link set xb up"
+        ));
+        netns
+    }
+
+    fn peer(netns: &Netns) -> PacketSocket {
+        netns.spawn(|| PacketSocket::bind("xb")).join().unwrap()
+    }
+
+    fn daemon(netns: &Netns, socket: &Path, options: &str, idle: &str) -> Daemon {
+        let net = format!("name=net0,socket={},link=xdp:xa{options}", socket.display());
+        Daemon::start_in(
+            netns,
+            &["run", "--core", "1", "--idle", idle, "--net", &net],
+        )
+    }
+
+    fn has_program(netns: &Netns) -> bool {
+        netns.ok("ip -d link show xa").contains("prog/xdp")
+    }
+
+    /// An Ethernet frame of `len` bytes.
+    fn frame(len: usize, seed: usize) -> Vec<u8> {
+        let seed = seed.to_le_bytes();
+        let mut frame = vec![0xff; 6];
+        frame.extend([2, 0, 0, 0, seed[1], seed[0]]);
+        frame.extend(ETHERTYPE);
+        frame.extend((14..len).map(|i| (i * 7 + i / 251).to_le_bytes()[0] ^ seed[0]));
+        frame
+    }
+
+    const PLAIN: [u8; VNET_HEADER] = [0; VNET_HEADER];
+
+    fn exchange<D: Driver>(front_end: &mut FrontEnd<D>, peer: &PacketSocket, sizes: &[usize]) {
+        for (number, &len) in sizes.iter().enumerate() {
+            let frame = frame(len, number);
+            front_end.transmit(0, &frame);
+            assert!(peer.receive().1 == frame, "out: {len} bytes differ");
+            peer.send(&PLAIN, &frame);
+            assert!(front_end.receive(0) == frame, "in: {len} bytes differ");
+        }
+    }
+
+    fn both_ways<D: Driver>(idle: &str) {
+        let (netns, dir) = (cable(1, 1500), TempDir::new("xdp"));
+        let socket = dir.path("net0.sock");
+        let daemon = daemon(&netns, &socket, "", idle);
+        assert!(has_program(&netns));
+        let log = daemon.log();
+        assert!(log.contains("xdp xa: native XDP, copy mode"), "{log}");
+        let peer = peer(&netns);
+        // Nobody is there: lost, and not kept for who comes.
+        peer.send(&PLAIN, &frame(100, 1));
+        let mut front_end = FrontEnd::<D>::connect(&socket, 1);
+        let sizes: Vec<_> = (0..300).map(|i| 60 + i * 337 % 1455).collect();
+        exchange(&mut front_end, &peer, &sizes);
+        // Larger than the interface takes: nobody may see it.
+        front_end.transmit(0, &frame(1523, 1));
+        exchange(&mut front_end, &peer, &[60]);
+        let sum: usize = sizes.iter().sum::<usize>() + 60;
+        for (counter, value) in [
+            ("tx_frames", 301),
+            ("rx_frames", 301),
+            ("tx_bytes", sum as u64),
+            ("rx_bytes", sum as u64),
+            ("tx_drop_too_big", 1),
+            ("tx_drop_host_full", 0),
+            ("tx_drop_host_error", 0),
+            ("xdp_rx_dropped", 0),
+            ("xdp_rx_ring_full", 0),
+            ("xdp_tx_invalid", 0),
+        ] {
+            assert_eq!(daemon.counter("net0", counter), value, "{counter}");
+        }
+        drop(front_end);
+        // The next guest, with the same socket of the interface.
+        let mut front_end = FrontEnd::<D>::connect(&socket, 1);
+        exchange(&mut front_end, &peer, &[1514, 60]);
+        daemon.signal(libc::SIGKILL);
+        wait_until("the program is gone", PATIENCE, || {
+            (!has_program(&netns)).then_some(())
+        });
+        let line = netns.ok("ip -d link show xa");
+        assert!(line.contains("promiscuity 0"), "{line}");
+    }
+
+    #[test]
+    fn frames_go_both_ways_and_nothing_outlives_the_daemon_with_split_rings() {
+        both_ways::<SplitDriver>("adaptive");
+    }
+
+    #[test]
+    fn frames_go_both_ways_and_nothing_outlives_the_daemon_with_packed_rings() {
+        both_ways::<PackedDriver>("interrupt");
+    }
+
+    #[test]
+    fn frames_of_9000_bytes_go_both_ways() {
+        let (netns, dir) = (cable(1, 9000), TempDir::new("xdp9000"));
+        let socket = dir.path("net0.sock");
+        let daemon = daemon(&netns, &socket, ",mtu=9000", "adaptive");
+        let peer = peer(&netns);
+        let mut front_end = FrontEnd::<PackedDriver>::connect(&socket, 1);
+        let sizes = [9014, 60, 4096 - 12, 4097 - 12, 8999, 1792, 1793, 2048, 2049];
+        exchange(&mut front_end, &peer, &sizes);
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+        assert!(!has_program(&netns));
+    }
+
+    /// A UDP datagram from port `from`, so that queues are chosen by it.
+    fn datagram(from: u16) -> Vec<u8> {
+        let mut frame = frame(74, from.into());
+        frame[12..14].copy_from_slice(&[8, 0]);
+        let [high, low] = from.to_be_bytes();
+        frame[14..38].copy_from_slice(&[
+            0x45, 0, 0, 60, 0, 1, 0, 0, 64, 17, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2, high, low, 0, 9,
+        ]);
+        frame
+    }
+
+    #[test]
+    fn each_queue_pair_has_a_queue_of_the_interface() {
+        let (netns, dir) = (cable(2, 1500), TempDir::new("xdpq"));
+        let socket = dir.path("net0.sock");
+        let daemon = daemon(&netns, &socket, ",queues=2", "adaptive");
+        let peer = peer(&netns);
+        let mut front_end = FrontEnd::<SplitDriver>::connect(&socket, 2);
+        let mut received = [0; 2];
+        for number in 0..64 {
+            let out = frame(60, number);
+            front_end.transmit(number % 2, &out);
+            assert_eq!(peer.receive().1, out);
+            let back = datagram(u16::try_from(1000 + number).unwrap());
+            peer.send(&PLAIN, &back);
+            let (pair, got) = wait_until("a frame", PATIENCE, || {
+                (0..2).find_map(|pair| front_end.poll(pair).map(|frame| (pair, frame)))
+            });
+            assert!(got == back, "{number}: {} bytes", got.len());
+            received[pair] += 1;
+        }
+        assert!(received.iter().all(|&count| count > 0), "{received:?}");
+        assert_eq!(daemon.counter("net0", "rx_frames"), 64);
+        assert_eq!(daemon.counter("net0", "tx_frames"), 64);
+    }
+
+    #[test]
+    fn what_can_not_be_used_ends_the_daemon_with_its_name() {
+        let (netns, dir) = (cable(2, 1500), TempDir::new("xdpno"));
+        let start = "vringd: net net0: link = \"xdp:";
+        for (link, message) in [
+            ("none0", "none0\": xdp `none0`: there is no such interface"),
+            (
+                "xa,queues=3",
+                "xa\": xdp `xa`: 3 queues asked for, the interface has 2",
+            ),
+            (
+                "xa,mtu=9000",
+                "xa\": xdp `xa`: mtu 9000 asked for, the interface has 1500",
+            ),
+        ] {
+            let net = format!("socket={},link=xdp:{link}", dir.path("n").display());
+            let mut command = netns.command(env!("CARGO_BIN_EXE_vringd"));
+            let output = command.args(["run", "--net", &net]).output().unwrap();
+            assert!(!output.status.success());
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(text.contains(&format!("{start}{message}")), "{text}");
+        }
+        assert!(!has_program(&netns));
+    }
+}
