@@ -81,7 +81,8 @@ mod tests {
             ),
             (
                 format!("link=tap:one0,queues=2,netns={name}"),
-                "tap `one0`: 2 queues asked for, but the interface exists as a tap with a single queue",
+                "tap `one0`: 2 queues asked for, but the interface exists as a tap with a single \
+                 queue",
             ),
             (
                 format!("link=macvtap:lo,netns={name}"),
