@@ -108,7 +108,7 @@ pub enum DropReason {
     RxTooSmall,
     /// The frame needs more buffers than the receiver's ring can ever hold.
     RxRingTooSmall,
-    /// The receiver did not negotiate the offload that the frame asks for.
+    /// The receiver did not negotiate the offload that the frame asks for, and we can't do it.
     NoOffload,
     /// The sender's virtio-net header contradicts itself or the frame.
     BadVnetHeader,

@@ -119,6 +119,25 @@ impl Daemon {
             .unwrap_or_else(|| panic!("no {name} in {line}"))
     }
 
+    /// The sum over a device's queues of what is counted for each, as `name` of `rx` or `tx`.
+    pub fn queue_counter(&self, device: &str, direction: &str, name: &str) -> u64 {
+        let position = self.log().len();
+        // The line of the device comes after those of its queues.
+        self.counter(device, "calls");
+        let log = self.log();
+        let lines = log[position..].lines();
+        let of_device = lines.filter(|line| line.contains(&format!("xstats device={device} ")));
+        let values = of_device
+            .flat_map(str::split_whitespace)
+            .filter_map(|word| {
+                let (key, value) = word.split_once('=')?;
+                let of_queue = key.strip_prefix(direction)?.strip_prefix("_q")?;
+                let (_, counted) = of_queue.split_once('_')?;
+                (counted == name).then(|| value.parse::<u64>().ok())?
+            });
+        values.sum()
+    }
+
     /// The share of one core that the daemon uses over `span`.
     pub fn cpu_share(&self, span: Duration) -> f64 {
         let (start, before) = (Instant::now(), self.cpu_seconds());
