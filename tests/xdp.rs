@@ -1,4 +1,5 @@
-//! Ports on an interface (`link=xdp:IFACE`): the real daemon between a front-end of ours and a cable.
+//! Ports on an interface (`link=xdp:IFACE`): the real daemon between a front-end of ours and a
+//! cable.
 //!
 //! The interface is one end of a pair of veth interfaces in a namespace of the test's own; a packet
 //! socket on the other end sees what the guest sends and sends what the guest must receive. Needs

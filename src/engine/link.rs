@@ -128,28 +128,10 @@ impl Link {
                 moved: gate.poll(*from, slots, burst, &mut self.batch),
                 blocked: false,
             },
-            (End::Vring(from), End::Xdp(to)) => {
-                let xdp = &mut ports.xdps[*to];
-                xdp.go_on();
-                match slots.source(*from) {
-                    Some(source) => {
-                        burst.limit = self.batch.collect(source);
-                        forward(source, xdp, burst)
-                    }
+            (End::Vring(_), End::Xdp(_)) | (End::Xdp(_), End::Vring(_)) => {
+                match self.poll_interface(slots, ports, burst) {
+                    Some(turn) => turn,
                     None => return 0,
-                }
-            }
-            (End::Xdp(from), End::Vring(to)) => {
-                let xdp = &mut ports.xdps[*from];
-                match slots.sink(*to) {
-                    Some(sink) => {
-                        burst.limit = BURST_FRAMES_MAX;
-                        forward(xdp, sink, burst)
-                    }
-                    None => {
-                        xdp.discard_waiting();
-                        return 0;
-                    }
                 }
             }
             (End::Tap(_) | End::Xdp(_) | End::Sink(_) | End::Gate(_), _) => return 0,
@@ -162,6 +144,36 @@ impl Link {
             0
         };
         turn.moved
+    }
+
+    /// A turn of a link to or from an interface; `None` when its vring does not run.
+    #[inline]
+    fn poll_interface(
+        &mut self,
+        slots: &mut Slots,
+        ports: &mut HostPorts,
+        burst: &mut FrameBurst,
+    ) -> Option<Turn> {
+        match (&self.source, &self.sink) {
+            (End::Vring(from), End::Xdp(to)) => {
+                let xdp = &mut ports.xdps[*to];
+                xdp.go_on();
+                let source = slots.source(*from)?;
+                burst.limit = self.batch.collect(source);
+                Some(forward(source, xdp, burst))
+            }
+            (End::Xdp(from), End::Vring(to)) => {
+                let xdp = &mut ports.xdps[*from];
+                let Some(sink) = slots.sink(*to) else {
+                    // They were for a guest that is gone.
+                    xdp.discard_waiting();
+                    return None;
+                };
+                burst.limit = BURST_FRAMES_MAX;
+                Some(forward(xdp, sink, burst))
+            }
+            _ => None,
+        }
     }
 
     /// The worker wants to sleep: turns on what will wake it, and looks once more.

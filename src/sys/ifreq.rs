@@ -1,7 +1,7 @@
 //! Requests about network interfaces by name: `struct ifreq` and the socket that takes them.
 //!
-//! Linux: netdevice(7), `linux/ethtool.h`. Only what links need: whether an interface is there, which
-//! driver and how many queues it has, its MTU, and up.
+//! Linux: netdevice(7), `linux/ethtool.h`. Only what links need: whether an interface is there,
+//! which driver and how many queues it has, its MTU, and up.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 
@@ -25,6 +26,10 @@ pub use socket::{CHUNK, PIECES_MAX, RX_CHUNK, Statistics, XdpSocket};
 
 /// Queues at most: more than interfaces have.
 pub const QUEUES_MAX: u16 = 1024;
+/// How long a queue may stay busy after its socket was closed.
+const RELEASED_WITHIN: Duration = Duration::from_secs(2);
+/// How long to wait before a busy queue is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(5);
 /// Bytes of an Ethernet header with two VLAN tags.
 const HEADER_BYTES: u32 = 22;
 
@@ -306,6 +311,23 @@ fn is_final(error: &io::Error) -> bool {
     )
 }
 
+/// A socket of `binding`. The kernel gives a queue free some time after the last socket was closed,
+/// so a queue that is busy is tried for a while.
+fn open_socket(binding: Binding) -> Result<XdpSocket, socket::Refusal> {
+    let start = Instant::now();
+    loop {
+        match XdpSocket::open(binding) {
+            Err(refusal)
+                if refusal.source.raw_os_error() == Some(libc::EBUSY)
+                    && start.elapsed() < RELEASED_WITHIN =>
+            {
+                std::thread::sleep(RETRY_AFTER);
+            }
+            answer => return answer,
+        }
+    }
+}
+
 /// A socket without copies, if that was tried and is possible, or else with; and which it was.
 fn bind(name: &str, binding: Binding) -> Result<(XdpSocket, bool), XdpError> {
     let queue = binding.queue;
@@ -314,7 +336,7 @@ fn bind(name: &str, binding: Binding) -> Result<(XdpSocket, bool), XdpError> {
         failed(name, &what, refusal.source)
     };
     if binding.zero_copy {
-        let refused = match XdpSocket::open(binding) {
+        let refused = match open_socket(binding) {
             Ok(socket) => return Ok((socket, true)),
             Err(refusal) => refusal,
         };
@@ -331,7 +353,7 @@ fn bind(name: &str, binding: Binding) -> Result<(XdpSocket, bool), XdpError> {
         zero_copy: false,
         ..binding
     };
-    let socket = XdpSocket::open(copying).map_err(named)?;
+    let socket = open_socket(copying).map_err(named)?;
     Ok((socket, false))
 }
 
