@@ -164,8 +164,8 @@ struct RunArgs {
     #[arg(long, value_name = "TIME")]
     stop_timeout: Option<String>,
 
-    /// Add a network port; needs socket and link (tap:NAME, xdp:IFACE, wire:PORT, switch:NAME, echo,
-    /// sink).
+    /// Add a network port; needs socket and link (tap:NAME, xdp:IFACE, wire:PORT, switch:NAME,
+    /// echo, sink).
     /// Also: name, mode, queues, mac, mtu, cores, hold_us, vlan, vlan_native, isolated,
     /// flood_limit, allow_mac, allow_ip, stations, ring_reset, call_max_used, call_max_us,
     /// socket_owner, socket_group, socket_mode

@@ -6,7 +6,8 @@
 //!
 //! A worker has a table of slots, one for each vring that it may ever serve, and a list of links
 //! between slots, taps, interfaces and sinks; both are fixed when the daemon starts. A link works
-//! while both its ends are there. `worker` is the loop, `idle` decides when it sleeps, `mailbox` wakes it.
+//! while both its ends are there. `worker` is the loop, `idle` decides when it sleeps, `mailbox`
+//! wakes it.
 #![forbid(unsafe_code)]
 
 mod batch;
