@@ -142,6 +142,7 @@ impl Xdp {
         let sockets = ArrayQueue::new(queues.into());
         let mut fds = Vec::new();
         let mut zero_copy = mode == Mode::Native;
+        let mut huge = true;
         for queue in 0..queues {
             let binding = Binding {
                 interface: found.index,
@@ -151,6 +152,7 @@ impl Xdp {
             };
             let socket = bind(name, binding)?;
             zero_copy = socket.1;
+            huge &= socket.0.is_huge();
             fds.push(socket.0.fd());
             // It has a place for each.
             let _ = sockets.push(socket.0);
@@ -160,9 +162,10 @@ impl Xdp {
             Mode::Native => "native",
             Mode::Generic => "generic",
         };
+        let pages = if huge { "2 MiB" } else { "small" };
+        let longest = found.longest;
         tracing::info!(
-            "xdp {name}: {at} XDP, {how}, queues={queues} frame_max={}",
-            found.longest
+            "xdp {name}: {at} XDP, {how}, {pages} pages, queues={queues} frame_max={longest}"
         );
         let promiscuous =
             promiscuous(found.index).map_err(|error| failed(name, "make it promiscuous", error))?;
