@@ -259,10 +259,16 @@ mod tests {
     }
 
     fn daemon(netns: &Netns, socket: &Path, options: &str, idle: &str) -> Daemon {
+        // Two queue pairs on two workers, one on one.
+        let cores = if options.contains("queues=2") {
+            "0,1"
+        } else {
+            "1"
+        };
         let net = format!("name=net0,socket={},link=xdp:xa{options}", socket.display());
         Daemon::start_in(
             netns,
-            &["run", "--core", "1", "--idle", idle, "--net", &net],
+            &["run", "--core", cores, "--idle", idle, "--net", &net],
         )
     }
 
@@ -357,6 +363,30 @@ mod tests {
         let (status, log) = daemon.stop();
         assert!(status.success(), "{log}");
         assert!(!has_program(&netns));
+    }
+
+    #[test]
+    fn an_idle_port_sleeps_and_a_removed_interface_takes_nothing() {
+        let (netns, dir) = (cable(1, 1500), TempDir::new("xdpidle"));
+        let socket = dir.path("net0.sock");
+        let daemon = daemon(&netns, &socket, "", "adaptive");
+        let peer = peer(&netns);
+        let mut front_end = FrontEnd::<SplitDriver>::connect(&socket, 1);
+        exchange(&mut front_end, &peer, &[60, 1514]);
+        let span = Duration::from_secs(1);
+        let used = daemon.cpu_share(span);
+        assert!(used < 0.05, "{:.1} % of a core", used * 100.0);
+        netns.ok("ip link del xa");
+        // The first may be taken before it is noticed that nobody sends it.
+        for _ in 0..3 {
+            front_end.transmit(0, &frame(60, 1));
+        }
+        let dropped = daemon.counter("net0", "tx_drop_host_error");
+        assert!(dropped >= 2, "{dropped} of 3 dropped");
+        let used = daemon.cpu_share(span);
+        assert!(used < 0.05, "without its interface {:.1} %", used * 100.0);
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
     }
 
     /// A UDP datagram from port `from`, so that queues are chosen by it.

@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 
@@ -25,6 +26,10 @@ pub use socket::{CHUNK, PIECES_MAX, RX_CHUNK, Statistics, XdpSocket};
 
 /// Queues at most: more than interfaces have.
 pub const QUEUES_MAX: u16 = 1024;
+/// How long a queue may stay busy after its socket was closed.
+const RELEASED_WITHIN: Duration = Duration::from_secs(2);
+/// How long to wait before a busy queue is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(5);
 /// Bytes of an Ethernet header with two VLAN tags.
 const HEADER_BYTES: u32 = 22;
 
@@ -137,6 +142,7 @@ impl Xdp {
         let sockets = ArrayQueue::new(queues.into());
         let mut fds = Vec::new();
         let mut zero_copy = mode == Mode::Native;
+        let mut huge = true;
         for queue in 0..queues {
             let binding = Binding {
                 interface: found.index,
@@ -146,6 +152,7 @@ impl Xdp {
             };
             let socket = bind(name, binding)?;
             zero_copy = socket.1;
+            huge &= socket.0.is_huge();
             fds.push(socket.0.fd());
             // It has a place for each.
             let _ = sockets.push(socket.0);
@@ -155,9 +162,10 @@ impl Xdp {
             Mode::Native => "native",
             Mode::Generic => "generic",
         };
+        let pages = if huge { "2 MiB" } else { "small" };
+        let longest = found.longest;
         tracing::info!(
-            "xdp {name}: {at} XDP, {how}, queues={queues} frame_max={}",
-            found.longest
+            "xdp {name}: {at} XDP, {how}, {pages} pages, queues={queues} frame_max={longest}"
         );
         let promiscuous =
             promiscuous(found.index).map_err(|error| failed(name, "make it promiscuous", error))?;
@@ -306,6 +314,23 @@ fn is_final(error: &io::Error) -> bool {
     )
 }
 
+/// A socket of `binding`. The kernel gives a queue free some time after the last socket was closed,
+/// so a queue that is busy is tried for a while.
+fn open_socket(binding: Binding) -> Result<XdpSocket, socket::Refusal> {
+    let start = Instant::now();
+    loop {
+        match XdpSocket::open(binding) {
+            Err(refusal)
+                if refusal.source.raw_os_error() == Some(libc::EBUSY)
+                    && start.elapsed() < RELEASED_WITHIN =>
+            {
+                std::thread::sleep(RETRY_AFTER);
+            }
+            answer => return answer,
+        }
+    }
+}
+
 /// A socket without copies, if that was tried and is possible, or else with; and which it was.
 fn bind(name: &str, binding: Binding) -> Result<(XdpSocket, bool), XdpError> {
     let queue = binding.queue;
@@ -314,7 +339,7 @@ fn bind(name: &str, binding: Binding) -> Result<(XdpSocket, bool), XdpError> {
         failed(name, &what, refusal.source)
     };
     if binding.zero_copy {
-        let refused = match XdpSocket::open(binding) {
+        let refused = match open_socket(binding) {
             Ok(socket) => return Ok((socket, true)),
             Err(refusal) => refusal,
         };
@@ -331,7 +356,7 @@ fn bind(name: &str, binding: Binding) -> Result<(XdpSocket, bool), XdpError> {
         zero_copy: false,
         ..binding
     };
-    let socket = XdpSocket::open(copying).map_err(named)?;
+    let socket = open_socket(copying).map_err(named)?;
     Ok((socket, false))
 }
 
