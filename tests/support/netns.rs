@@ -28,6 +28,11 @@ impl Netns {
         netns
     }
 
+    /// What `ip` knows it by.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
     /// A command to be run in it.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
