@@ -9,11 +9,16 @@ mod support;
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     use super::support::daemon::Daemon;
     use super::support::deadline::wait_until;
+    use super::support::netns::Netns;
     use super::support::ovs::{Ovs, OvsConfig, PortConfig, Station};
+    use super::support::testpmd::{RingPath, Testpmd};
+    use super::support::tmp::TempDir;
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -28,6 +33,7 @@ mod tests {
         packed: false,
         queues: 1,
         listens: false,
+        mtu: 1500,
     };
     const PACKED: PortConfig = PortConfig {
         packed: true,
@@ -200,6 +206,7 @@ mod tests {
             packed,
             queues: 2,
             listens: true,
+            ..SPLIT
         };
         let mut ovs = Ovs::start(OvsConfig::default());
         // The daemon comes first: a DPDK that listens stops its program until someone comes.
@@ -266,5 +273,171 @@ mod tests {
         left.reaches(&right);
         connection.exchange(1 << 18);
         stop(daemon);
+    }
+
+    // What OVS's own tests/system-dpdk.at does with vhost-user ports, with the roles swapped.
+
+    /// Ports come and go, and each works.
+    fn ports_come_and_go(listens: bool) {
+        let ovs = Ovs::start(OvsConfig::default());
+        let port = PortConfig { listens, ..PACKED };
+        let daemon = start_daemon(&ovs, Between::Switch, &port);
+        let left = add_side(&ovs, "a", "10.1.0.1", &port);
+        let right = add_side(&ovs, "b", "10.1.0.2", &port);
+        for round in 0..6 {
+            left.pings(&right, "");
+            let position = daemon.log().len();
+            ovs.del_front_end("a");
+            daemon.wait_log_after(position, "net a: session ended", PATIENCE);
+            // The next one has the other ring format.
+            let packed = round % 2 == 1;
+            ovs.add_front_end("br-a", "a", &PortConfig { packed, ..port });
+            let line = daemon.wait_log_after(position, "negotiated device=a", PATIENCE);
+            assert_eq!(line.contains("rings=packed"), packed, "{line}");
+        }
+        right.pings(&left, "");
+        stop(daemon);
+    }
+
+    #[test]
+    fn ports_that_connect_come_and_go() {
+        ports_come_and_go(false);
+    }
+
+    #[test]
+    fn ports_that_listen_come_and_go() {
+        ports_come_and_go(true);
+    }
+
+    /// A port is removed in the middle of traffic in both directions, and the traffic ends well.
+    fn port_goes_under_traffic(packed: bool) {
+        let ovs = Ovs::start(OvsConfig::default());
+        let port = PortConfig { packed, ..SPLIT };
+        let daemon = start_daemon(&ovs, Between::Wire, &port);
+        let left = add_side(&ovs, "a", "10.1.0.1", &port);
+        let right = add_side(&ovs, "b", "10.1.0.2", &port);
+        left.reaches(&right);
+        let mut connection = left.connect(&right);
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let talk = scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    connection.exchange(1 << 18);
+                }
+            });
+            for name in ["a", "b", "a"] {
+                let moved = daemon.counter("b", "tx_frames");
+                wait_until("traffic in full flow", PATIENCE, || {
+                    let now = daemon.counter("b", "tx_frames");
+                    (now > moved + 200 || talk.is_finished()).then_some(())
+                });
+                let position = daemon.log().len();
+                ovs.del_front_end(name);
+                daemon.wait_log_after(position, "session ended", PATIENCE);
+                ovs.add_front_end(&format!("br-{name}"), name, &port);
+            }
+            ended.store(true, Ordering::Relaxed);
+        });
+        connection.exchange(1 << 20);
+        stop(daemon);
+    }
+
+    #[test]
+    fn a_port_goes_under_traffic_and_comes_back_split() {
+        port_goes_under_traffic(false);
+    }
+
+    #[test]
+    fn a_port_goes_under_traffic_and_comes_back_packed() {
+        port_goes_under_traffic(true);
+    }
+
+    /// The MTU of the front-ends goes up, and packets of that size pass; it goes down again, and
+    /// they don't.
+    fn mtu_up_and_down(packed: bool) {
+        let ovs = Ovs::start(OvsConfig::default());
+        let port = PortConfig { packed, ..SPLIT };
+        let daemon = start_daemon(&ovs, Between::Wire, &port);
+        let left = add_side(&ovs, "a", "10.1.0.1", &port);
+        let right = add_side(&ovs, "b", "10.1.0.2", &port);
+        left.pings(&right, "-M do -s 1472");
+        for station in [&left, &right] {
+            ovs.set_station_mtu(station, 4000);
+        }
+        let long = format!("ping -q -c 1 -W 0.5 -M do -s 3972 {}", right.address);
+        assert!(!left.netns.run(&long).status.success(), "1500 is the limit");
+        for mtu in [4000, 1500] {
+            // On new ports: DPDK's driver leaves buffers of the old size in the rings of others.
+            for name in ["a", "b"] {
+                ovs.del_front_end(name);
+                let port = PortConfig { mtu, ..port };
+                ovs.add_front_end(&format!("br-{name}"), name, &port);
+                assert_eq!(ovs.interface(name, "mtu"), mtu.to_string());
+            }
+            left.pings(&right, "-M do -s 1472");
+            if mtu == 4000 {
+                left.pings(&right, "-M do -s 3972");
+                right.pings(&left, "-M do -s 3000");
+                left.connect(&right).exchange(1 << 20);
+            } else {
+                assert!(!left.netns.run(&long).status.success(), "1500 again");
+            }
+        }
+        stop(daemon);
+    }
+
+    #[test]
+    fn the_mtu_goes_up_and_down_split() {
+        mtu_up_and_down(false);
+    }
+
+    #[test]
+    fn the_mtu_goes_up_and_down_packed() {
+        mtu_up_and_down(true);
+    }
+
+    /// testpmd between a tap and a virtio-user port stands for a guest, one at each end.
+    #[test]
+    fn guests_made_of_testpmd_and_taps_ping_each_other() {
+        let ends = [Netns::new(), Netns::new()];
+        for number in [1, 5] {
+            let path = RingPath::number(number).unwrap();
+            let dir = TempDir::new("ovs-taps");
+            let socket = |name: &str| dir.path(&format!("{name}.sock"));
+            let net = |name: &str| format!("name={name},socket={}", socket(name).display());
+            let (a, b) = (format!("{},link=wire:b", net("a")), net("b"));
+            let daemon = Daemon::start(&["run", "--core", "1", "--net", &a, "--net", &b]);
+            let mut config = path.front_end(&socket("a"));
+            let other = config.vdevs[0]
+                .replace("virtio_user0", "virtio_user1")
+                .replace("a.sock", "b.sock");
+            config.vdevs.push(other);
+            // Ports in pairs forward to each other.
+            config.vdevs.insert(1, "net_tap0,iface=vt-dpdk0".to_owned());
+            config.vdevs.push("net_tap1,iface=vt-dpdk1".to_owned());
+            let mut testpmd = Testpmd::start(&config);
+            for (last, netns) in ends.iter().enumerate() {
+                must_run(&format!("ip link set vt-dpdk{last} netns {}", netns.name()));
+                netns.ok(&format!("ip addr add 10.2.0.{last}/31 dev vt-dpdk{last}"));
+                netns.ok(&format!("ip link set vt-dpdk{last} up"));
+            }
+            testpmd.cmd("start");
+            for (last, netns) in ends.iter().enumerate() {
+                let address = format!("10.2.0.{}", 1 - last);
+                let once = format!("ping -q -c 1 -W 0.3 {address}");
+                wait_until("an answer", PATIENCE, || {
+                    netns.run(&once).status.success().then_some(())
+                });
+                netns.ok(&format!("ping -q -c 5 -i 0.02 -s 1400 -W 2 {address}"));
+            }
+            testpmd.quit();
+            stop(daemon);
+        }
+    }
+
+    fn must_run(line: &str) {
+        let output = Command::new("sh").args(["-c", line]).output();
+        let output = output.expect("sh runs");
+        assert!(output.status.success(), "{line}: {output:?}");
     }
 }

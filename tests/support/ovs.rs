@@ -21,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SWITCH: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 
-/// Megabytes of 2 MiB hugepages that DPDK takes, and may take.
-const MEMORY: &str = "256";
+/// Megabytes of 2 MiB hugepages that DPDK takes at once, and may take.
+const MEMORY: [&str; 2] = ["128", "480"];
 
 /// What is chosen about a switch.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +40,8 @@ pub struct PortConfig {
     pub queues: u16,
     /// The front-end listens at the socket.
     pub listens: bool,
+    /// Longest IP packet.
+    pub mtu: u16,
 }
 
 /// A running switch; killed when dropped.
@@ -70,13 +72,16 @@ impl Ovs {
         let database = spawn(&mut command, &dir, "db.out");
         wait_for_file(&dir, "db.sock");
         let mut set = vsctl(&dir);
+        let [memory, limit] = MEMORY;
         let dpdk = format!(
-            "--no-pci --in-memory --single-file-segments --no-telemetry -m {MEMORY} \
-             --socket-limit={MEMORY}"
+            "--no-pci --in-memory --single-file-segments --no-telemetry -m {memory} \
+             --socket-limit={limit}"
         );
         set.args(["--no-wait", "init", "--", "set", "Open_vSwitch", "."])
             .arg("other_config:dpdk-init=true")
             .arg("other_config:dpdk-lcore-mask=0x1")
+            // Else the first pool of buffers takes nearly all memory.
+            .arg("other_config:per-port-memory=true")
             .arg(format!("other_config:dpdk-extra={dpdk:?}"))
             .arg(format!(
                 "other_config:pmd-cpu-mask={}",
@@ -128,7 +133,7 @@ impl Ovs {
 
     /// The port `vu-NAME` of a bridge: a front-end at the socket of that name.
     pub fn add_front_end(&self, bridge: &str, name: &str, port: &PortConfig) {
-        let PortConfig { queues, .. } = *port;
+        let PortConfig { queues, mtu, .. } = *port;
         let socket = self.socket(name);
         let mut devargs = format!(
             "net_virtio_user_{name},path={},queue_size=1024,queues={queues},packed_vq={}",
@@ -147,7 +152,8 @@ impl Ovs {
         }
         self.vsctl(&format!(
             "add-port {bridge} vu-{name} -- set Interface vu-{name} type=dpdk \
-             options:dpdk-devargs={devargs:?} options:n_rxq={queues}{more}"
+             options:dpdk-devargs={devargs:?} options:n_rxq={queues} \
+             mtu_request={mtu}{more}"
         ));
         let error = self.vsctl(&format!("get Interface vu-{name} error"));
         assert_eq!(error.trim(), "[]", "port vu-{name}: {}", self.log());
@@ -176,8 +182,16 @@ impl Ovs {
         self.vsctl(&format!("add-port {bridge} {port}{tag}"));
         Station {
             netns,
+            port,
             address: address.to_owned(),
         }
+    }
+
+    /// The MTU of a station, and of the switch's end of its cable.
+    pub fn set_station_mtu(&self, station: &Station, mtu: u16) {
+        self.netns
+            .ok(&format!("ip link set {} mtu {mtu}", station.port));
+        station.netns.ok(&format!("ip link set eth0 mtu {mtu}"));
     }
 
     /// Frames that each polling thread received, in the order of their cores.
@@ -289,6 +303,8 @@ fn must(command: &mut Command) -> String {
 pub struct Station {
     pub netns: Netns,
     pub address: String,
+    /// The switch's end of its cable.
+    port: String,
 }
 
 impl Station {
