@@ -45,6 +45,22 @@ debian_mirror() {
         2>/dev/null | grep -v '^ *#' | grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1 | tr -d ' '
 }
 
+# Open vSwitch with DPDK, for tests that run one of their own: the machine's is not started.
+need_ovs() {
+    is_installed openvswitch-switch-dpdk && return 0
+    local policy=/usr/sbin/policy-rc.d made=
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+        made=yes
+    fi
+    # In a subshell, so that a failure does not leave the policy behind.
+    local status=0
+    (need_packages openvswitch-switch-dpdk) || status=$?
+    [ -z "$made" ] || rm -f "$policy"
+    return $status
+}
+
 # QEMU of one suite can't be installed beside qemu-utils of another: take the suite of qemu-utils.
 need_qemu() {
     command -v qemu-system-x86_64 >/dev/null && return 0

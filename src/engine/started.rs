@@ -88,6 +88,17 @@ impl<F: RingFormat> Vring<F> {
             limits,
             owed: None,
         };
+        let stands = vring.base();
+        if let Some(asked) = setup.base
+            && !F::PACKED
+            && asked != stands
+        {
+            // DPDK's virtio-user sends 0 when its back-end was started anew.
+            tracing::warn!(
+                "{}: base {asked:#x} does not fit the ring in memory, which goes on at {stands:#x}",
+                vring.label
+            );
+        }
         // A worker polls what it was just given; it asks for kicks when it parks.
         vring.vq.set_kicks(false);
         Ok(vring)

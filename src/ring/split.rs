@@ -133,21 +133,14 @@ impl RingFormat for Split {
         if lens.iter().zip(bytes).any(|(&len, need)| len < need) {
             return Err(RingFault::Areas);
         }
-        // The base carries only the avail index. What the driver has been shown as used stands in
-        // the ring itself; when the two can't belong together, the front-end's word counts.
-        let in_ring = areas.device.load16(IDX);
-        let plausible = config.base.avail.wrapping_sub(in_ring) <= size;
-        let used = if plausible {
-            in_ring
-        } else {
-            config.base.avail
-        };
+        let in_ring = [&areas.driver, &areas.device].map(|area| area.load16(IDX));
+        let (avail, used) = resume(config.base.avail, in_ring, size);
         Ok(Split {
             areas,
             size,
             event_idx: config.event_idx,
-            next_avail: config.base.avail,
-            seen_avail: config.base.avail,
+            next_avail: avail,
+            seen_avail: avail,
             next_used: used,
             published: used,
             signalled: used,
@@ -361,5 +354,25 @@ impl RingFormat for Split {
 
     fn swap_areas(&mut self, areas: Areas) -> Areas {
         core::mem::replace(&mut self.areas, areas)
+    }
+}
+
+/// Where a ring goes on, as its next available and next used index: the base is what the front-end
+/// says of the first, `in_ring` are the indexes of driver and device in memory.
+///
+/// What the driver has been shown as used stands in the ring itself, and a base that is ahead of it
+/// means buffers in flight. A base behind it is that of a front-end that lost count: DPDK's sends 0
+/// when its back-end is a new process, and the old buffers again would be frames sent twice and
+/// memory written that the driver has taken back. So is a base of 0 just ahead of it. When the
+/// ring's own indexes can't belong together, the front-end's word counts.
+fn resume(base: u16, in_ring: [u16; 2], size: u16) -> (u16, u16) {
+    let [avail, used] = in_ring;
+    let in_flight = base.wrapping_sub(used) <= size;
+    if in_flight && (base != 0 || used == 0) {
+        (base, used)
+    } else if avail.wrapping_sub(used) <= size {
+        (used, used)
+    } else {
+        (base, base)
     }
 }

@@ -5,6 +5,7 @@
 
 mod faults;
 mod in_order;
+mod resume;
 mod singles;
 
 use std::sync::Arc;

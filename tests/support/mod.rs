@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod deadline;
 pub mod guest;
 pub mod netns;
+pub mod ovs;
 #[path = "testpmd.rs"]
 pub mod testpmd;
 pub mod tmp;
