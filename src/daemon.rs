@@ -11,20 +11,23 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{
     BlkBackend, BlkConfig, CallsConfig, Config, ConfigError, IdlePolicy, LinkConfig, NetConfig,
-    Placement, PortRates, RingsConfig, SocketSource,
+    Placement, PortRates, RingsConfig, SocketSource, UplinkConfig,
 };
 use crate::control::session::{self, Accept, Served};
 use crate::device::blk::{BlkModel, BlkSetup};
-use crate::device::net::{NetModel, NetOptions, Offloads};
+use crate::device::net::{NetCounters, NetModel, NetOptions, Offloads};
 use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
-use crate::engine::{self, Backing, DeviceHandle, Engine, EngineOptions, LinkSpec, Member, Parts};
+use crate::engine::{
+    self, Backing, DeviceHandle, Engine, EngineOptions, Host, LinkSpec, Member, Parts, Uplink,
+};
+use crate::host::limit::PortLimits;
 use crate::memory::Store;
 use crate::sys::connect::Connector;
 use crate::sys::disk::{DiskError, DiskFile, DiskOptions};
 use crate::sys::listen::{ListenError, Listener};
 use crate::sys::signals::{Signal, Signals};
 use crate::sys::systemd;
-use crate::sys::tap::{Tap, TapError, TapSource};
+use crate::sys::tap::{Tap, TapError, TapPlace, TapSource};
 use crate::sys::xdp::{Xdp, XdpError};
 
 /// Why the daemon did not start. Nothing is left behind.
@@ -99,6 +102,14 @@ struct Device {
 /// Reads the settings again.
 pub type Reload<'a> = &'a dyn Fn() -> Result<Config, ConfigError>;
 
+/// What runs.
+struct Running {
+    devices: Vec<Device>,
+    /// With their names.
+    uplinks: Vec<(String, Uplink)>,
+    engine: Engine,
+}
+
 /// Serves what `config` says until SIGTERM or SIGINT. `true`: everything was drained and closed. At
 /// SIGHUP, what can be changed while devices are in use is taken from `reload`.
 ///
@@ -127,10 +138,12 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
             cores: blk.cores.clone(),
         });
     }
+    let uplinks = uplinks(&config)?;
     let options = EngineOptions {
         cores: config.engine.cores.clone(),
         idle: idle_policy(config.engine.idle),
         stop_timeout: config.engine.stop_timeout,
+        uplinks: uplinks.iter().map(|(_, uplink)| uplink.clone()).collect(),
         placement: match config.engine.placement {
             Placement::Spread => engine::Placement::Spread,
             Placement::Auto => engine::Placement::Auto,
@@ -146,8 +159,13 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
         devices.push(device);
     }
     announce(&config);
-    wait(&signals, &devices, &engine, config, reload);
-    Ok(shut_down(devices, engine, &exit))
+    let running = Running {
+        devices,
+        uplinks,
+        engine,
+    };
+    wait(&signals, &running, config, reload);
+    Ok(shut_down(running, &exit))
 }
 
 /// Where a device's front-ends come from.
@@ -196,22 +214,12 @@ fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> 
             (port, net.queues)
         }
         LinkConfig::Tap(tap) => {
-            let open = Tap::open_at(tap, net.queues, net.mtu);
-            let named = |source| DaemonError::Tap {
-                name: net.name.clone(),
-                tap: tap.source.clone(),
-                source,
-            };
-            (LinkSpec::Tap(Arc::new(open.map_err(named)?)), net.queues)
+            let tap = open_tap(&net.name, tap, net.queues, net.mtu)?;
+            (LinkSpec::Tap(tap), net.queues)
         }
         LinkConfig::Xdp(interface) => {
-            let open = Xdp::open(interface, net.queues, net.mtu);
-            let named = |source| DaemonError::Xdp {
-                name: net.name.clone(),
-                interface: interface.clone(),
-                source,
-            };
-            (LinkSpec::Xdp(Arc::new(open.map_err(named)?)), net.queues)
+            let xdp = open_xdp(&net.name, interface, net.queues, net.mtu)?;
+            (LinkSpec::Xdp(xdp), net.queues)
         }
     };
     let model = NetModel::new(NetOptions {
@@ -222,25 +230,80 @@ fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> 
         offloads: offloads(&link),
         rings: ring_options(net.rings),
     });
-    limit(&model, net.rates);
+    limit(model.limits(), net.rates);
     Ok(Parts::Net(Arc::new(model), link))
 }
 
-fn limit(model: &NetModel, rates: PortRates) {
-    model.limits().ingress.set(rates.ingress);
-    model.limits().egress.set(rates.egress);
+fn open_tap(
+    name: &str,
+    tap: &TapPlace,
+    queues: u16,
+    mtu: Option<u16>,
+) -> Result<Arc<Tap>, DaemonError> {
+    let named = |source| DaemonError::Tap {
+        name: name.to_owned(),
+        tap: tap.source.clone(),
+        source,
+    };
+    Ok(Arc::new(Tap::open_at(tap, queues, mtu).map_err(named)?))
 }
 
-/// What a port offers: between guests all, because what one of them does not take is done for it;
-/// on a tap what the kernel does.
+fn open_xdp(
+    name: &str,
+    interface: &str,
+    queues: u16,
+    mtu: Option<u16>,
+) -> Result<Arc<Xdp>, DaemonError> {
+    let named = |source| DaemonError::Xdp {
+        name: name.to_owned(),
+        interface: interface.to_owned(),
+        source,
+    };
+    Ok(Arc::new(Xdp::open(interface, queues, mtu).map_err(named)?))
+}
+
+/// The uplinks of all switches, with their names.
+fn uplinks(config: &Config) -> Result<Vec<(String, Uplink)>, DaemonError> {
+    let open = |uplink: &UplinkConfig| {
+        let host = match &uplink.host {
+            LinkConfig::Xdp(name) => Host::Xdp(open_xdp(&uplink.name, name, 1, uplink.mtu)?),
+            LinkConfig::Tap(tap) => Host::Tap(open_tap(&uplink.name, tap, 1, uplink.mtu)?),
+            // Nothing else comes through the checks.
+            _ => return Ok(None),
+        };
+        let link = LinkConfig::Switch(uplink.switch.clone());
+        let limits = PortLimits::default();
+        limit(&limits, uplink.rates);
+        let made = Uplink {
+            switch: config
+                .nets
+                .iter()
+                .position(|net| net.link == link)
+                .unwrap_or_default(),
+            rules: uplink.rules.clone(),
+            host,
+            counters: Arc::new(NetCounters::new(1)),
+            limits: Arc::new(limits),
+        };
+        Ok(Some((uplink.name.clone(), made)))
+    };
+    let opened: Result<Vec<_>, _> = config.uplinks.iter().map(open).collect();
+    Ok(opened?.into_iter().flatten().collect())
+}
+
+fn limit(limits: &PortLimits, rates: PortRates) {
+    limits.ingress.set(rates.ingress);
+    limits.egress.set(rates.egress);
+}
+
+/// What a port offers: all, because what a receiver does not take is done for it; on a tap what the
+/// kernel does.
 fn offloads(link: &LinkSpec) -> Offloads {
     match link {
         LinkSpec::Tap(tap) => Offloads {
             uso: tap.supports_uso(),
             ..Offloads::CSUM_TSO
         },
-        // What leaves a guest goes to the interface as it is.
-        LinkSpec::Xdp(_) => Offloads::default(),
         _ => Offloads::ALL,
     }
 }
@@ -362,19 +425,13 @@ fn front_end_line(kind: DeviceKind, name: &str, socket: &crate::config::SocketCo
 
 /// Waits for the signal that ends the daemon; SIGUSR1 logs the counters, SIGHUP reads the settings
 /// again.
-fn wait(
-    signals: &Signals,
-    devices: &[Device],
-    engine: &Engine,
-    mut config: Config,
-    reload: Reload<'_>,
-) {
+fn wait(signals: &Signals, running: &Running, mut config: Config, reload: Reload<'_>) {
     loop {
         match signals.wait() {
             Ok(Signal::Terminate | Signal::Interrupt) => return,
-            Ok(Signal::User1) => log_counters(devices, engine),
+            Ok(Signal::User1) => log_counters(running),
             Ok(Signal::Hangup) => match reload() {
-                Ok(new) => change(devices, &mut config, new),
+                Ok(new) => change(running, &mut config, new),
                 Err(error) => tracing::error!("the settings stay as they are: {error}"),
             },
             Err(error) => {
@@ -386,11 +443,11 @@ fn wait(
 }
 
 /// Takes over from `new` what can be changed while devices are in use, and says what can't.
-fn change(devices: &[Device], config: &mut Config, new: Config) {
+fn change(running: &Running, config: &mut Config, new: Config) {
     for net in &mut config.nets {
         let kind = DeviceKind::Net;
         let same = new.nets.iter().find(|other| other.name == net.name);
-        let mut of_name = devices.iter().map(|device| &device.parts);
+        let mut of_name = running.devices.iter().map(|device| &device.parts);
         let model = of_name.find_map(|parts| match parts {
             Parts::Net(model, _) if model.name() == net.name => Some(model),
             _ => None,
@@ -404,7 +461,7 @@ fn change(devices: &[Device], config: &mut Config, new: Config) {
         };
         if same.rates != net.rates {
             net.rates = same.rates;
-            limit(model, net.rates);
+            limit(model.limits(), net.rates);
             tracing::info!("{kind} {}: other rates", net.name);
         }
         if same != net {
@@ -415,12 +472,24 @@ fn change(devices: &[Device], config: &mut Config, new: Config) {
     for net in new.nets.iter().filter(|net| !known(&net.name)) {
         tracing::warn!("{} {}: new ports take a restart", DeviceKind::Net, net.name);
     }
+    for (uplink, (name, port)) in config.uplinks.iter_mut().zip(&running.uplinks) {
+        if let Some(same) = new.uplinks.iter().find(|other| other.name == *name)
+            && same.rates != uplink.rates
+        {
+            uplink.rates = same.rates;
+            limit(&port.limits, uplink.rates);
+            tracing::info!("{} {name}: other rates", DeviceKind::Net);
+        }
+    }
+    if new.uplinks != config.uplinks {
+        tracing::warn!("what else has changed of uplinks takes a restart");
+    }
     if new.blks != config.blks || new.engine != config.engine {
         tracing::warn!("what has changed of disks or of the engine takes a restart");
     }
 }
 
-fn log_counters(devices: &[Device], engine: &Engine) {
+fn log_counters(running: &Running) {
     fn join<N: std::fmt::Display>(counters: Vec<(N, u64)>) -> String {
         let pairs: Vec<_> = counters
             .iter()
@@ -428,7 +497,7 @@ fn log_counters(devices: &[Device], engine: &Engine) {
             .collect();
         pairs.join(" ")
     }
-    for device in devices {
+    for device in &running.devices {
         for queue in device.model.queue_counters() {
             tracing::info!("xstats device={} {}", device.model.name(), join(queue));
         }
@@ -436,20 +505,27 @@ fn log_counters(devices: &[Device], engine: &Engine) {
         counters.extend(device.handle.counters());
         tracing::info!("counters device={} {}", device.model.name(), join(counters));
     }
-    for (number, counters) in engine.counters().into_iter().enumerate() {
+    for (name, uplink) in &running.uplinks {
+        for queue in uplink.counters.by_queue() {
+            tracing::info!("xstats device={name} {}", join(queue));
+        }
+        let counters = join(uplink.counters.totals());
+        tracing::info!("counters device={name} {counters}");
+    }
+    for (number, counters) in running.engine.counters().into_iter().enumerate() {
         tracing::info!("counters worker={number} {}", join(counters));
     }
 }
 
 /// Sessions first (each drains its vrings), then workers. Whether everything was drained.
-fn shut_down(mut devices: Vec<Device>, engine: Engine, exit: &EventFd) -> bool {
+fn shut_down(mut running: Running, exit: &EventFd) -> bool {
     tracing::info!("shutting down");
     if let Err(error) = exit.write(1) {
         tracing::error!("sessions can't be told to end: {error}");
         return false;
     }
     let mut clean = true;
-    for device in &mut devices {
+    for device in &mut running.devices {
         let drained = device
             .thread
             .take()
@@ -461,9 +537,9 @@ fn shut_down(mut devices: Vec<Device>, engine: Engine, exit: &EventFd) -> bool {
         }
         clean &= drained;
     }
-    log_counters(&devices, &engine);
+    log_counters(&running);
     if clean {
-        engine.stop();
+        running.engine.stop();
     }
     clean
 }

@@ -226,6 +226,9 @@ pub enum Problem {
     /// A switch with more ports than it can have.
     #[error("a switch has at most {0} ports")]
     TooManyPorts(usize),
+    /// A switch with uplinks only.
+    #[error("no guest has a port at this switch")]
+    NoGuestAtSwitch,
     /// Ports of one switch that different workers would serve.
     #[error("the cores of port {0} of the same switch are others (one worker serves a switch)")]
     OtherCores(String),

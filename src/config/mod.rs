@@ -16,11 +16,13 @@ mod bench;
 mod error;
 mod file;
 mod keyvalue;
+mod net;
 mod rates;
 mod size;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod uplink;
 mod validate;
 mod values;
 mod wires;
@@ -43,8 +45,27 @@ pub struct Config {
     pub engine: EngineConfig,
     /// The network ports, in the order given; names are unique over ports and disks.
     pub nets: Vec<NetConfig>,
+    /// Ports of switches with an interface of the host behind them, in the order given.
+    pub uplinks: Vec<UplinkConfig>,
     /// The disks, in the order given.
     pub blks: Vec<BlkConfig>,
+}
+
+/// A port of a switch with an interface of the host behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkConfig {
+    /// Names the port in logs and errors.
+    pub name: String,
+    /// The interface: a tap or one for AF_XDP.
+    pub host: LinkConfig,
+    /// The name of the switch.
+    pub switch: String,
+    /// What is chosen about the port.
+    pub rules: PortRules,
+    /// How much it may send into the switch (`ingress`) and is given.
+    pub rates: PortRates,
+    /// The MTU that the interface gets.
+    pub mtu: Option<u16>,
 }
 
 /// Threads and how they wait.

@@ -132,6 +132,7 @@ fn flags_and_file_give_the_same_settings() {
     let from_flags = load(&given, &machine()).unwrap();
     assert_eq!(from_file, from_flags);
     let expected = Config {
+        uplinks: Vec::new(),
         engine: EngineConfig {
             cores: vec![1, 5],
             idle: IdlePolicy::Spin,

@@ -8,37 +8,30 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::sys::tap::{TapPlace, TapSource};
+use crate::sys::tap::TapSource;
 
 use super::error::{ConfigError, Problem};
 use super::file;
 use super::keyvalue::{Entry, Kind, Table};
 use super::size::parse_duration;
 use super::values::{
-    SERIAL_MAX, account_id, bounded, check_disk, check_name, check_netns, check_serial,
-    parse_backend, parse_block_size, parse_link, parse_mac, parse_mode, parse_socket,
+    SERIAL_MAX, account_id, bounded, check_disk, check_name, check_serial, parse_backend,
+    parse_block_size, parse_mode, parse_socket,
 };
 use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, LinkConfig,
-    Machine, NetConfig, Placement, RingsConfig, SocketConfig, SocketSource,
+    Machine, Placement, RingsConfig, SocketConfig, SocketSource,
 };
-use super::{rates, switch, wires};
+use super::{net, switch, uplink, wires};
 
 /// 128 pairs are the 256 vrings that a kick message can name.
-const QUEUES_MAX: u64 = 128;
-const QUEUES_DEFAULT: u64 = 16;
-/// What an interface receives on a queue that no guest serves is lost, so no more than are wanted.
-const XDP_QUEUES_DEFAULT: u64 = 1;
-/// VIRTIO 1.3 §5.1.4.1: the MTU is between 68 and 65535.
-const MTU: (u64, u64) = (68, 65535);
+pub(super) const QUEUES_MAX: u64 = 128;
+pub(super) const QUEUES_DEFAULT: u64 = 16;
 /// A call is not put off for more used buffers than the largest ring has.
 const CALL_USED_MAX: u64 = 32768;
 const CALL_US_MAX: u64 = 10_000;
 /// Where only a number of buffers is given: what an interrupt may wait without being felt.
 const CALL_US_DEFAULT: u64 = 50;
-/// What a receiver that is only late takes to post buffers.
-const HOLD_US_DEFAULT: u64 = 100;
-const HOLD_US_MAX: u64 = 50_000;
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 const PLACEMENTS: &str = "spread, auto";
@@ -46,7 +39,7 @@ const IDLE_POLICIES: &str = "spin, adaptive, interrupt";
 
 /// Text that may be written as a number too.
 #[derive(Debug, Deserialize)]
-struct TextOrNumber(String);
+pub(super) struct TextOrNumber(pub(super) String);
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,39 +48,6 @@ struct RawEngine {
     idle: Option<String>,
     placement: Option<String>,
     stop_timeout: Option<TextOrNumber>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawNet {
-    name: Option<String>,
-    socket: Option<String>,
-    mode: Option<String>,
-    link: Option<String>,
-    queues: Option<u64>,
-    mac: Option<String>,
-    mtu: Option<u64>,
-    hold_us: Option<u64>,
-    ingress_bits: Option<TextOrNumber>,
-    ingress_frames: Option<TextOrNumber>,
-    egress_bits: Option<TextOrNumber>,
-    egress_frames: Option<TextOrNumber>,
-    rate_burst: Option<TextOrNumber>,
-    netns: Option<String>,
-    vlan: Option<TextOrNumber>,
-    vlan_native: Option<u64>,
-    isolated: Option<bool>,
-    flood_limit: Option<u64>,
-    allow_mac: Option<Vec<String>>,
-    allow_ip: Option<Vec<String>>,
-    stations: Option<Vec<String>>,
-    cores: Option<Vec<u64>>,
-    ring_reset: Option<bool>,
-    call_max_used: Option<u64>,
-    call_max_us: Option<u64>,
-    socket_owner: Option<TextOrNumber>,
-    socket_group: Option<TextOrNumber>,
-    socket_mode: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,12 +73,12 @@ struct RawBlk {
 }
 
 /// The keys about the socket, which are those of both kinds of device.
-struct RawSocket {
-    socket: Option<String>,
-    owner: Option<TextOrNumber>,
-    group: Option<TextOrNumber>,
-    permissions: Option<String>,
-    mode: Option<String>,
+pub(super) struct RawSocket {
+    pub(super) socket: Option<String>,
+    pub(super) owner: Option<TextOrNumber>,
+    pub(super) group: Option<TextOrNumber>,
+    pub(super) permissions: Option<String>,
+    pub(super) mode: Option<String>,
 }
 
 /// Reads the file, if one is given, adds the flags, and checks the whole.
@@ -158,21 +118,24 @@ fn load_tables(
     let mut config = Config {
         engine,
         nets: Vec::new(),
+        uplinks: Vec::new(),
         blks: Vec::new(),
     };
     let mut taken = Taken::default();
     for table in &tables {
         match table.kind {
             Kind::Engine => {}
+            Kind::Net if table.entry("host").is_some() => {
+                let uplink = net::uplink(table)?;
+                taken.claim(table, "name", &uplink.name)?;
+                taken.claim_interface(table, &uplink.host)?;
+                config.uplinks.push(uplink);
+            }
             Kind::Net => {
-                let net = net(table, machine, &config.engine)?;
+                let net = net::net(table, machine, &config.engine)?;
                 taken.claim(table, "name", &net.name)?;
                 taken.claim_socket(table, &net.socket.source)?;
-                if let LinkConfig::Tap(tap) = &net.link {
-                    taken.claim_tap(table, tap)?;
-                } else if let LinkConfig::Xdp(interface) = &net.link {
-                    taken.claim(table, "link", interface)?;
-                }
+                taken.claim_interface(table, &net.link)?;
                 config.nets.push(net);
             }
             Kind::Blk => {
@@ -186,10 +149,11 @@ fn load_tables(
     if config.nets.is_empty() && config.blks.is_empty() {
         return Err(ConfigError::NoDevice);
     }
-    let nets = tables.iter().filter(|table| table.kind == Kind::Net);
-    let nets: Vec<_> = nets.collect();
+    let ports = tables.iter().filter(|table| table.kind == Kind::Net);
+    let (uplinks, nets): (Vec<_>, Vec<_>) = ports.partition(|t| t.entry("host").is_some());
     wires::join(&nets, &mut config.nets)?;
     switch::check(&nets, &config.nets)?;
+    uplink::check(&uplinks, &config.uplinks, &config.nets)?;
     Ok(config)
 }
 
@@ -336,117 +300,8 @@ fn ranges(cores: &[usize]) -> String {
     text.collect::<Vec<_>>().join(",")
 }
 
-fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetConfig, ConfigError> {
-    let raw: RawNet = table.deserialize()?;
-    let name = raw.name.unwrap_or_else(|| table.name.clone());
-    check_name(&name).map_err(|problem| table.key_error("name", problem))?;
-    let socket = RawSocket {
-        socket: raw.socket,
-        owner: raw.socket_owner,
-        group: raw.socket_group,
-        permissions: raw.socket_mode,
-        mode: raw.mode,
-    };
-    let in_key = |key: &'static str| move |problem| table.key_error(key, problem);
-    // Without a key it must be the other end of a wire, which is seen when all are known.
-    let link = match raw.link.as_deref() {
-        Some(link) => parse_link(link).map_err(in_key("link"))?,
-        None => LinkConfig::Wire(String::new()),
-    };
-    let mtu = raw.mtu.map(|mtu| bounded(mtu, MTU.0, MTU.1));
-    let mtu = mtu.transpose().map_err(in_key("mtu"))?;
-    let port = switch::RawSwitchPort {
-        vlan: raw.vlan.map(|TextOrNumber(text)| text),
-        vlan_native: raw.vlan_native,
-        isolated: raw.isolated,
-        flood_limit: raw.flood_limit,
-        allow_mac: raw.allow_mac,
-        allow_ip: raw.allow_ip,
-        stations: raw.stations,
-    };
-    let text = |raw: Option<TextOrNumber>| raw.map(|TextOrNumber(text)| text);
-    let rates = rates::RawPortRates {
-        ingress_bits: text(raw.ingress_bits),
-        ingress_frames: text(raw.ingress_frames),
-        egress_bits: text(raw.egress_bits),
-        egress_frames: text(raw.egress_frames),
-        rate_burst: text(raw.rate_burst),
-    };
-    let link = in_netns(table, link, raw.netns)?;
-    let is_port = matches!(link, LinkConfig::Switch(_));
-    let usual = match link {
-        LinkConfig::Xdp(_) => XDP_QUEUES_DEFAULT,
-        _ => QUEUES_DEFAULT,
-    };
-    let queues = bounded(raw.queues.unwrap_or(usual), 1, QUEUES_MAX);
-    let queues = queues.map_err(in_key("queues"))?;
-    Ok(NetConfig {
-        name,
-        socket: socket_config(table, socket, machine)?,
-        queues: tap_queues(table, &link, queues)?,
-        link,
-        rules: switch::rules(table, port, mtu, is_port)?,
-        hold: Duration::from_micros(u64::from(
-            bounded(raw.hold_us.unwrap_or(HOLD_US_DEFAULT), 0, HOLD_US_MAX)
-                .map_err(in_key("hold_us"))?,
-        )),
-        rates: rates::port_rates(table, rates)?,
-        cores: device_cores(table, raw.cores.as_deref(), engine)?,
-        mac: raw
-            .mac
-            .as_deref()
-            .map(parse_mac)
-            .transpose()
-            .map_err(in_key("mac"))?,
-        mtu,
-        rings: ring_options(table, raw.ring_reset, [raw.call_max_used, raw.call_max_us])?,
-    })
-}
-
-/// A tap is in a namespace, if one is given.
-fn in_netns(
-    table: &Table,
-    link: LinkConfig,
-    netns: Option<String>,
-) -> Result<LinkConfig, ConfigError> {
-    let Some(netns) = netns else {
-        return Ok(link);
-    };
-    let error = |problem| table.key_error("netns", problem);
-    let netns = check_netns(netns).map_err(error)?;
-    match link {
-        LinkConfig::Tap(TapPlace { source, .. }) if !matches!(source, TapSource::Fds(_)) => {
-            let netns = Some(netns);
-            Ok(LinkConfig::Tap(TapPlace { source, netns }))
-        }
-        _ => Err(error(Problem::OnlyWith(
-            "link = \"tap:NAME\" or \"macvtap:NAME\"",
-        ))),
-    }
-}
-
-/// Descriptors are one for each queue pair.
-fn tap_queues(table: &Table, link: &LinkConfig, queues: u16) -> Result<u16, ConfigError> {
-    let LinkConfig::Tap(TapPlace {
-        source: TapSource::Fds(fds),
-        ..
-    }) = link
-    else {
-        return Ok(queues);
-    };
-    let there = u16::try_from(fds.len()).unwrap_or(u16::MAX);
-    if there > u16::try_from(QUEUES_MAX).unwrap_or(u16::MAX) {
-        let max = QUEUES_MAX;
-        return Err(table.key_error("link", Problem::OutOfRange { min: 1, max }));
-    }
-    if table.entry("queues").is_some() && queues != there {
-        return Err(table.key_error("queues", Problem::FdQueues(fds.len())));
-    }
-    Ok(there)
-}
-
 /// The cores that serve a device: all of the engine's unless it says which.
-fn device_cores(
+pub(super) fn device_cores(
     table: &Table,
     cores: Option<&[u64]>,
     engine: &EngineConfig,
@@ -467,7 +322,7 @@ fn device_cores(
 }
 
 /// The keys about virtqueues; `calls` are `call_max_used` and `call_max_us`.
-fn ring_options(
+pub(super) fn ring_options(
     table: &Table,
     ring_reset: Option<bool>,
     calls: [Option<u64>; 2],
@@ -532,7 +387,7 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
     })
 }
 
-fn socket_config(
+pub(super) fn socket_config(
     table: &Table,
     raw: RawSocket,
     machine: &Machine,
@@ -593,26 +448,42 @@ fn socket_config(
 struct Taken(Vec<(&'static str, String, String)>);
 
 impl Taken {
+    /// Takes `value` under `key`, unless another table has it.
     fn claim(&mut self, table: &Table, key: &'static str, value: &str) -> Result<(), ConfigError> {
-        let earlier = self
-            .0
-            .iter()
-            .find(|(what, taken, _)| *what == key && taken == value);
-        if let Some((_, _, by)) = earlier {
+        self.claim_as(table, [key, key], value)
+    }
+
+    /// The same for a key that shares its values with others: with those of `space`.
+    fn claim_as(
+        &mut self,
+        table: &Table,
+        [space, key]: [&'static str; 2],
+        value: &str,
+    ) -> Result<(), ConfigError> {
+        let same = |(other, known, _): &&(&str, String, String)| *other == space && known == value;
+        if let Some((_, _, by)) = self.0.iter().find(same) {
             return Err(table.key_error(key, Problem::Duplicate(by.clone())));
         }
-        self.0.push((key, value.to_owned(), table.described()));
+        self.0.push((space, value.to_owned(), table.described()));
         Ok(())
     }
 
     /// An interface is that of its namespace, a descriptor is a queue on its own.
-    fn claim_tap(&mut self, table: &Table, tap: &TapPlace) -> Result<(), ConfigError> {
-        match (&tap.source, &tap.netns) {
-            (TapSource::Fds(fds), _) => fds
-                .iter()
-                .try_for_each(|fd| self.claim(table, "link", &format!("fd={fd}"))),
-            (source, None) => self.claim(table, "link", &source.to_string()),
-            (source, Some(netns)) => self.claim(table, "link", &format!("{netns}/{source}")),
+    fn claim_interface(&mut self, table: &Table, link: &LinkConfig) -> Result<(), ConfigError> {
+        let key = match table.entry("host") {
+            Some(_) => ["link", "host"],
+            None => ["link", "link"],
+        };
+        match link {
+            LinkConfig::Tap(tap) => match (&tap.source, &tap.netns) {
+                (TapSource::Fds(fds), _) => fds
+                    .iter()
+                    .try_for_each(|fd| self.claim_as(table, key, &format!("fd={fd}"))),
+                (source, None) => self.claim_as(table, key, &source.to_string()),
+                (source, Some(netns)) => self.claim_as(table, key, &format!("{netns}/{source}")),
+            },
+            LinkConfig::Xdp(interface) => self.claim_as(table, key, interface),
+            _ => Ok(()),
         }
     }
 

@@ -36,6 +36,7 @@ use super::placement::worker_of;
 use super::runner::VringSetup;
 use super::started::Vring;
 use super::topology::{Placement, Topology, groups};
+use super::uplink::{HostEnd, HostOutlet, Uplink};
 use super::worker::{Worker, WorkerConfig, WorkerCounters};
 
 /// Seconds after which a switch forgets a station that it has not seen (IEEE 802.1Q's default).
@@ -236,6 +237,8 @@ pub struct EngineOptions {
     pub placement: Placement,
     /// Who knows the memory nodes.
     pub topology: Topology,
+    /// Ports of switches behind which is no guest.
+    pub uplinks: Vec<Uplink>,
 }
 
 impl Default for EngineOptions {
@@ -246,6 +249,7 @@ impl Default for EngineOptions {
             stop_timeout: Duration::from_secs(10),
             placement: Placement::default(),
             topology: Topology::MACHINE,
+            uplinks: Vec::new(),
         }
     }
 }
@@ -339,7 +343,7 @@ impl Engine {
                 share_counters(groups.iter().map(place).collect())
             })
             .collect();
-        join_all(&mut plans, &mut places, &devices);
+        join_all(&mut plans, &mut places, &devices, &options.uplinks)?;
         let handle = |(device, places): (Member, _)| {
             Arc::new(DeviceHandle::new(device.parts, places, options))
         };
@@ -456,7 +460,12 @@ fn share_counters(mut groups: Vec<Vec<Place>>) -> Vec<Vec<Place>> {
 }
 
 /// Makes the links of all devices, in each of their groups.
-fn join_all(plans: &mut [Plan], places: &mut [Vec<Vec<Place>>], devices: &[Member]) {
+fn join_all(
+    plans: &mut [Plan],
+    places: &mut [Vec<Vec<Place>>],
+    devices: &[Member],
+    uplinks: &[Uplink],
+) -> io::Result<()> {
     let mut joined = Vec::new();
     for (number, device) in devices.iter().enumerate() {
         match &device.parts {
@@ -471,7 +480,8 @@ fn join_all(plans: &mut [Plan], places: &mut [Vec<Vec<Place>>], devices: &[Membe
                 // Once, for all ports.
                 if !joined.contains(&switch) {
                     joined.push(switch);
-                    join_switch(plans, places, devices, switch);
+                    let own: Vec<_> = uplinks.iter().filter(|u| u.switch == switch).collect();
+                    join_switch(plans, places, devices, switch, &own)?;
                 }
             }
             Parts::Net(_, link) => {
@@ -481,6 +491,7 @@ fn join_all(plans: &mut [Plan], places: &mut [Vec<Vec<Place>>], devices: &[Membe
             Parts::Blk(..) => {}
         }
     }
+    Ok(())
 }
 
 /// Makes the links of a device whose vrings have these places.
@@ -560,7 +571,13 @@ fn worker_of_switch(devices: &[Member], device: &Member, options: &EngineOptions
 }
 
 /// Joins all ports of a switch.
-fn join_switch(plans: &mut [Plan], places: &[Vec<Vec<Place>>], devices: &[Member], switch: usize) {
+fn join_switch(
+    plans: &mut [Plan],
+    places: &[Vec<Vec<Place>>],
+    devices: &[Member],
+    switch: usize,
+    uplinks: &[&Uplink],
+) -> io::Result<()> {
     let is_port = |device: &&Member| device.switch() == Some(switch);
     let mut rules = Vec::new();
     let mut ports = Vec::new();
@@ -571,7 +588,26 @@ fn join_switch(plans: &mut [Plan], places: &[Vec<Vec<Place>>], devices: &[Member
         }
     }
     let outlets = ports.iter().map(|places| outlets(places)).collect();
-    let fabric = Arc::new(Fabric::switch(Switch::new(rules, AGEING), outlets));
+    // All ports of a switch have the worker of the first.
+    let worker = ports[0][0].worker;
+    let mut hosts = Vec::new();
+    for uplink in uplinks {
+        uplink.start()?;
+        let outlet = HostOutlet::open(uplink, &mut plans[worker].ports);
+        hosts.push(outlet.ok_or_else(|| io::Error::other("an uplink has no queue"))?);
+        rules.push(uplink.rules.clone());
+    }
+    let sources: Vec<_> = hosts.iter().map(HostOutlet::end).collect();
+    let fabric = Arc::new(Fabric::switch(Switch::new(rules, AGEING), outlets, hosts));
+    for (port, end) in (ports.len()..).zip(sources) {
+        let gate = Gate::new(Arc::clone(&fabric), [port, 0], worker, Vec::new());
+        let source = match end {
+            HostEnd::Tap(at) => End::Tap(at),
+            HostEnd::Xdp(at) => End::Xdp(at),
+        };
+        let link = Link::new(source, End::Gate(Box::new(gate)));
+        plans[worker].links.push(link);
+    }
     for (port, places) in ports.into_iter().enumerate() {
         for (pair, vrings) in places.chunks_exact(2).enumerate() {
             let tx = &vrings[1];
@@ -580,6 +616,7 @@ fn join_switch(plans: &mut [Plan], places: &[Vec<Vec<Place>>], devices: &[Member
             plans[tx.worker].links.push(link);
         }
     }
+    Ok(())
 }
 
 /// Where the queue pairs with these places receive.

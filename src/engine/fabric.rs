@@ -14,6 +14,7 @@ use crate::host::net::{DropReason, Frame, Verdict};
 use crate::host::switch::Switch;
 use crate::memory::Segments;
 
+use super::uplink::HostOutlet;
 use super::worker::Slots;
 
 mod gate;
@@ -59,6 +60,8 @@ pub(crate) struct Fabric {
     holds: Box<[Duration]>,
     /// Who finds the ports that a frame goes to; `None` on a wire.
     switch: Option<Switch>,
+    /// The uplinks of a switch, whose ports follow those of the guests.
+    hosts: Box<[HostOutlet]>,
     /// The switch counts its seconds from here.
     since: Instant,
 }
@@ -70,16 +73,22 @@ impl Fabric {
             ports: ports.into_iter().map(Vec::into_boxed_slice).collect(),
             holds: holds.into(),
             switch: None,
+            hosts: Box::default(),
             since: Instant::now(),
         }
     }
 
-    /// A switch between ports, all of which have their outlets on one worker.
-    pub(crate) fn switch(switch: Switch, ports: Vec<Vec<Outlet>>) -> Fabric {
+    /// A switch between the guests of `ports` and the uplinks `hosts`, all on one worker.
+    pub(crate) fn switch(
+        switch: Switch,
+        ports: Vec<Vec<Outlet>>,
+        hosts: Vec<HostOutlet>,
+    ) -> Fabric {
         Fabric {
             ports: ports.into_iter().map(Vec::into_boxed_slice).collect(),
             holds: Box::default(),
             switch: Some(switch),
+            hosts: hosts.into_boxed_slice(),
             since: Instant::now(),
         }
     }
@@ -95,6 +104,17 @@ impl Fabric {
         from.iter()
             .chain(before)
             .find(|outlet| outlet.running.get())
+    }
+
+    /// The uplink at `port`; `None` where a guest is.
+    #[inline]
+    fn host(&self, port: usize) -> Option<&HostOutlet> {
+        self.hosts.get(port.checked_sub(self.ports.len())?)
+    }
+
+    /// Number of its ports.
+    fn count(&self) -> usize {
+        self.ports.len() + self.hosts.len()
     }
 
     /// How long frames that enter at `port` wait for a receiver without buffers.

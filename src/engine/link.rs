@@ -97,7 +97,11 @@ impl Link {
                 _ => None,
             },
             (End::Vring(from), End::Gate(gate)) => Some(Turn {
-                moved: gate.poll(*from, slots, burst, &mut self.batch),
+                moved: gate.poll(*from, slots, ports, burst, &mut self.batch),
+                blocked: false,
+            }),
+            (End::Tap(_) | End::Xdp(_), End::Gate(gate)) => Some(Turn {
+                moved: gate.poll_host(slots, ports, burst),
                 blocked: false,
             }),
             (End::Vring(from), sink) => {
@@ -121,6 +125,14 @@ impl Link {
 
     /// The worker wants to sleep: turns on what will wake it, and looks once more.
     pub(crate) fn arm(&mut self, slots: &mut Slots, ports: &mut HostPorts) -> Armed {
+        if let (End::Xdp(at), End::Gate(_)) = (&self.source, &self.sink) {
+            let xdp = &mut ports.xdps[*at];
+            return match (xdp.arm(), xdp.is_sending()) {
+                (true, _) => Armed::Work,
+                (false, true) => Armed::Bounded,
+                (false, false) => Armed::Sleep,
+            };
+        }
         match self.sink {
             // What an interface had no room for, it takes without a word when it has.
             End::Xdp(to) if ports.xdps[to].is_sending() => {

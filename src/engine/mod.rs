@@ -24,6 +24,7 @@ mod placement;
 mod runner;
 mod started;
 mod topology;
+mod uplink;
 mod worker;
 
 pub use build::{Backing, Engine, EngineOptions, LinkSpec, Member, Parts};
@@ -31,3 +32,4 @@ pub use handle::DeviceHandle;
 pub use idle::IdlePolicy;
 pub use runner::{EngineError, VringAddr, VringRunner, VringSetup};
 pub use topology::{Placement, Topology};
+pub use uplink::{Host, Uplink};

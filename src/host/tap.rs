@@ -10,12 +10,19 @@ use std::os::fd::{AsRawFd, RawFd};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_HDR_F_NEEDS_CSUM,
 };
 
-use crate::memory::{Segment, Segments};
+use crate::memory::{Bounce, Segment, Segments, copy};
 use crate::sys::tap::{Tap, TapFd, TapOffloads, WriteError};
 
-use super::net::{DropReason, Frame, FrameReader, FrameSink, Verdict, vnet_header_bytes};
+use super::net::{
+    DropReason, Frame, FrameBurst, FrameReader, FrameSink, FrameSource, Verdict, VnetHeader,
+    vnet_header_bytes,
+};
+
+#[expect(clippy::cast_possible_truncation, reason = "bit 0")]
+const NEEDS_CSUM: u8 = VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
 
 /// What `tap` leaves undone for a reader that acknowledged the virtio-net feature bits `features`:
 /// once before its first vring starts, for all queues.
@@ -34,11 +41,33 @@ pub fn follow_features(tap: &Tap, features: u64) -> io::Result<()> {
     })
 }
 
+/// As [`follow_features`], for a reader that has what is undone done where it is wanted.
+///
+/// # Errors
+/// The system's refusal.
+pub fn leave_all_undone(tap: &Tap) -> io::Result<()> {
+    tap.set_header_bytes(VnetHeader::BYTES)?;
+    tap.set_offload(TapOffloads {
+        csum: true,
+        tso4: true,
+        tso6: true,
+        ecn: true,
+        uso: tap.supports_uso(),
+    })
+}
+
+/// Frames that are read at once into buffers of our own.
+const POOL_FRAMES: usize = 64;
+/// Bytes of each of these buffers: the longest frame, its header, and a cache line's alignment.
+const POOL_BYTES: usize = 65600;
+
 /// One queue of a tap.
 #[derive(Debug)]
 pub struct TapQueue {
     fd: TapFd,
     guest_fault: bool,
+    /// Where frames are read to that may go to several receivers.
+    pool: Option<Bounce>,
 }
 
 impl TapQueue {
@@ -47,7 +76,14 @@ impl TapQueue {
         Some(TapQueue {
             fd: tap.queue(index)?,
             guest_fault: false,
+            pool: None,
         })
+    }
+
+    /// The same, with buffers of its own to read frames into: a [`FrameSource`].
+    pub fn with_pool(mut self) -> TapQueue {
+        self.pool = Some(Bounce::new(POOL_FRAMES * POOL_BYTES));
+        self
     }
 
     /// Whether a frame since the last time was not accessible memory: the sender's fault, whose
@@ -99,6 +135,47 @@ impl FrameSink for TapQueue {
     }
 
     fn flush(&mut self) {}
+}
+
+impl FrameSource for TapQueue {
+    fn receive(&mut self, burst: &mut FrameBurst) -> usize {
+        let Some(pool) = &self.pool else {
+            return 0;
+        };
+        for number in 0..POOL_FRAMES.min(burst.limit) {
+            let buffer = pool.segment().skip(number * POOL_BYTES).take(POOL_BYTES);
+            // An interface that is down has no frames.
+            let Ok(Some(bytes)) = self.fd.read_frame(&[buffer]) else {
+                break;
+            };
+            let mut header = [0; VnetHeader::BYTES];
+            copy::read(&[buffer], 0, &mut header);
+            let header = VnetHeader::decode(&header);
+            let payload = buffer.take(bytes).skip(VnetHeader::BYTES);
+            #[expect(clippy::cast_possible_truncation, reason = "at most POOL_BYTES")]
+            let (first, bytes) = (burst.segments.len() as u32, payload.len() as u32);
+            if bytes == 0 || !burst.segments.push(payload) {
+                break;
+            }
+            burst.frames.push(Frame {
+                header: VnetHeader {
+                    // The kernel's word that a sum is right is not passed on.
+                    flags: header.flags & NEEDS_CSUM,
+                    num_buffers: 0,
+                    ..header
+                },
+                first,
+                count: 1,
+                bytes,
+                verdict: Verdict::Retry,
+            });
+        }
+        burst.frames.len()
+    }
+
+    fn complete(&mut self, burst: &mut FrameBurst) {
+        burst.clear();
+    }
 }
 
 impl FrameReader for TapQueue {

@@ -2,7 +2,7 @@
 //!
 //! Frames are copied once each way: what a guest sends from its memory into chunks that the
 //! interface sends from, what was received from such chunks into the guest's buffers. Interfaces
-//! finish no checksums and cut nothing here, so the port offers its guest no offloads.
+//! finish no checksums and cut nothing here: what a guest leaves undone is done while it is copied.
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -10,6 +10,7 @@ use crate::memory::{Segments, copy};
 use crate::sys::xdp::{CHUNK, Xdp, XdpSocket};
 
 use super::net::{DropReason, Frame, FrameBurst, FrameSink, FrameSource, Verdict, VnetHeader};
+use super::offload::Offload;
 
 /// Bytes of an Ethernet header.
 const HEADER_BYTES: u32 = 14;
@@ -24,6 +25,8 @@ pub struct XdpQueue {
     sending: bool,
     /// The interface refused to send.
     down: bool,
+    /// Does what senders left undone; there once one did.
+    offload: Option<Box<Offload>>,
 }
 
 impl XdpQueue {
@@ -34,6 +37,7 @@ impl XdpQueue {
             frame_max: xdp.frame_max(),
             sending: false,
             down: false,
+            offload: None,
         })
     }
 
@@ -70,7 +74,10 @@ impl XdpQueue {
     #[inline]
     fn send(&mut self, frame: &Frame, segments: &Segments) -> Verdict {
         if frame.header.flags | frame.header.gso_type != 0 {
-            return Verdict::Dropped(DropReason::NoOffload);
+            return match self.complete_and_send(frame, segments) {
+                Ok(()) => Verdict::Sent,
+                Err(reason) => Verdict::Dropped(reason),
+            };
         }
         if frame.bytes < HEADER_BYTES {
             return Verdict::Dropped(DropReason::BadFrame);
@@ -93,6 +100,65 @@ impl XdpQueue {
             self.socket.send(len, done < frame.bytes);
         }
         Verdict::Sent
+    }
+
+    /// A frame whose checksum or segmentation is left to us: interfaces do neither for these
+    /// sockets.
+    #[cold]
+    fn complete_and_send(&mut self, frame: &Frame, segments: &Segments) -> Result<(), DropReason> {
+        let mut offload = self.offload.take().unwrap_or_default();
+        let answer = self.send_pieces(&mut offload, frame, segments);
+        self.offload = Some(offload);
+        answer
+    }
+
+    fn send_pieces(
+        &mut self,
+        offload: &mut Offload,
+        frame: &Frame,
+        segments: &Segments,
+    ) -> Result<(), DropReason> {
+        offload.plan(frame, segments)?;
+        let (pieces, limit) = (offload.pieces(), self.frame_max as usize);
+        if (0..pieces).any(|index| offload.piece_bytes(index) > limit) {
+            return Err(DropReason::TooBig);
+        }
+        let chunks_of = |index| offload.piece_bytes(index).div_ceil(CHUNK as usize);
+        let chunks = (0..pieces).map(chunks_of).sum();
+        if self.socket.free_chunks() < chunks && !self.make_room(chunks) {
+            return Err(DropReason::HostFull);
+        }
+        if !offload.fetch(frame, segments) {
+            return Err(DropReason::BadVnetHeader);
+        }
+        for index in 0..pieces {
+            let (head, body) = offload.piece(index);
+            self.send_parts(head, body);
+        }
+        Ok(())
+    }
+
+    /// One frame in two parts, for which there are chunks enough.
+    fn send_parts(&mut self, head: &[u8], body: &[u8]) {
+        let total = head.len() + body.len();
+        let mut done = 0;
+        while done < total {
+            let len = (total - done).min(CHUNK as usize);
+            if let Some(chunk) = self.socket.next_chunk() {
+                let front = head.get(done..).unwrap_or_default();
+                let front = &front[..front.len().min(len)];
+                let start = (done + front.len()) - head.len();
+                copy::write(&[chunk], 0, front);
+                copy::write(
+                    &[chunk],
+                    front.len(),
+                    &body[start..start + len - front.len()],
+                );
+            }
+            done += len;
+            #[expect(clippy::cast_possible_truncation, reason = "at most a chunk")]
+            self.socket.send(len as u32, done < total);
+        }
     }
 
     /// Has the kernel take what it can. Returns whether `chunks` chunks are free then.

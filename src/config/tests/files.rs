@@ -132,7 +132,7 @@ fn unknown_keys_are_named_with_the_known_ones() {
         (
             &["name=a,socket=/n,link=echo,path=/x"][..],
             &[][..],
-            "--net a: path = \"/x\": unknown key (known: name, socket, mode, link, queues, ",
+            "--net a: path = \"/x\": unknown key (known: name, socket, mode, link, ",
         ),
         (
             &[][..],

@@ -96,3 +96,68 @@ fn refused_ports_name_key_and_value() {
         r#"--net net64: link = "switch:s": a switch has at most 64 ports"#
     );
 }
+
+#[test]
+fn an_uplink_has_a_host_and_no_socket() {
+    let guest = "name=a,socket=/a,link=switch:lan";
+    let config = load_nets(&[
+        "name=up,link=switch:lan,host=tap:t0,netns=blue,vlan=trunk:1+5,mtu=9000,egress_bits=1G",
+        guest,
+        "link=switch:lan,host=xdp:eth1",
+    ])
+    .unwrap();
+    assert_eq!((config.nets.len(), config.uplinks.len()), (1, 2));
+    let up = &config.uplinks[0];
+    assert_eq!((up.name.as_str(), up.switch.as_str()), ("up", "lan"));
+    assert_eq!((up.mtu, up.rules.mtu), (Some(9000), Some(9000)));
+    assert_eq!(up.rates.egress.size, Some(1_000_000_000));
+    let LinkConfig::Tap(tap) = &up.host else {
+        panic!("{:?}", up.host);
+    };
+    assert_eq!(tap.netns.as_deref(), Some("blue"));
+    assert_eq!(config.uplinks[1].host, LinkConfig::Xdp("eth1".into()));
+}
+
+#[test]
+fn refused_uplinks_name_key_and_value() {
+    let guest = "name=a,socket=/a,link=switch:lan";
+    for (uplink, message) in [
+        (
+            "name=up,link=switch:lan,host=tap:t0,socket=/up",
+            "--net up: socket = \"/up\": only has a meaning with a guest, a port without host",
+        ),
+        (
+            "name=up,link=switch:lan,host=echo",
+            "--net up: host = \"echo\": expected tap:NAME, tap:fd=N, macvtap:NAME or xdp:IFACE",
+        ),
+        (
+            "name=up,link=echo,host=tap:t0",
+            "--net up: host = \"tap:t0\": only has a meaning with link = \"switch:…\"",
+        ),
+        (
+            "name=up,link=switch:man,host=tap:t0",
+            "--net up: link = \"switch:man\": no guest has a port at this switch",
+        ),
+        ("name=up,host=tap:t0", "--net up: link is missing"),
+    ] {
+        assert_eq!(load_nets(&[guest, uplink]).unwrap_err(), message);
+    }
+    let taken = [
+        guest,
+        "name=b,socket=/b,link=tap:t0",
+        "link=switch:lan,host=tap:t0",
+    ];
+    assert_eq!(
+        load_nets(&taken).unwrap_err(),
+        "--net net0: host = \"tap:t0\": already used by net b"
+    );
+    let many: Vec<String> = (0..64)
+        .map(|n| format!("socket=/s{n},link=switch:lan"))
+        .collect();
+    let mut many: Vec<&str> = many.iter().map(String::as_str).collect();
+    many.push("name=up,link=switch:lan,host=tap:t0");
+    assert_eq!(
+        load_nets(&many).unwrap_err(),
+        "--net up: link = \"switch:lan\": a switch has at most 64 ports"
+    );
+}

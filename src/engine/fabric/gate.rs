@@ -6,7 +6,7 @@ use crate::host::net::{DropReason, FrameBurst, Verdict};
 
 use super::super::batch::Batch;
 use super::super::endpoint::{Endpoint, GuestSource};
-use super::super::link::Armed;
+use super::super::link::{Armed, HostPorts};
 use super::super::worker::Slots;
 use super::hub::Hub;
 use super::lane::{LANE_PARCELS, Lane, Parcel};
@@ -64,7 +64,7 @@ impl Gate {
             hub: fabric
                 .switch
                 .is_some()
-                .then(|| Box::new(Hub::new(fabric.ports.len()))),
+                .then(|| Box::new(Hub::new(fabric.count()))),
             fabric,
             port,
             pair,
@@ -85,12 +85,13 @@ impl Gate {
         &mut self,
         from: usize,
         slots: &mut Slots,
+        ports: &mut HostPorts,
         burst: &mut FrameBurst,
         batch: &mut Batch,
     ) -> usize {
         if let Some(hub) = &mut self.hub {
             let at = [self.port, self.pair];
-            return hub.poll(&self.fabric, at, from, slots, burst, batch);
+            return hub.poll(&self.fabric, at, from, slots, ports, burst, batch);
         }
         if self.remote.is_some() {
             return self.poll_remote(from, slots, batch);
@@ -119,6 +120,19 @@ impl Gate {
         source.complete(burst);
         sink.flush();
         moved
+    }
+
+    /// As `poll`, from the uplink whose frames enter here.
+    pub(crate) fn poll_host(
+        &mut self,
+        slots: &mut Slots,
+        ports: &mut HostPorts,
+        burst: &mut FrameBurst,
+    ) -> usize {
+        let Some(hub) = &mut self.hub else {
+            return 0;
+        };
+        hub.poll_host(&self.fabric, self.port, slots, ports, burst)
     }
 
     /// As `poll`, where receivers may be on other workers.

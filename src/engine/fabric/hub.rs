@@ -1,12 +1,14 @@
 //! `Hub`: a gate's part in a switch: a burst goes to several ports, each with its share.
 
-use crate::host::net::{DropReason, Frame, FrameBurst, Verdict};
+use crate::host::net::{BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, Verdict};
 use crate::host::switch::Ways;
 use crate::memory::Segments;
+use crate::ring::RingFault;
 
 use super::super::batch::Batch;
+use super::super::link::HostPorts;
 use super::super::worker::Slots;
-use super::{Fabric, Outlet, drop_waiting};
+use super::{Fabric, drop_waiting};
 
 /// Scratch for one burst.
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub(super) struct Hub {
     ways: Ways,
     /// Receive vrings that were given some.
     given: Vec<usize>,
+    /// A frame for an uplink was not accessible memory.
+    fault: bool,
 }
 
 impl Hub {
@@ -22,21 +26,27 @@ impl Hub {
         Hub {
             ways: Ways::new(ports),
             given: Vec::with_capacity(ports),
+            fault: false,
         }
     }
 
     /// Moves at most one burst from the vring at `from`, which entered at queue pair `pair` of
     /// `port`. Nothing waits: what a port has no buffers for is dropped.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a worker owns, piece by piece"
+    )]
     pub(super) fn poll(
         &mut self,
         fabric: &Fabric,
-        [port, pair]: [usize; 2],
+        at: [usize; 2],
         from: usize,
         slots: &mut Slots,
+        ports: &mut HostPorts,
         burst: &mut FrameBurst,
         batch: &mut Batch,
     ) -> usize {
-        let (Some(switch), Some(source)) = (&fabric.switch, slots.source(from)) else {
+        let Some(source) = slots.source(from) else {
             return 0;
         };
         burst.limit = batch.collect(source);
@@ -44,6 +54,54 @@ impl Hub {
         if count == 0 {
             return 0;
         }
+        self.give(fabric, at, slots, ports, burst);
+        let fault = core::mem::take(&mut self.fault);
+        if let Some(source) = slots.source_in_any_state(from) {
+            source.complete(burst);
+            if fault {
+                source.latch(RingFault::Memory);
+            }
+        }
+        self.flush(slots);
+        count
+    }
+
+    /// Moves at most one burst from the uplink at `port`.
+    pub(super) fn poll_host(
+        &mut self,
+        fabric: &Fabric,
+        port: usize,
+        slots: &mut Slots,
+        ports: &mut HostPorts,
+        burst: &mut FrameBurst,
+    ) -> usize {
+        let Some(host) = fabric.host(port) else {
+            return 0;
+        };
+        burst.clear();
+        burst.limit = BURST_FRAMES_MAX;
+        let count = host.receive(ports, burst);
+        if count == 0 {
+            return 0;
+        }
+        self.give(fabric, [port, 0], slots, ports, burst);
+        host.complete(ports, burst);
+        self.flush(slots);
+        count
+    }
+
+    /// Finds the ways of a burst, and hands it to the ports.
+    fn give(
+        &mut self,
+        fabric: &Fabric,
+        [port, pair]: [usize; 2],
+        slots: &mut Slots,
+        ports: &mut HostPorts,
+        burst: &mut FrameBurst,
+    ) {
+        let Some(switch) = &fabric.switch else {
+            return;
+        };
         #[expect(
             clippy::cast_possible_truncation,
             reason = "ports are few, seconds are 32 bits"
@@ -54,36 +112,34 @@ impl Hub {
         } = burst;
         switch.route(port, now, frames, segments, &mut self.ways);
         if let Some(to) = self.ways.whole {
-            self.give_whole(fabric.outlet(to.into(), pair), slots, frames, segments);
+            self.give_whole(fabric, [to.into(), pair], slots, ports, frames, segments);
         } else {
-            self.give_shares(fabric, pair, slots, frames, segments);
+            self.give_shares(fabric, pair, slots, ports, frames, segments);
         }
-        if let Some(source) = slots.source_in_any_state(from) {
-            source.complete(burst);
-        }
-        for slot in self.given.drain(..) {
-            if let Some(sink) = slots.sink(slot) {
-                sink.flush();
-            }
-        }
-        count
     }
 
     /// The whole burst to one port.
     fn give_whole(
         &mut self,
-        outlet: Option<&Outlet>,
+        fabric: &Fabric,
+        [to, pair]: [usize; 2],
         slots: &mut Slots,
+        ports: &mut HostPorts,
         frames: &mut [Frame],
         segments: &Segments,
     ) {
-        let sink = outlet.and_then(|outlet| Some((outlet.slot, slots.sink(outlet.slot)?)));
-        let Some((slot, sink)) = sink else {
-            return drop_waiting(frames, DropReason::PeerDown);
-        };
-        sink.transmit(frames, segments);
-        sink.refuse(frames);
-        self.given.push(slot);
+        if let Some(host) = fabric.host(to) {
+            self.fault |= host.transmit(ports, frames, segments);
+        } else {
+            let outlet = fabric.outlet(to, pair);
+            let sink = outlet.and_then(|outlet| Some((outlet.slot, slots.sink(outlet.slot)?)));
+            let Some((slot, sink)) = sink else {
+                return drop_waiting(frames, DropReason::PeerDown);
+            };
+            sink.transmit(frames, segments);
+            sink.refuse(frames);
+            self.given.push(slot);
+        }
         // What the receiver could not take was lost there, and is counted there.
         for frame in frames {
             frame.verdict = Verdict::Sent;
@@ -96,6 +152,7 @@ impl Hub {
         fabric: &Fabric,
         pair: usize,
         slots: &mut Slots,
+        host_ports: &mut HostPorts,
         frames: &mut [Frame],
         segments: &Segments,
     ) {
@@ -103,6 +160,10 @@ impl Hub {
         while ports != 0 {
             let to = ports.trailing_zeros() as usize;
             ports &= ports - 1;
+            if let Some(host) = fabric.host(to) {
+                self.fault |= host.transmit(host_ports, self.ways.share(to), segments);
+                continue;
+            }
             let outlet = fabric.outlet(to, pair);
             match outlet.and_then(|outlet| Some((outlet.slot, slots.sink(outlet.slot)?))) {
                 Some((slot, sink)) => {
@@ -112,6 +173,15 @@ impl Hub {
                     self.given.push(slot);
                 }
                 None => self.nobody_at(to, frames),
+            }
+        }
+    }
+
+    /// What was given becomes visible, after what the source gets back.
+    fn flush(&mut self, slots: &mut Slots) {
+        for slot in self.given.drain(..) {
+            if let Some(sink) = slots.sink(slot) {
+                sink.flush();
             }
         }
     }

@@ -1,0 +1,241 @@
+//! Uplinks: a switch with a guest, a tap and an interface, in a namespace of the test's own.
+//!
+//! A packet socket on the tap is the host's stack, one on the other end of a pair of veth
+//! interfaces is whoever is on that cable. Needs root.
+
+#[cfg(test)]
+#[path = "xdp/front_end.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared by several tests")]
+mod front_end;
+#[cfg(test)]
+#[path = "protocol/message.rs"]
+#[expect(dead_code, unreachable_pub, reason = "the protocol tests use the rest")]
+mod message;
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use vringd::sys::testnet::{ETHERTYPE, PacketSocket, VNET_HEADER};
+    use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
+
+    use super::front_end::{FrontEnd, PATIENCE};
+    use super::support::daemon::Daemon;
+    use super::support::deadline::wait_until;
+    use super::support::netns::Netns;
+    use super::support::tmp::TempDir;
+
+    const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+    const HOST: [u8; 6] = [2, 0, 0, 0, 0, 3];
+    const CABLE: [u8; 6] = [2, 0, 0, 0, 0, 4];
+    const ALL: [u8; 6] = [0xff; 6];
+    const CSUM: u64 = 1 << 0;
+    const HOST_TSO4: u64 = 1 << 11;
+    const PLAIN: [u8; VNET_HEADER] = [0; VNET_HEADER];
+
+    fn frame(to: [u8; 6], from: [u8; 6], len: usize) -> Vec<u8> {
+        let mut frame = [&to[..], &from, &ETHERTYPE].concat();
+        frame.extend((14..len).map(|i| (i * 7 + i / 251).to_le_bytes()[0] ^ from[5]));
+        frame
+    }
+
+    struct Lan<D> {
+        netns: Netns,
+        daemon: Daemon,
+        guests: [FrontEnd<D>; 2],
+        host: PacketSocket,
+        cable: PacketSocket,
+        _dir: TempDir,
+    }
+
+    impl<D: Driver> Lan<D> {
+        fn new(idle: &str, keys: &str) -> Lan<D> {
+            let (netns, dir) = (Netns::new(), TempDir::new("uplink"));
+            netns.ok("sysctl -qw net.ipv6.conf.default.disable_ipv6=1 && \
+                 ip link add xa type veth peer name xb && ip link set xa up && ip link set xb up");
+            let socket = |name: &str| dir.path(&format!("{name}.sock"));
+            let guest = |name: &str| {
+                format!(
+                    "name={name},socket={},link=switch:lan",
+                    socket(name).display()
+                )
+            };
+            let (one, two) = (guest("one"), guest("two"));
+            let tap = format!("name=up,link=switch:lan,host=tap:up0{keys}");
+            let xdp = "name=cable,link=switch:lan,host=xdp:xa";
+            let arguments = [
+                "run", "--core", "1", "--idle", idle, "--net", &one, "--net", &two,
+            ];
+            let uplinks = ["--net", &tap, "--net", xdp];
+            let daemon = Daemon::start_in(&netns, &[&arguments[..], &uplinks].concat());
+            netns.ok("ip link set up0 up");
+            let connect = |name| FrontEnd::connect_with(&socket(name), 1, CSUM | HOST_TSO4);
+            let guests = ["one", "two"].map(connect);
+            let socket = |name: &'static str| {
+                netns
+                    .spawn(move || PacketSocket::bind(name))
+                    .join()
+                    .unwrap()
+            };
+            Lan {
+                host: socket("up0"),
+                cable: socket("xb"),
+                netns,
+                daemon,
+                guests,
+                _dir: dir,
+            }
+        }
+
+        /// Nothing has come to a guest: what is sent next comes first.
+        fn nothing_for(&mut self, guest: usize) {
+            assert_eq!(self.guests[guest].poll(0), None);
+        }
+    }
+
+    /// A packet socket on a tap sees what it sends, too.
+    fn sees(socket: &PacketSocket, frame: &[u8]) {
+        let got = socket.receive_if(|got| got.get(6..14) == frame.get(6..14));
+        assert!(got.1 == frame, "{} bytes of {}", got.1.len(), frame.len());
+    }
+
+    fn frames_find_their_port<D: Driver>(idle: &str) {
+        let mut lan = Lan::<D>::new(idle, "");
+        // To all: the other guest, the host and the cable.
+        let hello = frame(ALL, GUEST, 100);
+        lan.guests[0].transmit(0, &hello);
+        assert_eq!(lan.guests[1].receive(0), hello);
+        sees(&lan.host, &hello);
+        sees(&lan.cable, &hello);
+        let hello = frame(ALL, OTHER, 200);
+        lan.guests[1].transmit(0, &hello);
+        assert_eq!(lan.guests[0].receive(0), hello);
+        sees(&lan.host, &hello);
+        sees(&lan.cable, &hello);
+        // From the host to all, and from the cable.
+        let hello = frame(ALL, HOST, 300);
+        lan.host.send(&PLAIN, &hello);
+        for guest in &mut lan.guests {
+            assert_eq!(guest.receive(0), hello);
+        }
+        sees(&lan.cable, &hello);
+        let hello = frame(ALL, CABLE, 400);
+        lan.cable.send(&PLAIN, &hello);
+        for guest in &mut lan.guests {
+            assert_eq!(guest.receive(0), hello);
+        }
+        sees(&lan.host, &hello);
+        // Everybody is known now: one receiver each, every size.
+        for len in (60..1514).step_by(31) {
+            let there = frame(HOST, GUEST, len);
+            lan.guests[0].transmit(0, &there);
+            sees(&lan.host, &there);
+            let back = frame(GUEST, HOST, len);
+            lan.host.send(&PLAIN, &back);
+            assert_eq!(lan.guests[0].receive(0), back);
+            let there = frame(CABLE, OTHER, len);
+            lan.guests[1].transmit(0, &there);
+            sees(&lan.cable, &there);
+            let back = frame(OTHER, CABLE, len);
+            lan.cable.send(&PLAIN, &back);
+            assert_eq!(lan.guests[1].receive(0), back);
+            let through = frame(CABLE, HOST, len);
+            lan.host.send(&PLAIN, &through);
+            sees(&lan.cable, &through);
+            let through = frame(HOST, CABLE, len);
+            lan.cable.send(&PLAIN, &through);
+            sees(&lan.host, &through);
+        }
+        (0..2).for_each(|guest| lan.nothing_for(guest));
+        assert_eq!(lan.daemon.counter("one", "rx_drop_peer_full"), 0);
+        let sent = lan.daemon.counter("up", "tx_frames");
+        assert_eq!(sent, 1 + 2 * 47, "what the host sent");
+        assert_eq!(lan.daemon.counter("cable", "rx_drop_host_full"), 0);
+    }
+
+    #[test]
+    fn frames_find_their_port_split() {
+        frames_find_their_port::<SplitDriver>("adaptive");
+    }
+
+    #[test]
+    fn frames_find_their_port_packed() {
+        frames_find_their_port::<PackedDriver>("interrupt");
+    }
+
+    /// A segment that its sender left undone reaches a cable as frames that are complete.
+    #[test]
+    fn what_a_guest_leaves_undone_is_done_for_a_cable() {
+        const MSS: usize = 1000;
+        let mut lan = Lan::<PackedDriver>::new("adaptive", "");
+        let payload: Vec<u8> = (0..3500usize).map(|i| (i * 13).to_le_bytes()[0]).collect();
+        let mut sent = [&CABLE[..], &GUEST, &[8, 0]].concat();
+        let total = u16::try_from(40 + payload.len()).unwrap().to_be_bytes();
+        sent.extend([0x45, 0, total[0], total[1], 0, 9, 0x40, 0, 64, 6, 0, 0]);
+        sent.extend([192, 0, 2, 1, 192, 0, 2, 2]);
+        // Ports, sequence, acknowledgment, PSH and ACK, window; the pseudo header's sum.
+        sent.extend([0x12, 0x34, 0, 9, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0]);
+        let pseudo = 192u32 * 256 + 2 * 256 + 1 + 192 * 256 + 2 + 6 + 20 + 3500;
+        let pseudo = (pseudo & 0xffff) + (pseudo >> 16);
+        sent.extend(u16::try_from(pseudo).unwrap().to_be_bytes());
+        sent.extend([0, 0]);
+        sent.extend(&payload);
+        // NEEDS_CSUM, GSO_TCPV4, hdr_len, gso_size, csum_start, csum_offset.
+        let mut header = [1, 1, 54, 0, 0, 0, 34, 0, 16, 0, 0, 0];
+        header[4..6].copy_from_slice(&u16::try_from(MSS).unwrap().to_le_bytes());
+        lan.guests[0].transmit_with(0, &header, &sent);
+        for (number, part) in payload.chunks(MSS).enumerate() {
+            let (_, got) = lan.cable.receive_if(|got| got.get(12..14) == Some(&[8, 0]));
+            assert_eq!(&got[54..], part, "segment {number}");
+            assert_eq!(sum(&got[14..34]), 0xffff, "IPv4 header of segment {number}");
+            let mut pseudo = got[26..34].to_vec();
+            pseudo.extend([0, 6]);
+            pseudo.extend(u16::try_from(got.len() - 34).unwrap().to_be_bytes());
+            pseudo.extend(&got[34..]);
+            assert_eq!(sum(&pseudo), 0xffff, "TCP of segment {number}");
+        }
+    }
+
+    fn sum(bytes: &[u8]) -> u32 {
+        let words = bytes
+            .chunks(2)
+            .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+        let mut sum: u32 = words.sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum
+    }
+
+    /// VLANs and rates hold for uplinks as for guests.
+    #[test]
+    fn an_uplink_has_a_vlan_and_a_rate() {
+        let keys = ",vlan=trunk:1+7,egress_frames=1,rate_burst=1ms";
+        let mut lan = Lan::<SplitDriver>::new("adaptive", keys);
+        let hello = frame(ALL, GUEST, 100);
+        lan.guests[0].transmit(0, &hello);
+        let tagged = [&hello[..12], &[0x81, 0, 0, 1], &hello[12..]].concat();
+        let (_, got) = lan.host.receive_if(|got| got.get(6..12) == Some(&GUEST));
+        assert!(got == tagged || got == hello, "{got:x?}");
+        for _ in 0..20 {
+            lan.guests[0].transmit(0, &hello);
+        }
+        wait_until("frames are policed", PATIENCE, || {
+            (lan.daemon.counter("up", "rx_drop_policed") >= 10).then_some(())
+        });
+        // Of VLAN 7 there is nobody else.
+        let [high, low] = [0x81, 0];
+        let foreign = [&ALL[..], &HOST, &[high, low, 0, 7], &hello[12..]].concat();
+        lan.host.send(&PLAIN, &foreign);
+        wait_until("it is taken", PATIENCE, || {
+            (lan.daemon.counter("up", "tx_frames") >= 1).then_some(())
+        });
+        for _ in 0..21 {
+            assert_eq!(lan.guests[1].receive(0), hello);
+        }
+        (0..2).for_each(|guest| lan.nothing_for(guest));
+        lan.netns.ok("ip link set up0 down");
+        lan.guests[0].transmit(0, &hello);
+        assert_eq!(lan.guests[1].receive(0), hello);
+    }
+}
