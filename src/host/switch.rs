@@ -26,6 +26,10 @@ const ADDRESSES: usize = 12;
 const TAG: usize = 4;
 const ETHERNET: usize = 14;
 const TYPE_VLAN: [u8; 2] = [0x81, 0x00];
+/// Of a provider's tag, IEEE 802.1ad.
+const TYPE_SERVICE_VLAN: [u8; 2] = [0x88, 0xa8];
+/// Priority and drop eligibility in a tag.
+const PRIORITY: u16 = 0xf000;
 /// How many frames ahead the first lines are asked for.
 const PREFETCH_FRAMES: usize = 8;
 /// Bytes of a frame that are looked at: Ethernet, one tag, IPv6.
@@ -110,10 +114,10 @@ impl Ways {
         self.list.push(way);
     }
 
-    /// A segment with a tag of `vlan`.
-    fn tag(&mut self, vlan: u16) -> Option<Segment> {
+    /// A segment with a tag: VLAN number and priority.
+    fn tag(&mut self, tag: u16) -> Option<Segment> {
         let place = self.tags.segment().skip(self.tags_used).take(TAG);
-        let [high, low] = vlan.to_be_bytes();
+        let [high, low] = tag.to_be_bytes();
         let bytes = [TYPE_VLAN[0], TYPE_VLAN[1], high, low];
         self.tags_used += TAG;
         (copy::write(&[place], 0, &bytes) == TAG).then_some(place)
@@ -133,6 +137,8 @@ struct Seen {
     from: [u8; 6],
     /// VLAN number of the tag, if there is one (0: a priority only).
     tag: Option<u16>,
+    /// Its [`PRIORITY`].
+    priority: u16,
     bytes: [u8; LOOK],
     len: usize,
 }
@@ -146,15 +152,25 @@ impl Seen {
             return None;
         }
         let mac = |at: usize| core::array::from_fn(|i| bytes[at + i]);
-        let is_tagged = bytes[12..14] == TYPE_VLAN && len >= ETHERNET + TAG;
-        let tag = is_tagged.then(|| u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff);
+        let is_tagged = bytes[12..14] == TYPE_VLAN;
+        if is_tagged && len < ETHERNET + TAG {
+            return None;
+        }
+        let tag = is_tagged.then(|| u16::from_be_bytes([bytes[14], bytes[15]]));
         Some(Seen {
             to: mac(0),
             from: mac(6),
-            tag,
+            tag: tag.map(|tag| tag & 0xfff),
+            priority: tag.map_or(0, |tag| tag & PRIORITY),
             bytes,
             len,
         })
+    }
+
+    /// Whether another tag comes after the first.
+    fn is_tagged_twice(&self) -> bool {
+        let next = [self.bytes[16], self.bytes[17]];
+        self.tag.is_some() && [TYPE_VLAN, TYPE_SERVICE_VLAN].contains(&next)
     }
 
     /// What comes after addresses and tag, from the type on.
@@ -177,6 +193,9 @@ struct Forms {
     same: Frame,
     /// VLAN number of the tag that it came with (0: a priority only).
     tag: Option<u16>,
+    priority: u16,
+    /// Without its first tag it would be of the VLAN of its second.
+    keeps_tag: bool,
     /// Without a tag, and with one.
     made: [Option<Frame>; 2],
 }
@@ -260,6 +279,8 @@ impl Switch {
             vlan,
             same: *frame,
             tag: seen.tag,
+            priority: seen.priority,
+            keeps_tag: seen.is_tagged_twice(),
             made: [None; 2],
         };
         let known = match seen.to[0] & 1 {
@@ -333,6 +354,9 @@ impl Switch {
             return Err(DropReason::Isolated);
         }
         let tagged = target.vlan.egress(forms.vlan).ok_or(DropReason::Vlan)?;
+        if forms.keeps_tag && !tagged {
+            return Err(DropReason::Vlan);
+        }
         let frame = forms
             .get(tagged, segments, ways)
             .ok_or(DropReason::TooBig)?;
@@ -395,7 +419,7 @@ impl Forms {
         let start = segments.len();
         add_range(segments, payload.clone(), 0, ADDRESSES)?;
         if tagged {
-            let tag = ways.tag(self.vlan)?;
+            let tag = ways.tag(self.vlan | self.priority)?;
             segments.push(tag).then_some(())?;
         }
         let taken = if self.tag.is_some() { TAG } else { 0 };
