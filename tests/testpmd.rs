@@ -11,11 +11,9 @@ mod support;
 mod on_echo {
     use super::support::daemon::Daemon;
     use super::support::deadline::wait_until;
+    use super::support::pcap::{Random, read_pcap, write_pcap};
     use super::support::testpmd::{RingPath, Testpmd, TestpmdConfig};
     use super::support::tmp::TempDir;
-    use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
-    use std::fs::File;
-    use std::path::Path;
     use std::time::Duration;
 
     /// For what the daemon does by itself; what testpmd is asked has its own time limit.
@@ -90,33 +88,12 @@ mod on_echo {
         }
     }
 
-    /// Bursts of 32 frames that fill a ring of 1024.
-    ///
-    /// SIMD code fills receive rings late, up to 32 buffers behind: filled half, their ring has a
-    /// buffer for every frame, and a frame that is missing in the end was lost.
-    fn bursts(path: &RingPath) -> u32 {
-        if path.vectorized { 16 } else { 32 }
-    }
-
-    /// Forwards until `frames` have come, and checks that none was lost, damaged or cut.
-    fn forwards(testpmd: &mut Testpmd, frame: &str, bursts: u32, frames: u64) {
-        testpmd.cmd("clear port stats all");
-        testpmd.start_traffic(frame, bursts);
-        testpmd.wait_stats("frames keep coming", 0, |stats| stats.rx_packets > frames);
-        assert_eq!(testpmd.stop(), 0, "testpmd had no room for frames it got");
-        let stats = testpmd.drain(0);
-        let bytes: u64 = frame.split(',').map(|n| n.parse::<u64>().unwrap()).sum();
-        assert_eq!(stats.rx_packets, stats.tx_packets, "{stats:?}");
-        assert_eq!(stats.rx_bytes, stats.rx_packets * bytes, "{stats:?}");
-        assert_eq!((stats.rx_faults(), stats.tx_errors), (0, 0), "{stats:?}");
-    }
-
     fn echoes_both_sizes(number: u8) {
         let path = RingPath::number(number).unwrap();
         let echo = Echo::start("testpmd-sizes", 1);
         let mut testpmd = echo.attach(&path, &path.front_end(&echo.dir.path("net0.sock")));
-        forwards(&mut testpmd, "64", bursts(&path), 100_000);
-        forwards(&mut testpmd, "1518", bursts(&path), 50_000);
+        testpmd.forwards("64", path.bursts(), 100_000);
+        testpmd.forwards("1518", path.bursts(), 50_000);
         testpmd.quit();
         echo.stop();
     }
@@ -127,8 +104,8 @@ mod on_echo {
         let mut config = path.front_end(&echo.dir.path("net0.sock"));
         let mut testpmd = echo.attach(&path, config.app(MULTI_SEGMENT));
         // 128 frames of four buffers each: within both rings, so none may be lost.
-        forwards(&mut testpmd, CHAIN, 4, 20_000);
-        forwards(&mut testpmd, "64", bursts(&path), 100_000);
+        testpmd.forwards(CHAIN, 4, 20_000);
+        testpmd.forwards("64", path.bursts(), 100_000);
         testpmd.quit();
         echo.stop();
     }
@@ -151,50 +128,10 @@ mod on_echo {
             assert_eq!(testpmd.stop(), 0, "testpmd had no room to send");
             assert_eq!(testpmd.stats(0).rx_packets, 0, "a frame came back");
         }
-        forwards(&mut testpmd, "64", bursts(&path), 100_000);
+        testpmd.forwards("64", path.bursts(), 100_000);
         assert_eq!(echo.counter(COUNTER_TOO_BIG), Some(5 * 128));
         testpmd.quit();
         echo.stop();
-    }
-
-    /// Numbers that look random and are the same in every run (xorshift64).
-    struct Random(u64);
-
-    impl Random {
-        fn next(&mut self) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0
-        }
-
-        /// A frame with Ethernet addresses and type, so that every tool can show it.
-        fn frame(&mut self, shortest: u64, longest: u64) -> Vec<u8> {
-            let length = shortest + self.next() % (longest - shortest + 1);
-            let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
-            frame.resize_with(usize::try_from(length).unwrap(), || {
-                self.next().to_le_bytes()[0]
-            });
-            frame
-        }
-    }
-
-    fn write_pcap(file: &Path, frames: &[Vec<u8>]) {
-        let mut writer = PcapWriter::new(File::create(file).unwrap()).unwrap();
-        for frame in frames {
-            let length = u32::try_from(frame.len()).unwrap();
-            let packet = PcapPacket::new(Duration::ZERO, length, frame);
-            writer.write_packet(&packet).unwrap();
-        }
-    }
-
-    fn read_pcap(file: &Path) -> Vec<Vec<u8>> {
-        let mut reader = PcapReader::new(File::open(file).unwrap()).unwrap();
-        let mut frames = Vec::new();
-        while let Some(packet) = reader.next_packet() {
-            frames.push(packet.unwrap().data.into_owned());
-        }
-        frames
     }
 
     /// Sends frames from one capture file through the echo port into another, and compares.
@@ -353,7 +290,7 @@ mod on_echo {
         let echo = Echo::start("testpmd-queues", 8);
         let config = path.front_end_with(&echo.dir.path("net0.sock"), 1024, 8);
         let mut testpmd = echo.attach(&path, &config);
-        forwards(&mut testpmd, "64", 8, 400_000);
+        testpmd.forwards("64", 8, 400_000);
         for (queue, (rx, tx)) in testpmd.queue_packets(0, 8).into_iter().enumerate() {
             // More than the 256 frames that each queue was given came round.
             assert!(rx > 256, "queue {queue} forwarded nothing: {rx} frames");
@@ -381,7 +318,7 @@ mod on_echo {
             let config = path.front_end_with(&echo.dir.path("net0.sock"), size, 1);
             let mut testpmd = echo.attach(&path, &config);
             // Many times round the ring, so that the wrap counters are used on every slot.
-            forwards(&mut testpmd, "64", bursts, 200_000);
+            testpmd.forwards("64", bursts, 200_000);
             testpmd.quit();
             echo.stop();
         }
@@ -395,7 +332,7 @@ mod on_echo {
             let mut config = path.front_end(&echo.dir.path("net0.sock"));
             config.small_pages = true;
             let mut testpmd = echo.attach(&path, &config);
-            forwards(&mut testpmd, "1518", 32, 50_000);
+            testpmd.forwards("1518", 32, 50_000);
             testpmd.quit();
             echo.stop();
         }
@@ -422,7 +359,7 @@ mod on_echo {
         };
         for _ in 0..2 {
             let mut testpmd = front_end();
-            forwards(&mut testpmd, "64", 32, 20_000);
+            testpmd.forwards("64", 32, 20_000);
             testpmd.quit();
         }
         let waits = daemon
@@ -435,7 +372,7 @@ mod on_echo {
         assert!(status.success(), "{log}");
         daemon = Daemon::start(&arguments);
         daemon.wait_log("negotiated", TIMEOUT);
-        forwards(&mut testpmd, "64", 32, 20_000);
+        testpmd.forwards("64", 32, 20_000);
         testpmd.quit();
         let (status, log) = daemon.stop();
         assert!(status.success(), "{log}");

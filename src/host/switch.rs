@@ -26,6 +26,10 @@ const ADDRESSES: usize = 12;
 const TAG: usize = 4;
 const ETHERNET: usize = 14;
 const TYPE_VLAN: u16 = 0x8100;
+/// Of a provider's tag, IEEE 802.1ad.
+const TYPE_SERVICE_VLAN: u16 = 0x88a8;
+/// Priority and drop eligibility in a tag.
+const PRIORITY: u16 = 0xf000;
 /// Bytes of a frame that are always looked at: addresses, and the type or the tag.
 const FRONT: usize = 16;
 /// How many frames ahead the first lines are asked for.
@@ -132,10 +136,10 @@ impl Ways {
         self.shares[usize::from(port)].push(frame);
     }
 
-    /// A segment with a tag of `vlan`.
-    fn tag(&mut self, vlan: u16) -> Option<Segment> {
+    /// A segment with a tag: VLAN number and priority.
+    fn tag(&mut self, tag: u16) -> Option<Segment> {
         let place = self.tags.segment().skip(self.tags_used).take(TAG);
-        let [high, low] = vlan.to_be_bytes();
+        let [high, low] = tag.to_be_bytes();
         let [kind, of_tag] = TYPE_VLAN.to_be_bytes();
         self.tags_used += TAG;
         (copy::write(&[place], 0, &[kind, of_tag, high, low]) == TAG).then_some(place)
@@ -149,6 +153,8 @@ struct Front {
     from: u64,
     kind: u16,
     tci: u16,
+    /// The type behind the tag, where there is one and it was looked at.
+    behind: u16,
 }
 
 impl Front {
@@ -162,6 +168,7 @@ impl Front {
             from: (low & 0xffff) << 32 | high >> 32,
             kind: (high >> 16) as u16,
             tci: high as u16,
+            behind: 0,
         }
     }
 
@@ -183,6 +190,16 @@ impl Front {
     fn tag(&self) -> Option<u16> {
         (self.kind == TYPE_VLAN).then_some(self.tci & 0xfff)
     }
+
+    /// Priority of the tag, in its place.
+    fn priority(&self) -> u16 {
+        self.tag().map_or(0, |_| self.tci & PRIORITY)
+    }
+
+    /// Whether another tag comes after the first.
+    fn is_tagged_twice(&self) -> bool {
+        self.tag().is_some() && [TYPE_VLAN, TYPE_SERVICE_VLAN].contains(&self.behind)
+    }
 }
 
 /// Whether an address is that of a group, or of all.
@@ -198,6 +215,9 @@ struct Forms {
     same: Frame,
     /// VLAN number of the tag that it came with (0: a priority only).
     tag: Option<u16>,
+    priority: u16,
+    /// Without its first tag it would be of the VLAN of its second.
+    keeps_tag: bool,
     /// Without a tag, and with one.
     made: [Option<Frame>; 2],
 }
@@ -315,7 +335,9 @@ impl Switch {
                 }
                 (way, last[1]) = (to, front.to);
             }
-            if self.strict && !words.is_some_and(|words| pin(frame, index, words, segments, ways)) {
+            if self.strict
+                && !words.is_some_and(|words| pin(frame, index, words, 0, segments, ways))
+            {
                 return (index, way);
             }
         }
@@ -365,6 +387,8 @@ impl Switch {
             vlan,
             same: *frame,
             tag: front.tag(),
+            priority: front.priority(),
+            keeps_tag: front.is_tagged_twice(),
             made: [None; 2],
         };
         match self.find(vlan, front.to, now) {
@@ -389,14 +413,18 @@ impl Switch {
         ways: &Ways,
     ) -> Result<Front, DropReason> {
         let words = Front::read(frame, segments).ok_or(DropReason::BadFrame)?;
-        let front = Front::new(words);
-        if front.kind == TYPE_VLAN && (frame.bytes as usize) < ETHERNET + TAG {
-            return Err(DropReason::BadFrame);
-        }
         if !rules.filter.is_empty() {
             return self.filter(rules, index, frame, segments, ways);
         }
-        if self.strict && !pin(frame, index, words, segments, ways) {
+        let mut front = Front::new(words);
+        if front.kind == TYPE_VLAN {
+            let mut behind = [0; 2];
+            if copy::read(frame.payload(segments), FRONT, &mut behind) < behind.len() {
+                return Err(DropReason::BadFrame);
+            }
+            front.behind = u16::from_be_bytes(behind);
+        }
+        if self.strict && !pin(frame, index, words, front.behind, segments, ways) {
             return Err(DropReason::TooBig);
         }
         Ok(front)
@@ -416,7 +444,11 @@ impl Switch {
         let mut bytes = [0; LOOK];
         let len = copy::read(frame.payload(segments), 0, &mut bytes);
         let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|i| bytes[at + i]));
-        let front = Front::new([word(0), word(8)]);
+        let mut front = Front::new([word(0), word(8)]);
+        if front.kind == TYPE_VLAN && len < ETHERNET + TAG {
+            return Err(DropReason::BadFrame);
+        }
+        front.behind = u16::from_be_bytes([bytes[FRONT], bytes[FRONT + 1]]);
         let taken = if front.tag().is_some() { TAG } else { 0 };
         let from = core::array::from_fn(|i| bytes[6 + i]);
         let rest = bytes.get(ADDRESSES + taken..len).unwrap_or_default();
@@ -485,6 +517,9 @@ impl Switch {
             return Err(DropReason::Isolated);
         }
         let tagged = target.vlan.egress(forms.vlan).ok_or(DropReason::Vlan)?;
+        if forms.keeps_tag && !tagged {
+            return Err(DropReason::Vlan);
+        }
         let frame = forms
             .get(tagged, segments, ways)
             .ok_or(DropReason::TooBig)?;
@@ -542,7 +577,7 @@ impl Forms {
         let start = segments.len();
         add_range(segments, payload.clone(), 0, ADDRESSES)?;
         if tagged {
-            let tag = ways.tag(self.vlan)?;
+            let tag = ways.tag(self.vlan | self.priority)?;
             segments.push(tag).then_some(())?;
         }
         let taken = if self.tag.is_some() { TAG } else { 0 };
@@ -561,19 +596,25 @@ impl Forms {
     }
 }
 
-/// Puts the front of a frame as it was looked at, `words`, in the place of what the sender may
-/// still change. `false` when there is no room for that.
+/// Puts the front of a frame as it was looked at, `words` and the type `behind` a tag, in the place
+/// of what the sender may still change. `false` when there is no room for that.
 #[inline]
 fn pin(
     frame: &mut Frame,
     index: usize,
     words: [u64; 2],
+    behind: u16,
     segments: &mut Segments,
     ways: &Ways,
 ) -> bool {
-    let len = FRONT.min(frame.bytes as usize);
-    let place = ways.fronts.segment().skip(index * LOOK).take(len);
+    let tagged = Front::new(words).kind == TYPE_VLAN;
+    let len = if tagged { FRONT + 2 } else { FRONT };
+    let place = ways.fronts.segment().skip(index * LOOK);
+    let place = place.take(len.min(frame.bytes as usize));
     copy::put_front(&place, words);
+    if tagged {
+        copy::write(&[place], FRONT, &behind.to_be_bytes());
+    }
     put_front(frame, place, segments).is_some()
 }
 

@@ -7,6 +7,7 @@ pub mod deadline;
 pub mod guest;
 pub mod netns;
 pub mod ovs;
+pub mod pcap;
 #[path = "testpmd.rs"]
 pub mod testpmd;
 pub mod tmp;

@@ -441,3 +441,43 @@ fn what_was_looked_at_is_what_is_given() {
         }
     }
 }
+
+#[test]
+fn a_second_tag_never_becomes_the_first() {
+    let mut bench = Bench::new(vec![
+        access(10),
+        access(10),
+        trunk(&[10, 20], None),
+        trunk(&[20], Some(10)),
+    ]);
+    for inner in [[0x81, 0x00], [0x88, 0xa8]] {
+        // VLAN 20 hidden behind a tag that is taken out at an access port or for a native VLAN.
+        let hide = |outer: u16| {
+            let mut bytes = ethernet(ALL, A, Some(outer), 60);
+            bytes[16..18].copy_from_slice(&inner);
+            bytes[18..20].copy_from_slice(&20_u16.to_be_bytes());
+            bytes
+        };
+        assert_eq!(bench.ports(0, &hide(0)), Ok(vec![2]), "a priority first");
+        assert_eq!(bench.ports(2, &hide(10)), Ok(vec![]));
+        assert_eq!(bench.ports(2, &hide(20)), Ok(vec![3]), "both tags stay");
+        // A station that was learned is no way round it.
+        bench.send(3, &ethernet(ALL, B, None, 60), 64).unwrap();
+        let mut known = hide(10);
+        known[..6].copy_from_slice(&B);
+        assert_eq!(bench.ports(2, &known), Err(DropReason::Vlan));
+    }
+    for len in 14..18 {
+        let cut = &ethernet(ALL, A, Some(0), 60)[..len];
+        assert_eq!(bench.ports(0, cut), Err(DropReason::BadFrame), "{len}");
+    }
+}
+
+#[test]
+fn the_priority_of_a_tag_stays() {
+    let mut bench = Bench::new(vec![access(10), trunk(&[10], None)]);
+    for (tag, out) in [(0x0000, 10), (0xb000, 0xb00a), (0x1000, 0x100a)] {
+        let got = bench.send(0, &ethernet(ALL, A, Some(tag), 60), 15);
+        assert_eq!(got, Ok(vec![(1, ethernet(ALL, A, Some(out), 60))]));
+    }
+}

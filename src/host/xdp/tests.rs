@@ -267,7 +267,7 @@ fn frames_that_can_not_be_sent_are_dropped_for_their_reason() {
         let mut bad = burst(&ram, &frames, 2000);
         // A checksum past the end of the frame, and a segment without headers.
         bad.frames[0].header.flags = 1;
-        bad.frames[0].header.csum_start = 99;
+        bad.frames[0].header.csum_start = 5000;
         bad.frames[1].header.gso_type = 1;
         bad.frames[4].verdict = Verdict::Dropped(DropReason::BadChain);
         assert_eq!(

@@ -1,0 +1,315 @@
+//! DPDK's test plans for vhost that need no network card and no guest, with the daemon as back-end:
+//! port restart and reconnects on each of the ten ring paths (loopback_multi_paths_port_restart,
+//! loopback_virtio_user_server_mode), frames from one front-end to another compared by capture
+//! files (vm2vm_virtio_user), frames queued before the back-end starts, counters by size and kind
+//! (vhost_pmd_xstats).
+//!
+//! Sizes, queues, chains and 4 KiB pages are in tests/testpmd.rs, and what it needs is needed here.
+
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::support::daemon::Daemon;
+    use super::support::deadline::wait_until;
+    use super::support::pcap::{Random, read_pcap, write_pcap};
+    use super::support::testpmd::{RingPath, Testpmd, TestpmdConfig};
+    use super::support::tmp::TempDir;
+
+    const TIMEOUT: Duration = Duration::from_secs(20);
+
+    /// Both vrings of so many front-ends run.
+    fn wait_started(daemon: &Daemon, front_ends: usize) {
+        wait_until("every vring is enabled", TIMEOUT, || {
+            let enabled = "SET_VRING_ENABLE vring=1 enable=true";
+            (daemon.log().matches(enabled).count() >= front_ends).then_some(())
+        });
+    }
+
+    fn start_daemon(nets: &[String]) -> Daemon {
+        let mut arguments = vec!["run", "--core", "1", "--log-level", "debug"];
+        arguments.extend(nets.iter().flat_map(|net| ["--net", net]));
+        Daemon::start(&arguments)
+    }
+
+    fn stop(daemon: Daemon) {
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+        let broken: Vec<_> = log
+            .lines()
+            .filter(|l| l.contains("broken by its driver"))
+            .collect();
+        assert!(broken.is_empty(), "{broken:?}");
+    }
+
+    /// A daemon that comes to a front-end that listens, and sends its frames back.
+    fn start_echo(socket: &Path) -> Daemon {
+        let socket = socket.display();
+        start_daemon(&[format!("name=net0,socket={socket},mode=client,link=echo")])
+    }
+
+    fn listening(path: &RingPath, socket: &Path) -> TestpmdConfig {
+        let mut config = path.front_end(socket);
+        config.vdevs[0] += ",server=1";
+        config.app("--mask-event=intr_lsc");
+        config
+    }
+
+    /// Starts it, and keeps what its driver says of a session's end and start, at any time, out of
+    /// the middle of its answers.
+    fn start_quiet(config: &TestpmdConfig) -> Testpmd {
+        let mut testpmd = Testpmd::start(config);
+        for part in ["init", "driver"] {
+            testpmd.cmd(&format!("set log pmd.net.virtio.{part} 3"));
+        }
+        testpmd
+    }
+
+    /// The front-end's port is stopped and started, the front-end itself is another one, the daemon
+    /// is ended with rings at rest and killed with frames in full flow.
+    fn survives_restarts(number: u8) {
+        let path = RingPath::number(number).unwrap();
+        let dir = TempDir::new("plans-restart");
+        let socket = dir.path("net0.sock");
+        let mut daemon = start_echo(&socket);
+        let mut testpmd = start_quiet(&listening(&path, &socket));
+        testpmd.forwards("64", path.bursts(), 20_000);
+        testpmd.cmd("port stop all");
+        testpmd.cmd("port start all");
+        testpmd.forwards("1518", path.bursts(), 20_000);
+        testpmd.quit();
+        let mut testpmd = start_quiet(&listening(&path, &socket));
+        wait_started(&daemon, 2);
+        testpmd.forwards("64", path.bursts(), 20_000);
+        stop(daemon);
+        daemon = start_echo(&socket);
+        wait_started(&daemon, 1);
+        testpmd.forwards("64", path.bursts(), 20_000);
+        // What is in the ring of a killed daemon may be lost, so testpmd has to send anew.
+        testpmd.cmd("clear port stats all");
+        testpmd.start_traffic("64", path.bursts());
+        testpmd.wait_stats("full flow", 0, |stats| stats.rx_packets > 20_000);
+        drop(daemon);
+        daemon = start_echo(&socket);
+        wait_started(&daemon, 1);
+        testpmd.stop();
+        testpmd.cmd("clear port stats all");
+        testpmd.start_traffic("64", path.bursts() / 4);
+        testpmd.wait_stats("full flow again", 0, |stats| stats.rx_packets > 20_000);
+        testpmd.stop();
+        testpmd.quit();
+        assert_eq!(daemon.counter("net0", "ring_faults"), 0);
+        stop(daemon);
+    }
+
+    /// Frames that the front-end queues while there is no back-end leave when there is one, each
+    /// once and in order. On split rings only: DPDK empties packed ones when it connects again.
+    fn frames_queued_before_the_start_come_through(number: u8) {
+        let path = RingPath::number(number).unwrap();
+        let dir = TempDir::new("plans-queued");
+        let [socket, sent, received] = ["net0.sock", "sent.pcap", "got.pcap"].map(|f| dir.path(f));
+        let mut random = Random(0x5851_f42d_4c95_7f2d ^ u64::from(number));
+        let frames: Vec<_> = (0..288).map(|_| random.frame(60, 1514)).collect();
+        write_pcap(&sent, &frames);
+        let daemon = start_echo(&socket);
+        let mut config = listening(&path, &socket);
+        config.first_vdev(pcap_port(0, &sent, &received));
+        config.app("--no-flush-rx");
+        let mut testpmd = start_quiet(&config);
+        wait_started(&daemon, 1);
+        drop(daemon);
+        testpmd.cmd("start");
+        testpmd.wait_stats("all are queued", 1, |stats| stats.tx_packets == 288);
+        assert_eq!(testpmd.stats(0).tx_packets, 0, "nobody is there");
+        let daemon = start_echo(&socket);
+        testpmd.wait_stats("all come back", 0, |stats| stats.tx_packets >= 288);
+        assert_eq!(testpmd.stop(), 0, "testpmd dropped frames itself");
+        testpmd.quit();
+        assert_eq!(daemon.counter("net0", "tx_frames"), 288);
+        stop(daemon);
+        compare(&read_pcap(&received), &frames);
+    }
+
+    fn pcap_port(number: u8, from: &Path, to: &Path) -> String {
+        let (from, to) = (from.display(), to.display());
+        format!("net_pcap{number},rx_pcap={from},tx_pcap={to}")
+    }
+
+    fn compare(got: &[Vec<u8>], frames: &[Vec<u8>]) {
+        assert_eq!(got.len(), frames.len(), "frames");
+        for (number, (got, frame)) in got.iter().zip(frames).enumerate() {
+            let length = frame.len();
+            assert!(
+                got == frame,
+                "frame {number} of {length} bytes: {got:02x?} for {frame:02x?}"
+            );
+        }
+    }
+
+    /// Two front-ends in one testpmd: what is in a capture file goes into the first, and what
+    /// comes out of the second goes into another.
+    struct TwoFrontEnds {
+        dir: TempDir,
+        daemon: Daemon,
+        testpmd: Testpmd,
+    }
+
+    impl TwoFrontEnds {
+        /// With `frames` sent and received; the capture file is complete after [`Self::end`].
+        fn carry(link: &str, [from, to]: [u8; 2], frames: &[Vec<u8>]) -> Self {
+            let dir = TempDir::new("plans-vm2vm");
+            let net = |name: &str, link: &str| {
+                let socket = dir.path(&format!("{name}.sock"));
+                format!("name={name},socket={}{link}", socket.display())
+            };
+            let other = if link.contains("switch") { link } else { "" };
+            let daemon = start_daemon(&[net("a", link), net("b", other)]);
+            let [from, to] = [from, to].map(|number| RingPath::number(number).unwrap());
+            let mut config = from.front_end(&dir.path("a.sock"));
+            let other = to.front_end(&dir.path("b.sock"));
+            let vdev = other.vdevs[0].replace("virtio_user0", "virtio_user1");
+            config.vdevs.push(vdev.replace("04:05", "04:06"));
+            config.more_eal.extend(other.more_eal);
+            config.more_eal.sort();
+            config.more_eal.dedup();
+            let [sent, nothing] = ["sent.pcap", "nothing.pcap"].map(|name| dir.path(name));
+            write_pcap(&sent, frames);
+            write_pcap(&nothing, &[]);
+            config.first_vdev(pcap_port(0, &sent, &dir.path("back.pcap")));
+            let last = pcap_port(1, &nothing, &dir.path("received.pcap"));
+            config.vdevs.push(last);
+            config.app("--no-flush-rx");
+            let mut testpmd = Testpmd::start(&config);
+            wait_started(&daemon, 2);
+            testpmd.cmd("start");
+            let all = u64::try_from(frames.len()).unwrap();
+            testpmd.wait_stats("all arrive", 3, |stats| stats.tx_packets >= all);
+            Self {
+                dir,
+                daemon,
+                testpmd,
+            }
+        }
+
+        /// Compares what arrived.
+        fn end(mut self, frames: &[Vec<u8>]) {
+            assert_eq!(self.testpmd.stop(), 0, "testpmd dropped frames itself");
+            self.testpmd.quit();
+            let count = u64::try_from(frames.len()).unwrap();
+            let bytes: usize = frames.iter().map(Vec::len).sum();
+            for (port, way, back) in [("a", "tx", "rx"), ("b", "rx", "tx")] {
+                let counter = |name: String| self.daemon.counter(port, &name);
+                assert_eq!(counter(format!("{way}_frames")), count);
+                assert_eq!(
+                    counter(format!("{way}_bytes")),
+                    u64::try_from(bytes).unwrap()
+                );
+                assert_eq!(counter(format!("{back}_frames")), 0);
+            }
+            stop(self.daemon);
+            compare(&read_pcap(&self.dir.path("received.pcap")), frames);
+            let back = read_pcap(&self.dir.path("back.pcap"));
+            assert!(back.is_empty(), "{} frames came back", back.len());
+        }
+    }
+
+    fn from_one_to_the_other(number: u8) {
+        let path = RingPath::number(number).unwrap();
+        let mut random = Random(0xd129_0d3b_5e11_c0ff ^ u64::from(number));
+        let longest = if path.mergeable { 8000 } else { 1514 };
+        let frames: Vec<_> = (0..200).map(|_| random.frame(60, longest)).collect();
+        // A path of the other ring format, with receive buffers that are as large.
+        let other = [5, 9, 8, 7, 1, 2, 4, 3, 10, 9][usize::from(number) - 1];
+        for (link, ends) in [
+            (",link=wire:b", [number, number]),
+            (",link=switch:lan", [number, other]),
+        ] {
+            TwoFrontEnds::carry(link, ends, &frames).end(&frames);
+        }
+    }
+
+    macro_rules! on_every_path {
+        ($($name:ident: $number:literal $(, $queued:ident)?;)+) => {
+            $(
+                mod $name {
+                    #[test]
+                    fn restarts_of_port_front_end_and_daemon_lose_no_ring() {
+                        super::survives_restarts($number);
+                    }
+
+                    #[test]
+                    fn every_byte_goes_from_one_front_end_to_the_other() {
+                        super::from_one_to_the_other($number);
+                    }
+
+                    $(
+                        #[test]
+                        fn $queued() {
+                            super::$queued($number);
+                        }
+                    )?
+                }
+            )+
+        };
+    }
+
+    on_every_path! {
+        path_01_packed_mergeable: 1;
+        path_02_packed: 2;
+        path_03_packed_in_order_mergeable: 3;
+        path_04_packed_in_order: 4;
+        path_05_split_mergeable: 5, frames_queued_before_the_start_come_through;
+        path_06_split: 6, frames_queued_before_the_start_come_through;
+        path_07_split_vector_rx: 7, frames_queued_before_the_start_come_through;
+        path_08_split_in_order_mergeable: 8, frames_queued_before_the_start_come_through;
+        path_09_split_in_order: 9, frames_queued_before_the_start_come_through;
+        path_10_packed_vectorized: 10;
+    }
+
+    /// Counters by size and by kind of address: the receiver's are those of what was sent.
+    #[test]
+    fn sizes_and_kinds_of_addresses_are_counted_as_they_were_sent() {
+        const BINS: [(&str, u64, u64); 6] = [
+            ("size_64", 64, 64),
+            ("size_65_127", 65, 127),
+            ("size_128_255", 128, 255),
+            ("size_256_511", 256, 511),
+            ("size_512_1023", 512, 1023),
+            ("size_1024_1518", 1024, 1518),
+        ];
+        let mut random = Random(0x0123_4567_89ab_cdef);
+        let mut frames = Vec::new();
+        for (index, (_, least, most)) in BINS.into_iter().enumerate() {
+            for number in 0..8 + 4 * index {
+                let mut frame = random.frame(least, most);
+                match number % 4 {
+                    0 => frame[..6].fill(0xff),
+                    1 => frame[0] = 0x33,
+                    _ => {}
+                }
+                frames.push(frame);
+            }
+        }
+        let quarter = u64::try_from(frames.len() / 4).unwrap();
+        for number in [1, 5] {
+            let mut ends = TwoFrontEnds::carry(",link=wire:b", [number, number], &frames);
+            for (port, way) in [(1, "tx"), (2, "rx")] {
+                let mut expect = |name: &str, count: u64| {
+                    let name = format!("{way}_q0_{name}_packets");
+                    assert_eq!(ends.testpmd.xstat(port, &name), count, "{name}");
+                };
+                for (index, (bin, ..)) in BINS.into_iter().enumerate() {
+                    expect(bin, 8 + 4 * u64::try_from(index).unwrap());
+                }
+                expect("broadcast", quarter);
+                expect("multicast", quarter);
+                expect("undersize", 0);
+                expect("size_1519_max", 0);
+            }
+            ends.end(&frames);
+        }
+    }
+}
