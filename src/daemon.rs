@@ -14,7 +14,7 @@ use crate::config::{
     RingsConfig, SocketSource,
 };
 use crate::control::session::{self, Accept, Served};
-use crate::device::blk::{BlkModel, BlkSetup};
+use crate::device::blk::{BlkModel, BlkSetup, RangeLimits};
 use crate::device::net::{NetModel, NetOptions, Offloads};
 use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
 use crate::engine::{self, Backing, DeviceHandle, Engine, EngineOptions, LinkSpec, Member, Parts};
@@ -212,7 +212,7 @@ fn ring_options(rings: RingsConfig) -> RingOptions {
 }
 
 fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
-    let (backing, capacity_bytes) = match &blk.backend {
+    let (backing, capacity_bytes, mut ranges) = match &blk.backend {
         BlkBackend::Path(path) => {
             let options = DiskOptions {
                 read_only: blk.read_only,
@@ -224,7 +224,8 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
                 source,
             })?;
             let bytes = file.bytes();
-            (Backing::File(Arc::new(file)), bytes)
+            let ranges = RangeLimits::file(file.hole_bytes());
+            (Backing::File(Arc::new(file)), bytes, ranges)
         }
         &BlkBackend::Ram(bytes) => {
             let store = Store::new(bytes).map_err(|source| DaemonError::Ram {
@@ -232,16 +233,18 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
                 bytes,
                 source,
             })?;
-            (Backing::Ram(Arc::new(store)), bytes)
+            (Backing::Ram(Arc::new(store)), bytes, RangeLimits::RAM)
         }
-        &BlkBackend::Null(bytes) => (Backing::Null, bytes),
+        &BlkBackend::Null(bytes) => (Backing::Null, bytes, RangeLimits::NULL),
     };
+    ranges.discard = blk.discard;
     let model = BlkModel::new(BlkSetup {
         name: blk.name.clone(),
         capacity_bytes,
         block_size: blk.block_size,
         queues: blk.queues,
         read_only: blk.read_only,
+        ranges,
         serial: blk.serial.clone(),
         rings: ring_options(blk.rings),
     });

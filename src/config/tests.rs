@@ -98,6 +98,7 @@ fn flags_and_file_give_the_same_settings() {
         queues = 4
         read_only = true
         direct = false
+        discard = false
         serial = "A 1"
         block_size = 4096
 
@@ -120,7 +121,7 @@ fn flags_and_file_give_the_same_settings() {
             &[
                 &format!(
                     "name=root,socket=systemd:root,path={},queues=4,read_only=true,direct=off,\
-                     serial=A 1,block_size=4K",
+                     discard=off,serial=A 1,block_size=4K",
                     disk.replace(',', ",,")
                 ),
                 "socket=fd:7,backend=ram:1M",
@@ -165,6 +166,7 @@ fn flags_and_file_give_the_same_settings() {
                 queues: 4,
                 read_only: true,
                 direct: Some(false),
+                discard: false,
                 serial: "A 1".to_owned(),
                 block_size: 4096,
                 cores: vec![1, 5],
@@ -180,6 +182,7 @@ fn flags_and_file_give_the_same_settings() {
                 queues: 16,
                 read_only: false,
                 direct: None,
+                discard: true,
                 serial: "disk0".to_owned(),
                 block_size: 512,
                 cores: vec![1, 5],
@@ -613,8 +616,8 @@ fn refused_blk_flags_name_key_and_value() {
         (
             "socket=/b,backend=ram:1M,link=echo",
             "--blk disk0: link = \"echo\": unknown key (known: name, socket, mode, path, backend, \
-             queues, read_only, direct, serial, block_size, cores, ring_reset, call_max_used, \
-             call_max_us, \
+             queues, read_only, direct, discard, serial, block_size, cores, ring_reset, \
+             call_max_used, call_max_us, \
              socket_owner, socket_group, socket_mode)",
         ),
     ] {
@@ -667,7 +670,7 @@ proptest::proptest! {
     #[test]
     fn no_value_of_a_known_key_panics(key in 0usize..12, value in "[^,]{0,40}") {
         let keys = ["name", "socket", "link", "queues", "mac", "mtu", "socket_owner",
-                    "socket_mode", "backend", "serial", "block_size", "read_only"];
+                    "socket_mode", "backend", "serial", "block_size", "read_only", "discard"];
         let list = format!("{}={value}", keys[key]);
         let _ = net_flags(&format!("{list},socket=/n,link=echo"));
         let _ = net_flags(&list);

@@ -214,6 +214,7 @@ mod tests {
             queues: 1,
             read_only: false,
             serial: "disk0".into(),
+            ..BlkSetup::default()
         });
         let setup = VringSetup {
             index: 0,

@@ -3,11 +3,15 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// What direct I/O may ask of buffers and offsets, to be tried where the kernel doesn't say.
 const ALIGNS: [u32; 2] = [512, 4096];
+
+// linux/fs.h; not in libc.
+const BLKSSZGET: libc::Ioctl = 0x1268;
+const BLKPBSZGET: libc::Ioctl = 0x127b;
 
 /// Why a disk can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,8 @@ pub struct DiskFile {
     bytes: u64,
     mem_align: u32,
     offset_align: u32,
+    zero_align: u32,
+    hole_bytes: u32,
 }
 
 impl DiskFile {
@@ -111,6 +117,10 @@ impl DiskFile {
                 }
             },
         };
+        let (zero_align, hole_bytes) = match block_limits(&file) {
+            Some(limits) if kind.is_block_device() => limits,
+            _ => (1, u32::try_from(metadata.blksize()).unwrap_or(4096)),
+        };
         let direct = alignment.is_some();
         let (mem_align, offset_align) = alignment.unwrap_or((1, 1));
         Ok(DiskFile {
@@ -119,6 +129,8 @@ impl DiskFile {
             bytes,
             mem_align,
             offset_align,
+            zero_align,
+            hole_bytes,
         })
     }
 
@@ -146,6 +158,30 @@ impl DiskFile {
     pub fn offset_align(&self) -> u32 {
         self.offset_align
     }
+
+    /// What ranges must be a multiple of, in bytes, to be discarded or zeroed by the kernel.
+    pub fn zero_align(&self) -> u32 {
+        self.zero_align
+    }
+
+    /// The unit in which space is given back, in bytes.
+    pub fn hole_bytes(&self) -> u32 {
+        self.hole_bytes
+    }
+}
+
+/// Logical and physical block size of a block device.
+fn block_limits(file: &File) -> Option<(u32, u32)> {
+    let (mut logical, mut physical): (libc::c_int, libc::c_uint) = (0, 0);
+    // SAFETY: both requests write one int, which is there for them.
+    let answers = unsafe {
+        [
+            libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut logical),
+            libc::ioctl(file.as_raw_fd(), BLKPBSZGET, &raw mut physical),
+        ]
+    };
+    let logical = u32::try_from(logical).ok().filter(|bytes| *bytes > 0)?;
+    (answers == [0, 0]).then_some((logical, physical.max(logical)))
 }
 
 fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {

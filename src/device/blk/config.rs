@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_config::{
     VIRTIO_F_ANY_LAYOUT, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_ORDER_PLATFORM, VIRTIO_F_RING_PACKED,
@@ -15,7 +15,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::sync::Counter;
 
 use super::super::{ConfigWriteError, DeviceKind, DeviceModel, RingOptions};
-use super::SECTOR_BYTES;
+use super::{RangeLimits, SECTOR_BYTES};
 
 /// Data segments of one request that drivers are told to stay below: with header and status, a
 /// request fills a ring of 128.
@@ -30,6 +30,12 @@ mod offset {
     pub(super) const SEG_MAX: usize = 12;
     pub(super) const BLK_SIZE: usize = 20;
     pub(super) const NUM_QUEUES: usize = 34;
+    pub(super) const MAX_DISCARD_SECTORS: usize = 36;
+    pub(super) const MAX_DISCARD_SEG: usize = 40;
+    pub(super) const DISCARD_SECTOR_ALIGNMENT: usize = 44;
+    pub(super) const MAX_WRITE_ZEROES_SECTORS: usize = 48;
+    pub(super) const MAX_WRITE_ZEROES_SEG: usize = 52;
+    pub(super) const WRITE_ZEROES_MAY_UNMAP: usize = 56;
 }
 
 // The layout is the specification's; the bindings have it as a C structure.
@@ -39,6 +45,14 @@ const _: () = {
     assert!(core::mem::offset_of!(spec, seg_max) == offset::SEG_MAX);
     assert!(core::mem::offset_of!(spec, blk_size) == offset::BLK_SIZE);
     assert!(core::mem::offset_of!(spec, num_queues) == offset::NUM_QUEUES);
+    assert!(core::mem::offset_of!(spec, max_discard_sectors) == offset::MAX_DISCARD_SECTORS);
+    assert!(core::mem::offset_of!(spec, max_discard_seg) == offset::MAX_DISCARD_SEG);
+    let alignment = core::mem::offset_of!(spec, discard_sector_alignment);
+    assert!(alignment == offset::DISCARD_SECTOR_ALIGNMENT);
+    let sectors = core::mem::offset_of!(spec, max_write_zeroes_sectors);
+    assert!(sectors == offset::MAX_WRITE_ZEROES_SECTORS);
+    assert!(core::mem::offset_of!(spec, max_write_zeroes_seg) == offset::MAX_WRITE_ZEROES_SEG);
+    assert!(core::mem::offset_of!(spec, write_zeroes_may_unmap) == offset::WRITE_ZEROES_MAY_UNMAP);
 };
 
 /// What is counted per request queue. One writer: the worker that owns the queue.
@@ -55,6 +69,14 @@ pub struct BlkCounters {
     pub write_bytes: Counter,
     /// FLUSH requests that succeeded.
     pub flushes: Counter,
+    /// DISCARD requests that succeeded.
+    pub discards: Counter,
+    /// Bytes of those.
+    pub discard_bytes: Counter,
+    /// WRITE_ZEROES requests that succeeded.
+    pub write_zeroes: Counter,
+    /// Bytes of those.
+    pub zeroed_bytes: Counter,
     /// GET_ID requests.
     pub ids: Counter,
     /// Requests answered with IOERR.
@@ -70,7 +92,7 @@ pub struct BlkCounters {
 }
 
 /// How a disk is set up.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BlkSetup {
     /// Its name in the configuration.
     pub name: String,
@@ -82,6 +104,8 @@ pub struct BlkSetup {
     pub queues: u16,
     /// The guest may not write.
     pub read_only: bool,
+    /// What it does with ranges that the guest gives up or wants zero.
+    pub ranges: RangeLimits,
     /// What GET_ID answers, at most 20 bytes.
     pub serial: String,
     /// What was chosen about its vrings.
@@ -113,6 +137,24 @@ impl BlkModel {
     }
 }
 
+impl BlkModel {
+    /// The fields about DISCARD and WRITE_ZEROES.
+    fn put_ranges(&self, put: &mut impl FnMut(usize, &[u8])) {
+        let limits = &self.setup.ranges;
+        let mut put_u32 = |at, value: u32| put(at, &value.to_le_bytes());
+        let sectors = |bytes: u32| bytes >> SECTOR_BYTES.trailing_zeros();
+        if limits.discard {
+            let alignment = limits.align_bytes.max(self.setup.block_size);
+            put_u32(offset::MAX_DISCARD_SECTORS, sectors(limits.discard_bytes));
+            put_u32(offset::MAX_DISCARD_SEG, limits.segments);
+            put_u32(offset::DISCARD_SECTOR_ALIGNMENT, sectors(alignment));
+        }
+        put_u32(offset::MAX_WRITE_ZEROES_SECTORS, sectors(limits.zero_bytes));
+        put_u32(offset::MAX_WRITE_ZEROES_SEG, limits.segments);
+        put(offset::WRITE_ZEROES_MAY_UNMAP, &[u8::from(limits.discard)]);
+    }
+}
+
 impl DeviceModel for BlkModel {
     fn name(&self) -> &str {
         &self.setup.name
@@ -138,6 +180,11 @@ impl DeviceModel for BlkModel {
         ];
         if self.setup.read_only {
             bits.push(VIRTIO_BLK_F_RO);
+        } else {
+            bits.push(VIRTIO_BLK_F_WRITE_ZEROES);
+            if self.setup.ranges.discard {
+                bits.push(VIRTIO_BLK_F_DISCARD);
+            }
         }
         bits.into_iter()
             .fold(self.setup.rings.features(), |features, bit| {
@@ -167,6 +214,9 @@ impl DeviceModel for BlkModel {
         put(offset::SEG_MAX, &SEG_MAX.to_le_bytes());
         put(offset::BLK_SIZE, &self.setup.block_size.to_le_bytes());
         put(offset::NUM_QUEUES, &self.setup.queues.to_le_bytes());
+        if !self.setup.read_only {
+            self.put_ranges(&mut put);
+        }
         bytes
     }
 
@@ -191,6 +241,10 @@ impl DeviceModel for BlkModel {
             ("writes", sum(|c| &c.writes)),
             ("write_bytes", sum(|c| &c.write_bytes)),
             ("flushes", sum(|c| &c.flushes)),
+            ("discards", sum(|c| &c.discards)),
+            ("discard_bytes", sum(|c| &c.discard_bytes)),
+            ("write_zeroes", sum(|c| &c.write_zeroes)),
+            ("zeroed_bytes", sum(|c| &c.zeroed_bytes)),
             ("ids", sum(|c| &c.ids)),
             ("errors", sum(|c| &c.errors)),
             ("unsupported", sum(|c| &c.unsupported)),
@@ -215,6 +269,7 @@ mod tests {
             queues: 5,
             read_only: true,
             serial: "x".into(),
+            ..BlkSetup::default()
         };
         let model = BlkModel::new(setup);
         let bytes = model.config();
@@ -224,5 +279,30 @@ mod tests {
         assert_eq!(bytes[34..36], 5u16.to_le_bytes());
         assert_ne!(model.features() & (1 << VIRTIO_BLK_F_RO), 0);
         assert!(model.write_config(32, &[1]).is_err());
+        assert_eq!(bytes[36..], [0; 24], "no ranges where nothing is written");
+    }
+
+    #[test]
+    fn config_space_tells_the_limits_of_ranges() {
+        let mut setup = BlkSetup {
+            ranges: RangeLimits::file(4096),
+            block_size: 512,
+            ..BlkSetup::default()
+        };
+        let word = |bytes: &[u8], at: usize| {
+            u32::from_le_bytes(core::array::from_fn(|index| bytes[at + index]))
+        };
+        let bytes = BlkModel::new(setup.clone()).config();
+        let words = [36, 40, 44, 48, 52].map(|at| word(&bytes, at));
+        assert_eq!(words, [524_288, 32, 8, 32_768, 32]);
+        assert_eq!(bytes[56..], [1, 0, 0, 0]);
+        setup.ranges.discard = false;
+        let model = BlkModel::new(setup);
+        assert_eq!(model.features() & (1 << VIRTIO_BLK_F_DISCARD), 0);
+        assert_ne!(model.features() & (1 << VIRTIO_BLK_F_WRITE_ZEROES), 0);
+        let bytes = model.config();
+        let words = [36, 40, 44, 48, 52].map(|at| word(&bytes, at));
+        assert_eq!(words, [0, 0, 0, 32_768, 32]);
+        assert_eq!(bytes[56], 0, "no space is given back");
     }
 }

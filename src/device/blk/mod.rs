@@ -6,6 +6,7 @@
 //! is no room for one, as used with length 0.
 
 mod config;
+mod ranges;
 mod request;
 mod slots;
 #[cfg(test)]
@@ -14,13 +15,17 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_ID_BYTES};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
+};
 
 use crate::host::blk::{BlkIo, BlkOp, Completion};
 use crate::memory::{Segment, Segments, copy};
 use crate::ring::{Chain, ChainQueue, Popped, RingFault};
 
 pub use config::{BlkCounters, BlkModel, BlkSetup, SEG_MAX};
+use ranges::Progress;
+pub use ranges::RangeLimits;
 use request::{HEADER_BYTES, parse};
 pub use request::{Limits, Reject, Request};
 use slots::{Slot, Slots};
@@ -49,6 +54,8 @@ pub struct BlkHandler {
     slots: Slots,
     /// Slots whose operation the host had no room for, in order.
     waiting: VecDeque<u16>,
+    /// Where the ranges of a request are read to.
+    ranges: Vec<ranges::Range>,
     counters: Arc<BlkCounters>,
 }
 
@@ -67,11 +74,15 @@ impl BlkHandler {
                 capacity_bytes: setup.capacity_bytes,
                 block_size: setup.block_size,
                 read_only: setup.read_only,
+                discard: features & (1 << VIRTIO_BLK_F_DISCARD) != 0,
+                write_zeroes: features & (1 << VIRTIO_BLK_F_WRITE_ZEROES) != 0,
+                ranges: setup.ranges,
             },
             serial,
             durable: features & (1 << VIRTIO_BLK_F_FLUSH) == 0,
             slots: Slots::new(slots),
             waiting: VecDeque::with_capacity(usize::from(slots)),
+            ranges: Vec::new(),
             counters: Arc::clone(model.queue_counters(index)?),
         })
     }
@@ -142,6 +153,9 @@ impl BlkHandler {
                 let told = copy::write(writable, 0, &self.serial[..room.min(self.serial.len())]);
                 answer_at_once(vq, chain, writable, STATUS_OK, told);
             }
+            Ok(request @ (Request::Discard | Request::WriteZeroes)) => {
+                self.begin_ranges(vq, io, chain, segments, request);
+            }
             Ok(request) => {
                 let (index, slot) = self.slots.take(chain.id, request);
                 // With writable bytes before it that nobody writes, the status byte is no start:
@@ -152,24 +166,58 @@ impl BlkHandler {
                     Request::Out { bytes, .. } => {
                         cut(slot, readable, HEADER_BYTES, bytes as usize);
                     }
-                    Request::Flush | Request::GetId => {}
+                    _ => {}
                 }
                 slot.segments.push(last_byte(writable));
                 self.submit(io, index);
             }
-            Err(Reject::Status(status)) => {
-                let counter = if status == STATUS_IOERR {
-                    &self.counters.errors
-                } else {
-                    &self.counters.unsupported
-                };
-                counter.add(1);
-                answer_at_once(vq, chain, writable, status, 0);
-            }
-            Err(Reject::Unanswerable) => {
-                self.counters.bad_chains.add(1);
-                vq.put_used(chain.id, 0, &[]);
-            }
+            Err(reject) => self.reject(vq, chain, writable, reject),
+        }
+    }
+
+    fn reject<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        chain: Chain,
+        writable: &[Segment],
+        reject: Reject,
+    ) {
+        let Reject::Status(status) = reject else {
+            self.counters.bad_chains.add(1);
+            vq.put_used(chain.id, 0, &[]);
+            return;
+        };
+        let counter = if status == STATUS_IOERR {
+            &self.counters.errors
+        } else {
+            &self.counters.unsupported
+        };
+        counter.add(1);
+        answer_at_once(vq, chain, writable, status, 0);
+    }
+
+    #[cold]
+    fn begin_ranges<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        io: &mut dyn BlkIo,
+        chain: Chain,
+        segments: &Segments,
+        request: Request,
+    ) {
+        let (readable, writable) = (chain.readable(segments), chain.writable(segments));
+        let ranges = &mut self.ranges;
+        if let Err(reject) = ranges::parse(request, readable, &self.limits, ranges) {
+            return self.reject(vq, chain, writable, reject);
+        }
+        let (index, slot) = self.slots.take(chain.id, request);
+        slot.status_only = u32::from(chain.writable_bytes == 1);
+        slot.segments.push(last_byte(writable));
+        core::mem::swap(&mut slot.ranges, ranges);
+        if slot.ranges.is_empty() {
+            self.answer(vq, index, STATUS_OK);
+        } else {
+            self.submit(io, index);
         }
     }
 
@@ -191,6 +239,7 @@ impl BlkHandler {
                 durable,
             },
             Request::Flush | Request::GetId => BlkOp::Flush,
+            Request::Discard | Request::WriteZeroes => ranges::next_op(slot),
         };
         if io.submit(token, op).is_err() {
             self.waiting.push_back(index);
@@ -227,24 +276,18 @@ impl BlkHandler {
     ) -> Result<(), RingFault> {
         let index = completion.token.slot;
         let slot = self.slots.of(completion.token);
-        let wanted = match slot.request {
-            Request::In { bytes, .. } | Request::Out { bytes, .. } => bytes,
-            Request::Flush | Request::GetId => 0,
-        };
         let status = match completion.result {
-            Ok(moved) => {
-                advance(slot, moved.min(wanted - slot.done));
-                match (slot.done == wanted, moved) {
-                    (true, _) => STATUS_OK,
-                    // The file ends before the disk does: somebody cut it.
-                    (false, 0) => STATUS_IOERR,
-                    (false, _) => {
-                        self.counters.short_ios.add(1);
-                        self.submit(io, index);
-                        return Ok(());
-                    }
+            Ok(moved) => match progress(slot, moved, self.durable) {
+                Progress::Done => STATUS_OK,
+                // The file ends before the disk does: somebody cut it.
+                Progress::Stuck => STATUS_IOERR,
+                Progress::More => {
+                    let ranged = matches!(slot.request, Request::Discard | Request::WriteZeroes);
+                    self.counters.short_ios.add(u64::from(!ranged));
+                    self.submit(io, index);
+                    return Ok(());
                 }
-            }
+            },
             Err(EINTR | EAGAIN) => {
                 self.waiting.push_back(index);
                 return Ok(());
@@ -289,6 +332,18 @@ impl BlkHandler {
             }
             Request::Flush | Request::GetId => {
                 counters.flushes.add(u64::from(ok));
+                slot.status_only
+            }
+            Request::Discard => {
+                let bytes = if ok { ranges::bytes(&slot.ranges) } else { 0 };
+                counters.discards.add(u64::from(ok));
+                counters.discard_bytes.add(bytes);
+                slot.status_only
+            }
+            Request::WriteZeroes => {
+                let bytes = if ok { ranges::bytes(&slot.ranges) } else { 0 };
+                counters.write_zeroes.add(u64::from(ok));
+                counters.zeroed_bytes.add(bytes);
                 slot.status_only
             }
         };
@@ -348,6 +403,21 @@ fn cut(slot: &mut Slot, from: &[Segment], mut skip: usize, mut bytes: usize) {
         if !here.is_empty() {
             slot.segments.push(here);
         }
+    }
+}
+
+/// Notes that the host did `moved` bytes of what the request in `slot` needed next.
+fn progress(slot: &mut Slot, moved: u32, durable: bool) -> Progress {
+    let wanted = match slot.request {
+        Request::In { bytes, .. } | Request::Out { bytes, .. } => bytes,
+        Request::Flush | Request::GetId => 0,
+        Request::Discard | Request::WriteZeroes => return ranges::advance(slot, moved, durable),
+    };
+    advance(slot, moved.min(wanted - slot.done));
+    match (slot.done == wanted, moved) {
+        (true, _) => Progress::Done,
+        (false, 0) => Progress::Stuck,
+        (false, _) => Progress::More,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::memory::Segment;
 use crate::ring::ChainId;
 
 use super::SEG_MAX;
+use super::ranges::Range;
 use super::request::Request;
 
 /// Segments that a slot holds without growing: the data's, the status byte's, and one more that
@@ -31,6 +32,10 @@ pub(super) struct Slot {
     pub(super) done: u32,
     /// Index of the first data segment that is not done, after the first `done` bytes.
     pub(super) next: usize,
+    /// Ranges of a DISCARD or WRITE_ZEROES. The first of them in a slot makes room, once.
+    pub(super) ranges: Vec<Range>,
+    /// Index of the first range that is not done, after its first `done` bytes.
+    pub(super) range: usize,
     /// The memory table that the segments belong to (see [`Slots::oldest_epoch`]).
     epoch: u32,
     generation: u16,
@@ -54,6 +59,8 @@ impl Slots {
             status_only: 1,
             done: 0,
             next: 0,
+            ranges: Vec::new(),
+            range: 0,
             epoch: 0,
             generation: 0,
         };
@@ -83,6 +90,7 @@ impl Slots {
         slot.segments.clear();
         slot.done = 0;
         slot.next = 0;
+        slot.range = 0;
         slot.epoch = self.epoch;
         (index, slot)
     }

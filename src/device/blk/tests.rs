@@ -17,6 +17,7 @@ const DATA: u64 = 0x11_0000;
 const STATUS: u64 = 0x12_0000;
 const UNTOUCHED: u8 = 0xee;
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
+const RANGES: u64 = (1 << VIRTIO_BLK_F_DISCARD) | (1 << VIRTIO_BLK_F_WRITE_ZEROES);
 
 struct Rig {
     ram: Arc<GuestRam>,
@@ -40,6 +41,7 @@ impl Rig {
             queues: 1,
             read_only: false,
             serial: "serial-of-disk0".into(),
+            ..BlkSetup::default()
         };
         let model = BlkModel::new(setup);
         let mut disk = TestDisk::new(DISK);
@@ -329,3 +331,5 @@ proptest! {
         }
     }
 }
+
+mod ranges;
