@@ -14,7 +14,7 @@ use crate::config::{
     RingsConfig, SocketSource,
 };
 use crate::control::session::{self, Accept, Served};
-use crate::device::blk::{BlkModel, BlkSetup, RangeLimits};
+use crate::device::blk::{BlkModel, BlkSetup, BlkTopology, RangeLimits};
 use crate::device::net::{NetModel, NetOptions, Offloads};
 use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
 use crate::engine::{self, Backing, DeviceHandle, Engine, EngineOptions, LinkSpec, Member, Parts};
@@ -212,6 +212,7 @@ fn ring_options(rings: RingsConfig) -> RingOptions {
 }
 
 fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
+    let mut topology = BlkTopology::default();
     let (backing, capacity_bytes, mut ranges) = match &blk.backend {
         BlkBackend::Path(path) => {
             let options = DiskOptions {
@@ -224,7 +225,15 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
                 source,
             })?;
             let bytes = file.bytes();
-            let ranges = RangeLimits::file(file.hole_bytes());
+            let told = file.topology();
+            topology = BlkTopology::from_bytes(
+                blk.block_size,
+                told.physical_block,
+                told.offset,
+                told.min_io,
+                told.opt_io,
+            );
+            let ranges = RangeLimits::file(told.physical_block);
             (Backing::File(Arc::new(file)), bytes, ranges)
         }
         &BlkBackend::Ram(bytes) => {
@@ -244,6 +253,8 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
         block_size: blk.block_size,
         queues: blk.queues,
         read_only: blk.read_only,
+        write_through: blk.write_through,
+        topology,
         ranges,
         serial: blk.serial.clone(),
         rings: ring_options(blk.rings),

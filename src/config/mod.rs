@@ -149,6 +149,8 @@ pub struct BlkConfig {
     pub read_only: bool,
     /// Bypass the page cache: always, never, or (`None`) where the file system allows it.
     pub direct: Option<bool>,
+    /// A write is acknowledged when it is durable, until the driver says otherwise.
+    pub write_through: bool,
     /// The guest may give space back.
     pub discard: bool,
     /// What GET_ID answers: ASCII, at most 20 bytes; by default the start of the name.

@@ -14,7 +14,7 @@ use super::keyvalue::{Entry, Kind, Table};
 use super::size::parse_duration;
 use super::values::{
     SERIAL_MAX, account_id, bounded, check_disk, check_name, check_serial, parse_backend,
-    parse_block_size, parse_link, parse_mac, parse_mode, parse_socket,
+    parse_block_size, parse_cache, parse_link, parse_mac, parse_mode, parse_socket,
 };
 use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, LinkConfig,
@@ -91,6 +91,7 @@ struct RawBlk {
     queues: Option<u64>,
     read_only: Option<bool>,
     direct: Option<bool>,
+    cache: Option<String>,
     discard: Option<bool>,
     serial: Option<String>,
     block_size: Option<TextOrNumber>,
@@ -457,6 +458,7 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
             .map_err(in_key("queues"))?,
         read_only: raw.read_only.unwrap_or(false),
         direct: raw.direct,
+        write_through: parse_cache(raw.cache.as_deref()).map_err(in_key("cache"))?,
         discard: raw.discard.unwrap_or(true),
         serial,
         block_size,

@@ -215,6 +215,19 @@ pub(super) fn parse_block_size(text: &str) -> Result<u32, Problem> {
     }
 }
 
+/// Whether writes go through: the value of `cache`.
+pub(super) fn parse_cache(text: Option<&str>) -> Result<bool, Problem> {
+    match text {
+        None | Some("writeback") => Ok(false),
+        Some("writethrough") => Ok(true),
+        Some(other) => Err(Problem::UnknownKind {
+            what: "cache",
+            given: other.to_owned(),
+            known: "writeback, writethrough",
+        }),
+    }
+}
+
 pub(super) fn parse_backend(text: &str, block_size: u32) -> Result<BlkBackend, Problem> {
     let (kind, argument) = match text.split_once(':') {
         Some((kind, argument)) => (kind, Some(argument)),

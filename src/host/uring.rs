@@ -323,7 +323,7 @@ impl Lent<'_> {
             } => (offset, bytes, Some(unmap)),
             _ => return Err(Full),
         };
-        let align = self.queue.disk.zero_align();
+        let align = self.queue.disk.topology().zero_align;
         let aligned = offset.is_multiple_of(align.into()) && bytes.is_multiple_of(align);
         let ranges = &self.queue.ranges;
         let (punch, keep) = (ranges.punch && aligned, ranges.keep && aligned);

@@ -11,6 +11,9 @@ const ALIGNS: [u32; 2] = [512, 4096];
 
 // linux/fs.h; not in libc.
 const BLKSSZGET: libc::Ioctl = 0x1268;
+const BLKIOMIN: libc::Ioctl = 0x1278;
+const BLKIOOPT: libc::Ioctl = 0x1279;
+const BLKALIGNOFF: libc::Ioctl = 0x127a;
 const BLKPBSZGET: libc::Ioctl = 0x127b;
 
 /// Why a disk can't be opened.
@@ -73,8 +76,7 @@ pub struct DiskFile {
     bytes: u64,
     mem_align: u32,
     offset_align: u32,
-    zero_align: u32,
-    hole_bytes: u32,
+    topology: DiskTopology,
 }
 
 impl DiskFile {
@@ -117,10 +119,9 @@ impl DiskFile {
                 }
             },
         };
-        let (zero_align, hole_bytes) = match block_limits(&file) {
-            Some(limits) if kind.is_block_device() => limits,
-            _ => (1, u32::try_from(metadata.blksize()).unwrap_or(4096)),
-        };
+        let block = kind.is_block_device();
+        let told = block.then(|| DiskTopology::block_device(&file)).flatten();
+        let topology = told.unwrap_or_else(|| DiskTopology::file(metadata.blksize()));
         let direct = alignment.is_some();
         let (mem_align, offset_align) = alignment.unwrap_or((1, 1));
         Ok(DiskFile {
@@ -129,8 +130,7 @@ impl DiskFile {
             bytes,
             mem_align,
             offset_align,
-            zero_align,
-            hole_bytes,
+            topology,
         })
     }
 
@@ -159,29 +159,59 @@ impl DiskFile {
         self.offset_align
     }
 
-    /// What ranges must be a multiple of, in bytes, to be discarded or zeroed by the kernel.
-    pub fn zero_align(&self) -> u32 {
-        self.zero_align
-    }
-
-    /// The unit in which space is given back, in bytes.
-    pub fn hole_bytes(&self) -> u32 {
-        self.hole_bytes
+    /// What is told of the medium.
+    pub fn topology(&self) -> &DiskTopology {
+        &self.topology
     }
 }
 
-/// Logical and physical block size of a block device.
-fn block_limits(file: &File) -> Option<(u32, u32)> {
-    let (mut logical, mut physical): (libc::c_int, libc::c_uint) = (0, 0);
-    // SAFETY: both requests write one int, which is there for them.
-    let answers = unsafe {
-        [
-            libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut logical),
-            libc::ioctl(file.as_raw_fd(), BLKPBSZGET, &raw mut physical),
-        ]
-    };
-    let logical = u32::try_from(logical).ok().filter(|bytes| *bytes > 0)?;
-    (answers == [0, 0]).then_some((logical, physical.max(logical)))
+/// What a file or block device says of its medium, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskTopology {
+    /// What ranges must be a multiple of to be discarded or zeroed by the kernel.
+    pub zero_align: u32,
+    /// What is written as one; space is given back in such units.
+    pub physical_block: u32,
+    /// Where the first physical block begins.
+    pub offset: u32,
+    /// The least I/O that is worth while.
+    pub min_io: u32,
+    /// The best I/O, or 0.
+    pub opt_io: u32,
+}
+
+impl DiskTopology {
+    /// Of a file in blocks of `block` bytes.
+    fn file(block: u64) -> DiskTopology {
+        let block = u32::try_from(block).unwrap_or(0).max(512);
+        DiskTopology {
+            zero_align: 1,
+            physical_block: block,
+            offset: 0,
+            min_io: block,
+            opt_io: 0,
+        }
+    }
+
+    /// Of a block device; `None` when the kernel tells nothing.
+    fn block_device(file: &File) -> Option<DiskTopology> {
+        let ask = |request| {
+            let mut answer: libc::c_int = 0;
+            // SAFETY: each of the requests below writes one int, which is there for it.
+            let done = unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut answer) };
+            u32::try_from(answer).ok().filter(|_| done == 0)
+        };
+        let zero_align = ask(BLKSSZGET).filter(|bytes| *bytes > 0)?;
+        let physical_block = ask(BLKPBSZGET).unwrap_or(0).max(zero_align);
+        Some(DiskTopology {
+            zero_align,
+            physical_block,
+            // -1 where partitions are askew.
+            offset: ask(BLKALIGNOFF).unwrap_or(0),
+            min_io: ask(BLKIOMIN).unwrap_or(0).max(physical_block),
+            opt_io: ask(BLKIOOPT).unwrap_or(0),
+        })
+    }
 }
 
 fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {
@@ -298,6 +328,8 @@ mod tests {
             ..OPTIONS
         };
         assert!(!DiskFile::open(file.as_path(), plain).unwrap().is_direct());
+        let topology = *disk.topology();
+        assert_eq!((topology.zero_align, topology.physical_block), (1, 4096));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
@@ -23,7 +24,7 @@ use crate::host::blk::{BlkIo, BlkOp, Completion};
 use crate::memory::{Segment, Segments, copy};
 use crate::ring::{Chain, ChainQueue, Popped, RingFault};
 
-pub use config::{BlkCounters, BlkModel, BlkSetup, SEG_MAX};
+pub use config::{BlkCounters, BlkModel, BlkSetup, BlkTopology, SEG_MAX, SIZE_MAX};
 use ranges::Progress;
 pub use ranges::RangeLimits;
 use request::{HEADER_BYTES, parse};
@@ -44,13 +45,29 @@ const EINTR: i32 = 4;
 const EAGAIN: i32 = 11;
 const EFAULT: i32 = 14;
 
+/// When a write may be acknowledged.
+#[derive(Debug)]
+struct Durability {
+    /// The driver can't flush: only when it is durable (VIRTIO 1.3 §5.2.6.2).
+    always: bool,
+    /// The cache is off: likewise. Control changes it.
+    write_through: Arc<AtomicBool>,
+}
+
+impl Durability {
+    /// Whether a write that begins now must be durable when it is acknowledged.
+    #[inline]
+    fn now(&self) -> bool {
+        self.always || self.write_through.load(Ordering::Relaxed)
+    }
+}
+
 /// The logic of one request queue.
 #[derive(Debug)]
 pub struct BlkHandler {
     limits: Limits,
     serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
-    /// The driver can't flush: a write is done when it is durable (VIRTIO 1.3 §5.2.6.2).
-    durable: bool,
+    durability: Durability,
     slots: Slots,
     /// Slots whose operation the host had no room for, in order.
     waiting: VecDeque<u16>,
@@ -79,7 +96,10 @@ impl BlkHandler {
                 ranges: setup.ranges,
             },
             serial,
-            durable: features & (1 << VIRTIO_BLK_F_FLUSH) == 0,
+            durability: Durability {
+                always: features & (1 << VIRTIO_BLK_F_FLUSH) == 0,
+                write_through: model.write_through(),
+            },
             slots: Slots::new(slots),
             waiting: VecDeque::with_capacity(usize::from(slots)),
             ranges: Vec::new(),
@@ -224,7 +244,6 @@ impl BlkHandler {
     /// Hands the rest of the request in slot `index` to the host.
     fn submit(&mut self, io: &mut dyn BlkIo, index: u16) {
         let token = self.slots.token(index);
-        let durable = self.durable;
         let slot = self.slots.get(index);
         let rest = &slot.segments[slot.next..slot.segments.len() - 1];
         let done = u64::from(slot.done);
@@ -233,11 +252,15 @@ impl BlkHandler {
                 offset: offset + done,
                 segments: rest,
             },
-            Request::Out { offset, .. } => BlkOp::Write {
-                offset: offset + done,
-                segments: rest,
-                durable,
-            },
+            Request::Out { offset, .. } => {
+                let durable = self.durability.now();
+                self.counters.durable_writes.add(u64::from(durable));
+                BlkOp::Write {
+                    offset: offset + done,
+                    segments: rest,
+                    durable,
+                }
+            }
             Request::Flush | Request::GetId => BlkOp::Flush,
             Request::Discard | Request::WriteZeroes => ranges::next_op(slot),
         };
@@ -277,7 +300,7 @@ impl BlkHandler {
         let index = completion.token.slot;
         let slot = self.slots.of(completion.token);
         let status = match completion.result {
-            Ok(moved) => match progress(slot, moved, self.durable) {
+            Ok(moved) => match progress(slot, moved, &self.durability) {
                 Progress::Done => STATUS_OK,
                 // The file ends before the disk does: somebody cut it.
                 Progress::Stuck => STATUS_IOERR,
@@ -407,11 +430,13 @@ fn cut(slot: &mut Slot, from: &[Segment], mut skip: usize, mut bytes: usize) {
 }
 
 /// Notes that the host did `moved` bytes of what the request in `slot` needed next.
-fn progress(slot: &mut Slot, moved: u32, durable: bool) -> Progress {
+fn progress(slot: &mut Slot, moved: u32, durability: &Durability) -> Progress {
     let wanted = match slot.request {
         Request::In { bytes, .. } | Request::Out { bytes, .. } => bytes,
         Request::Flush | Request::GetId => 0,
-        Request::Discard | Request::WriteZeroes => return ranges::advance(slot, moved, durable),
+        Request::Discard | Request::WriteZeroes => {
+            return ranges::advance(slot, moved, durability.now());
+        }
     };
     advance(slot, moved.min(wanted - slot.done));
     match (slot.done == wanted, moved) {

@@ -1,7 +1,5 @@
 //! A front-end of one queue of a disk, of our own: the `vhost` crate's messages and the rings of
 //! `src/testing`, so that a test decides on every descriptor. One request at a time.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
-
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
