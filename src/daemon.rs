@@ -219,6 +219,7 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
                 read_only: blk.read_only,
                 direct: blk.direct,
                 block_size: blk.block_size,
+                lock: blk.lock,
             };
             let file = DiskFile::open(path, options).map_err(|source| DaemonError::Disk {
                 name: blk.name.clone(),
@@ -247,6 +248,17 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
         &BlkBackend::Null(bytes) => (Backing::Null, bytes, RangeLimits::NULL),
     };
     ranges.discard = blk.discard;
+    let backing = match blk.fault {
+        Some(plan) => {
+            tracing::warn!(
+                device = blk.name,
+                ?plan,
+                "faults are injected, as asked for"
+            );
+            Backing::Faulty(plan, Box::new(backing))
+        }
+        None => backing,
+    };
     let model = BlkModel::new(BlkSetup {
         name: blk.name.clone(),
         capacity_bytes,

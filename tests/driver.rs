@@ -39,6 +39,7 @@ mod disk {
     on_both_rings!(
         random_io_is_byte_exact_when_polling,
         random_io_is_byte_exact_with_calls,
+        random_io_on_a_sick_disk_is_byte_exact,
         neighbours_of_unaligned_writes_keep_their_bytes,
         two_queues_work_from_two_threads,
         config_space_has_what_was_configured,
@@ -347,6 +348,18 @@ mod disk {
         }
         session.queue().flush();
         assert_same("file", &fs::read(&image).expect("the image"), &model);
+    }
+
+    fn random_io_on_a_sick_disk_is_byte_exact(ring: Ring) {
+        let dir = TempDir::new("sick");
+        let (image, mut model) = dir.random_file("disk0.img", DISK_BYTES, 91);
+        let fault = ",fault=short=3+eintr=5+eagain=7+delay_us=50+reorder=8";
+        let served = Served::start(dir, &[on_file(&image) + fault]);
+        let mut session = served.open(0, ring, Wait::Call, 1);
+        Mix::new(0, &mut model, 92).run(session.queue(), REQUESTS);
+        session.queue().flush();
+        assert_same("file", &fs::read(&image).expect("the image"), &model);
+        assert!(served.daemon.counter("disk0", "injected") > 300);
     }
 
     fn config_space_has_what_was_configured(ring: Ring) {

@@ -22,6 +22,7 @@ mod validate;
 mod values;
 mod wires;
 
+pub use crate::host::fault::FaultPlan;
 pub use crate::host::switch::{Filter, PortRules, VLAN_MAX, VlanMode, VlanSet};
 pub use crate::sys::listen::{SocketConfig, SocketSource};
 pub use bench::{BenchBlkConfig, BenchBlkGiven, Chains, Rw, RwKind, Span, load_bench_blk};
@@ -149,6 +150,10 @@ pub struct BlkConfig {
     pub read_only: bool,
     /// Bypass the page cache: always, never, or (`None`) where the file system allows it.
     pub direct: Option<bool>,
+    /// What goes wrong on purpose.
+    pub fault: Option<FaultPlan>,
+    /// Images are locked against other users.
+    pub lock: bool,
     /// A write is acknowledged when it is durable, until the driver says otherwise.
     pub write_through: bool,
     /// The guest may give space back.

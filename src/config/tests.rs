@@ -101,12 +101,14 @@ fn flags_and_file_give_the_same_settings() {
         direct = false
         discard = false
         cache = "writethrough"
+        lock = "off"
         serial = "A 1"
         block_size = 4096
 
         [[blk]]
         socket = "fd:7"
         backend = "ram:1M"
+        fault = ["eio=7", "delay_us=20", "drop_flush"]
         "#
     );
     let from_file = load_text(&text, Given::default()).unwrap();
@@ -123,10 +125,10 @@ fn flags_and_file_give_the_same_settings() {
             &[
                 &format!(
                     "name=root,socket=systemd:root,path={},queues=4,read_only=true,direct=off,\
-                     discard=off,cache=writethrough,serial=A 1,block_size=4K",
+                     discard=off,cache=writethrough,lock=off,serial=A 1,block_size=4K",
                     disk.replace(',', ",,")
                 ),
-                "socket=fd:7,backend=ram:1M",
+                "socket=fd:7,backend=ram:1M,fault=eio=7+delay_us=20+drop_flush",
             ],
         )
     };
@@ -168,6 +170,8 @@ fn flags_and_file_give_the_same_settings() {
                 queues: 4,
                 read_only: true,
                 direct: Some(false),
+                fault: None,
+                lock: false,
                 write_through: true,
                 discard: false,
                 serial: "A 1".to_owned(),
@@ -185,6 +189,13 @@ fn flags_and_file_give_the_same_settings() {
                 queues: 16,
                 read_only: false,
                 direct: None,
+                fault: Some(FaultPlan {
+                    eio: 7,
+                    delay: Duration::from_micros(20),
+                    drop_flush: true,
+                    ..FaultPlan::default()
+                }),
+                lock: true,
                 write_through: false,
                 discard: true,
                 serial: "disk0".to_owned(),
@@ -583,9 +594,10 @@ proptest::proptest! {
     }
 
     #[test]
-    fn no_value_of_a_known_key_panics(key in 0usize..12, value in "[^,]{0,40}") {
+    fn no_value_of_a_known_key_panics(key in 0usize..16, value in "[^,]{0,40}") {
         let keys = ["name", "socket", "link", "queues", "mac", "mtu", "socket_owner",
-                    "socket_mode", "backend", "serial", "block_size", "read_only", "discard", "cache"];
+                    "socket_mode", "backend", "serial", "block_size", "read_only", "discard",
+                    "cache", "lock", "fault"];
         let list = format!("{}={value}", keys[key]);
         let _ = net_flags(&format!("{list},socket=/n,link=echo"));
         let _ = net_flags(&list);

@@ -6,6 +6,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::lock::{LockError, lock};
+
 /// What direct I/O may ask of buffers and offsets, to be tried where the kernel doesn't say.
 const ALIGNS: [u32; 2] = [512, 4096];
 
@@ -48,6 +50,9 @@ pub enum DiskReason {
         /// Logical block size in bytes.
         block_size: u32,
     },
+    /// Somebody else uses it.
+    #[error("{0} (lock = \"off\" does without locks)")]
+    Locked(LockError),
     /// There is nothing in it.
     #[error("the file is empty")]
     Empty,
@@ -65,12 +70,17 @@ pub struct DiskOptions {
     pub direct: Option<bool>,
     /// Logical block size in bytes that the guest will see.
     pub block_size: u32,
+    /// Keep other users of the image away, as QEMU does.
+    pub lock: bool,
 }
 
 /// An open disk.
 #[derive(Debug)]
 pub struct DiskFile {
     file: File,
+    /// Has the locks. Not what is given to the io_uring, which may keep a file for a moment after
+    /// the daemon has gone.
+    _locked: Option<File>,
     /// The page cache is bypassed.
     direct: bool,
     bytes: u64,
@@ -98,6 +108,8 @@ impl DiskFile {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(named(DiskReason::Kind));
         }
+        let locked = options.lock.then(|| locked(path, options.read_only));
+        let locked = locked.transpose().map_err(named)?.flatten();
         let bytes = end_of(&plain).map_err(failed("size")).map_err(named)?;
         let block_size = options.block_size;
         if bytes == 0 {
@@ -126,6 +138,7 @@ impl DiskFile {
         let (mem_align, offset_align) = alignment.unwrap_or((1, 1));
         Ok(DiskFile {
             file,
+            _locked: locked,
             direct,
             bytes,
             mem_align,
@@ -223,6 +236,20 @@ fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {
         .open(path)
 }
 
+/// Another handle of the file, with locks; `None` where the file system has none.
+fn locked(path: &Path, read_only: bool) -> Result<Option<File>, DiskReason> {
+    let doing = "open";
+    let file = open(path, read_only, 0).map_err(|error| DiskReason::Failed { doing, error })?;
+    match lock(&file, !read_only) {
+        Ok(()) => Ok(Some(file)),
+        Err(LockError::None(error)) => {
+            tracing::info!("{path:?}: no locks here ({error}): other users are not kept away");
+            Ok(None)
+        }
+        Err(error) => Err(DiskReason::Locked(error)),
+    }
+}
+
 /// The file without the page cache, and what that asks of memory and offsets.
 fn open_direct(path: &Path, options: DiskOptions) -> io::Result<(File, (u32, u32))> {
     let file = open(path, options.read_only, libc::O_DIRECT)?;
@@ -297,6 +324,7 @@ mod tests {
         read_only: false,
         direct: None,
         block_size: 512,
+        lock: true,
     };
 
     #[test]
@@ -325,6 +353,7 @@ mod tests {
         );
         let plain = DiskOptions {
             direct: Some(false),
+            lock: false,
             ..OPTIONS
         };
         assert!(!DiskFile::open(file.as_path(), plain).unwrap().is_direct());

@@ -161,7 +161,7 @@ impl<D: Driver> Checked<D> {
 }
 
 /// The matrix on one ring format; a disk of blocks of `align` bytes.
-fn run<D: Driver>(served: &Served, model: Vec<u8>, align: usize) -> Vec<u8> {
+pub fn run<D: Driver>(served: &Served, model: Vec<u8>, align: usize) -> Vec<u8> {
     let front = served.open::<D>(ALL);
     assert!([F_FLUSH, F_DISCARD, F_WRITE_ZEROES].map(|f| front.has(f)) == [true; 3]);
     let seed = 77;

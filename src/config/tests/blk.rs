@@ -66,8 +66,22 @@ fn refused_blk_flags_name_key_and_value() {
             "--blk disk0: direct = \"true\": only has a meaning with path",
         ),
         (
+            "socket=/b,backend=ram:1M,lock=auto",
+            "--blk disk0: lock = \"auto\": only has a meaning with path",
+        ),
+        (
+            "socket=/b,backend=ram:1M,fault=eio=3+panic=1",
+            "--blk disk0: fault = \"eio=3+panic=1\": unknown fault \"panic\" (known: eio, enospc, \
+             eintr, eagain, short, delay_us, reorder, drop_flush)",
+        ),
+        (
+            "socket=/b,backend=ram:1M,fault=eintr=1",
+            "--blk disk0: fault = \"eintr=1\": not in 2..=1073741824",
+        ),
+        (
             "socket=/b,backend=ram:1M,cache=none",
-            "--blk disk0: cache = \"none\": unknown cache \"none\" (known: writeback, writethrough)",
+            "--blk disk0: cache = \"none\": unknown cache \"none\" (known: \
+             writeback, writethrough)",
         ),
         (
             "socket=/b,backend=ram:1M,read_only=maybe",
@@ -86,7 +100,7 @@ fn refused_blk_flags_name_key_and_value() {
         (
             "socket=/b,backend=ram:1M,link=echo",
             "--blk disk0: link = \"echo\": unknown key (known: name, socket, mode, path, backend, \
-             queues, read_only, direct, cache, discard, serial, block_size, cores, \
+             queues, read_only, direct, cache, lock, fault, discard, serial, block_size, cores, \
              ring_reset, call_max_used, call_max_us, \
              socket_owner, socket_group, socket_mode)",
         ),

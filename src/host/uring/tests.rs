@@ -70,6 +70,7 @@ fn open(file: &TempFile) -> Arc<DiskFile> {
         read_only: false,
         direct: None,
         block_size: 4096,
+        lock: false,
     };
     Arc::new(DiskFile::open(file.as_path(), options).unwrap())
 }
