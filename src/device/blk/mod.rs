@@ -233,8 +233,9 @@ impl BlkHandler {
         let (index, slot) = self.slots.take(chain.id, request);
         slot.status_only = u32::from(chain.writable_bytes == 1);
         slot.segments.push(last_byte(writable));
-        core::mem::swap(&mut slot.ranges, ranges);
-        if slot.ranges.is_empty() {
+        core::mem::swap(&mut slot.ranges.list, ranges);
+        slot.ranges.next = 0;
+        if slot.ranges.list.is_empty() {
             self.answer(vq, index, STATUS_OK);
         } else {
             self.submit(io, index);
@@ -358,13 +359,21 @@ impl BlkHandler {
                 slot.status_only
             }
             Request::Discard => {
-                let bytes = if ok { ranges::bytes(&slot.ranges) } else { 0 };
+                let bytes = if ok {
+                    ranges::bytes(&slot.ranges.list)
+                } else {
+                    0
+                };
                 counters.discards.add(u64::from(ok));
                 counters.discard_bytes.add(bytes);
                 slot.status_only
             }
             Request::WriteZeroes => {
-                let bytes = if ok { ranges::bytes(&slot.ranges) } else { 0 };
+                let bytes = if ok {
+                    ranges::bytes(&slot.ranges.list)
+                } else {
+                    0
+                };
                 counters.write_zeroes.add(u64::from(ok));
                 counters.zeroed_bytes.add(bytes);
                 slot.status_only

@@ -76,6 +76,15 @@ pub(super) struct Range {
     unmap: bool,
 }
 
+/// The ranges of a request in flight.
+#[derive(Debug, Default)]
+pub(super) struct Ranges {
+    /// All of them. The first request of a slot makes room, once.
+    pub(super) list: Vec<Range>,
+    /// Index of the first that is not done, after as many of its bytes as the slot says.
+    pub(super) next: usize,
+}
+
 /// Reads the ranges of a request into `ranges`, without the empty ones.
 ///
 /// # Errors
@@ -141,7 +150,7 @@ fn checked(sector: u64, sectors: u32, discard: bool, limits: &Limits) -> Option<
 
 /// What a request about ranges needs next: its next range, or, when all are done, a flush.
 pub(super) fn next_op(slot: &Slot) -> BlkOp<'static> {
-    let Some(range) = slot.ranges.get(slot.range) else {
+    let Some(range) = slot.ranges.list.get(slot.ranges.next) else {
         return BlkOp::Flush;
     };
     let (offset, bytes) = (range.offset + u64::from(slot.done), range.bytes - slot.done);
@@ -170,7 +179,7 @@ pub(super) enum Progress {
 /// Notes that the host did `moved` bytes of what [`next_op`] asked for. Zeros that must be durable
 /// take a flush at the end; what is discarded is not promised to be anything.
 pub(super) fn advance(slot: &mut Slot, moved: u32, durable: bool) -> Progress {
-    let Some(range) = slot.ranges.get(slot.range) else {
+    let Some(range) = slot.ranges.list.get(slot.ranges.next) else {
         return Progress::Done;
     };
     if moved == 0 {
@@ -178,11 +187,11 @@ pub(super) fn advance(slot: &mut Slot, moved: u32, durable: bool) -> Progress {
     }
     slot.done += moved.min(range.bytes - slot.done);
     if slot.done == range.bytes {
-        slot.range += 1;
+        slot.ranges.next += 1;
         slot.done = 0;
     }
     let flush = durable && slot.request == Request::WriteZeroes;
-    if slot.range < slot.ranges.len() || flush {
+    if slot.ranges.next < slot.ranges.list.len() || flush {
         Progress::More
     } else {
         Progress::Done
