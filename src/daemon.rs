@@ -14,7 +14,7 @@ use crate::config::{
     Placement, PortRates, RingsConfig, SocketSource, UplinkConfig,
 };
 use crate::control::session::{self, Accept, Served};
-use crate::device::blk::{BlkModel, BlkSetup};
+use crate::device::blk::{BlkModel, BlkSetup, BlkTopology, RangeLimits};
 use crate::device::net::{NetCounters, NetModel, NetOptions, Offloads};
 use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
 use crate::engine::{
@@ -320,19 +320,30 @@ fn ring_options(rings: RingsConfig) -> RingOptions {
 }
 
 fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
-    let (backing, capacity_bytes) = match &blk.backend {
+    let mut topology = BlkTopology::default();
+    let (backing, capacity_bytes, mut ranges) = match &blk.backend {
         BlkBackend::Path(path) => {
             let options = DiskOptions {
                 read_only: blk.read_only,
                 direct: blk.direct,
                 block_size: blk.block_size,
+                lock: blk.lock,
             };
             let file = DiskFile::open(path, options).map_err(|source| DaemonError::Disk {
                 name: blk.name.clone(),
                 source,
             })?;
             let bytes = file.bytes();
-            (Backing::File(Arc::new(file)), bytes)
+            let told = file.topology();
+            topology = BlkTopology::from_bytes(
+                blk.block_size,
+                told.physical_block,
+                told.offset,
+                told.min_io,
+                told.opt_io,
+            );
+            let ranges = RangeLimits::file(told.physical_block);
+            (Backing::File(Arc::new(file)), bytes, ranges)
         }
         &BlkBackend::Ram(bytes) => {
             let store = Store::new(bytes).map_err(|source| DaemonError::Ram {
@@ -340,9 +351,21 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
                 bytes,
                 source,
             })?;
-            (Backing::Ram(Arc::new(store)), bytes)
+            (Backing::Ram(Arc::new(store)), bytes, RangeLimits::RAM)
         }
-        &BlkBackend::Null(bytes) => (Backing::Null, bytes),
+        &BlkBackend::Null(bytes) => (Backing::Null, bytes, RangeLimits::NULL),
+    };
+    ranges.discard = blk.discard;
+    let backing = match blk.fault {
+        Some(plan) => {
+            tracing::warn!(
+                device = blk.name,
+                ?plan,
+                "faults are injected, as asked for"
+            );
+            Backing::Faulty(plan, Box::new(backing))
+        }
+        None => backing,
     };
     let model = BlkModel::new(BlkSetup {
         name: blk.name.clone(),
@@ -350,6 +373,9 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
         block_size: blk.block_size,
         queues: blk.queues,
         read_only: blk.read_only,
+        write_through: blk.write_through,
+        topology,
+        ranges,
         serial: blk.serial.clone(),
         rings: ring_options(blk.rings),
     });

@@ -263,6 +263,14 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_can_be_trimmed() {
+        let disk = Disk::ram();
+        let output = disk.bench("--rw randtrim --runtime 50ms --iodepth 4");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert_eq!(text(&output.stderr), "");
+    }
+
+    #[test]
     fn what_can_not_be_done_is_refused_with_status_2() {
         for (arguments, says) in [
             ("--rw randreed", "vringd: --rw \"randreed\": unknown load"),
@@ -283,7 +291,6 @@ mod tests {
         let disk = Disk::ram();
         for (arguments, says) in [
             ("--queues 3", "vringd: --queues \"3\": the back-end has 2"),
-            ("--rw trim", "vringd: --rw \"trim\": the back-end does not"),
             ("--size 17M", "vringd: 17825792 bytes from offset 0 on: the"),
             ("--offset 16M", "vringd: 0 bytes from offset 16777216 on"),
             ("--iodepth 64 --ring-size 64", "vringd: --iodepth \"64\":"),
@@ -294,6 +301,9 @@ mod tests {
         ] {
             fails(&disk.bench(arguments), 2, says);
         }
+        let disk = Disk::start(|_| "backend=ram:1M,discard=off".to_owned());
+        let says = "vringd: --rw \"trim\": the back-end does not";
+        fails(&disk.bench("--rw trim"), 2, says);
         let disk = Disk::start(|_| "backend=ram:1M,block_size=4096,read_only=true".to_owned());
         for (arguments, says) in [
             ("--bs 512", "vringd: --bs \"512\": not a multiple of the"),

@@ -39,6 +39,7 @@ mod disk {
     on_both_rings!(
         random_io_is_byte_exact_when_polling,
         random_io_is_byte_exact_with_calls,
+        random_io_on_a_sick_disk_is_byte_exact,
         neighbours_of_unaligned_writes_keep_their_bytes,
         two_queues_work_from_two_threads,
         config_space_has_what_was_configured,
@@ -58,7 +59,6 @@ mod disk {
     const REQUESTS: usize = 1200;
 
     const EIO: i32 = -libc::EIO;
-    const ENOTSUP: i32 = -libc::ENOTSUP;
 
     /// xorshift64*: the same numbers in every run.
     struct Rng(u64);
@@ -160,7 +160,8 @@ mod disk {
         fn submit(&mut self, queue: &mut Queue, tag: usize) {
             let op = match self.rng.below(64) {
                 0 => Op::Flush,
-                1..32 => Op::Read,
+                1..4 => Op::WriteZeroes,
+                4..32 => Op::Read,
                 _ => Op::Write,
             };
             let range = self.free_range(op);
@@ -173,6 +174,8 @@ mod disk {
                 let bytes = random_bytes(self.rng.next(), range.len());
                 queue.fill(&pieces, &bytes);
                 self.model[range.clone()].copy_from_slice(&bytes);
+            } else if op == Op::WriteZeroes {
+                self.model[range.clone()].fill(0);
             } else {
                 // A read that moves nothing must not find the right bytes there.
                 queue.fill(&pieces, &vec![0xa5; range.len()]);
@@ -197,7 +200,7 @@ mod disk {
                 let start = self.rng.below((self.model.len() - len) / SECTOR + 1) * SECTOR;
                 let range = start..start + len;
                 let conflict = self.flights.iter().flatten().any(|other| {
-                    let writes = op == Op::Write || other.request.op == Op::Write;
+                    let writes = op != Op::Read || other.request.op != Op::Read;
                     writes && other.range.start < range.end && range.start < other.range.end
                 });
                 if !conflict {
@@ -347,6 +350,18 @@ mod disk {
         assert_same("file", &fs::read(&image).expect("the image"), &model);
     }
 
+    fn random_io_on_a_sick_disk_is_byte_exact(ring: Ring) {
+        let dir = TempDir::new("sick");
+        let (image, mut model) = dir.random_file("disk0.img", DISK_BYTES, 91);
+        let fault = ",fault=short=3+eintr=5+eagain=7+delay_us=50+reorder=8";
+        let served = Served::start(dir, &[on_file(&image) + fault]);
+        let mut session = served.open(0, ring, Wait::Call, 1);
+        Mix::new(0, &mut model, 92).run(session.queue(), REQUESTS);
+        session.queue().flush();
+        assert_same("file", &fs::read(&image).expect("the image"), &model);
+        assert!(served.daemon.counter("disk0", "injected") > 300);
+    }
+
     fn config_space_has_what_was_configured(ring: Ring) {
         let dir = TempDir::new("config");
         let disks = [
@@ -407,8 +422,8 @@ mod disk {
                 model.fill(0);
             }
             let mut session = served.open(disk, ring, Wait::Call, 1);
-            assert!(!session.has(VirtioBlkFeatureFlags::DISCARD));
-            assert!(!session.has(VirtioBlkFeatureFlags::WRITE_ZEROES));
+            assert!(session.has(VirtioBlkFeatureFlags::DISCARD));
+            assert!(session.has(VirtioBlkFeatureFlags::WRITE_ZEROES));
             let queue = session.queue();
             for (number, (request, want)) in refused(ring).into_iter().enumerate() {
                 queue.fill(&request.pieces, &vec![0x5a; 4096]);
@@ -437,8 +452,9 @@ mod disk {
                 refused.push((Op::Read, offset, EIO));
             }
         }
-        refused.push((Op::Discard, 0, ENOTSUP));
-        refused.push((Op::WriteZeroes, 0, ENOTSUP));
+        for op in [Op::Discard, Op::WriteZeroes] {
+            refused.push((op, end - 512, EIO));
+        }
         let request = |(op, offset, want)| {
             let pieces = vec![0..512, 1024..4608];
             (Request { op, offset, pieces }, want)

@@ -147,7 +147,10 @@ mod tests {
         ),
         // A front-end beside the daemon: nothing of device, engine or control.
         ("bench", &["config", "memory", "ring", "sys", "sync"]),
-        ("config", &["host::limit", "host::switch", "sys"]),
+        (
+            "config",
+            &["host::fault", "host::limit", "host::switch", "sys"],
+        ),
         ("cli", &["config", "logging"]),
         ("logging", &[]),
     ];

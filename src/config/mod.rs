@@ -27,6 +27,7 @@ mod validate;
 mod values;
 mod wires;
 
+pub use crate::host::fault::FaultPlan;
 pub use crate::host::limit::Rates;
 pub use crate::host::switch::{Filter, PortRules, VLAN_MAX, VlanMode, VlanSet};
 pub use crate::sys::listen::{SocketConfig, SocketSource};
@@ -187,6 +188,14 @@ pub struct BlkConfig {
     pub read_only: bool,
     /// Bypass the page cache: always, never, or (`None`) where the file system allows it.
     pub direct: Option<bool>,
+    /// What goes wrong on purpose.
+    pub fault: Option<FaultPlan>,
+    /// Images are locked against other users.
+    pub lock: bool,
+    /// A write is acknowledged when it is durable, until the driver says otherwise.
+    pub write_through: bool,
+    /// The guest may give space back.
+    pub discard: bool,
     /// What GET_ID answers: ASCII, at most 20 bytes; by default the start of the name.
     pub serial: String,
     /// 512 or 4096.

@@ -8,6 +8,7 @@ use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
 
+mod blk;
 mod files;
 mod rates;
 mod switch;
@@ -100,12 +101,16 @@ fn flags_and_file_give_the_same_settings() {
         queues = 4
         read_only = true
         direct = false
+        discard = false
+        cache = "writethrough"
+        lock = "off"
         serial = "A 1"
         block_size = 4096
 
         [[blk]]
         socket = "fd:7"
         backend = "ram:1M"
+        fault = ["eio=7", "delay_us=20", "drop_flush"]
         "#
     );
     let from_file = load_text(&text, Given::default()).unwrap();
@@ -122,10 +127,10 @@ fn flags_and_file_give_the_same_settings() {
             &[
                 &format!(
                     "name=root,socket=systemd:root,path={},queues=4,read_only=true,direct=off,\
-                     serial=A 1,block_size=4K",
+                     discard=off,cache=writethrough,lock=off,serial=A 1,block_size=4K",
                     disk.replace(',', ",,")
                 ),
-                "socket=fd:7,backend=ram:1M",
+                "socket=fd:7,backend=ram:1M,fault=eio=7+delay_us=20+drop_flush",
             ],
         )
     };
@@ -169,6 +174,10 @@ fn flags_and_file_give_the_same_settings() {
                 queues: 4,
                 read_only: true,
                 direct: Some(false),
+                fault: None,
+                lock: false,
+                write_through: true,
+                discard: false,
                 serial: "A 1".to_owned(),
                 block_size: 4096,
                 cores: vec![1, 5],
@@ -184,6 +193,15 @@ fn flags_and_file_give_the_same_settings() {
                 queues: 16,
                 read_only: false,
                 direct: None,
+                fault: Some(FaultPlan {
+                    eio: 7,
+                    delay: Duration::from_micros(20),
+                    drop_flush: true,
+                    ..FaultPlan::default()
+                }),
+                lock: true,
+                write_through: false,
+                discard: true,
                 serial: "disk0".to_owned(),
                 block_size: 512,
                 cores: vec![1, 5],
@@ -531,95 +549,6 @@ fn refused_sockets_name_key_and_value() {
 }
 
 #[test]
-fn refused_blk_flags_name_key_and_value() {
-    for (list, message) in [
-        ("socket=/b", "--blk disk0: path (or backend) is missing"),
-        (
-            "socket=/b,path=/x,backend=ram:1G",
-            "--blk disk0: path and backend exclude each other",
-        ),
-        (
-            "socket=/b,path=/no/such/disk",
-            "--blk disk0: path = \"/no/such/disk\": No such file or directory (os error 2)",
-        ),
-        (
-            "socket=/b,path=",
-            "--blk disk0: path = \"\": must not be empty",
-        ),
-        (
-            "socket=/b,path=/dev/null",
-            "--blk disk0: path = \"/dev/null\": neither a file nor a block device",
-        ),
-        (
-            "socket=/b,path=/",
-            "--blk disk0: path = \"/\": neither a file nor a block device",
-        ),
-        (
-            "socket=/b,backend=rma:1G",
-            "--blk disk0: backend = \"rma:1G\": unknown backend \"rma\" (known: ram, null)",
-        ),
-        (
-            "socket=/b,backend=ram",
-            "--blk disk0: backend = \"ram\": backend \"ram\" needs an argument, as in \"ram:1G\"",
-        ),
-        (
-            "socket=/b,backend=null:big",
-            "--blk disk0: backend = \"null:big\": \
-             expected a size such as 512, 64K, 100M, 10G or 1T",
-        ),
-        (
-            "socket=/b,backend=ram:0",
-            "--blk disk0: backend = \"ram:0\": expected a size above zero",
-        ),
-        (
-            "socket=/b,backend=ram:513",
-            "--blk disk0: backend = \"ram:513\": \
-             513 bytes are not a multiple of the block size 512",
-        ),
-        (
-            "socket=/b,backend=ram:512,block_size=4096",
-            "--blk disk0: backend = \"ram:512\": \
-             512 bytes are not a multiple of the block size 4096",
-        ),
-        (
-            "socket=/b,backend=ram:99999999T",
-            "--blk disk0: backend = \"ram:99999999T\": too large",
-        ),
-        (
-            "socket=/b,backend=ram:1M,block_size=1024",
-            "--blk disk0: block_size = \"1024\": expected 512 or 4096",
-        ),
-        (
-            "socket=/b,backend=ram:1M,direct=true",
-            "--blk disk0: direct = \"true\": only has a meaning with path",
-        ),
-        (
-            "socket=/b,backend=ram:1M,read_only=maybe",
-            "--blk disk0: read_only = \"maybe\": expected true or false",
-        ),
-        (
-            "socket=/b,backend=ram:1M,serial=123456789012345678901",
-            "--blk disk0: serial = \"123456789012345678901\": \
-             21 bytes long, at most 20 are possible",
-        ),
-        (
-            "socket=/b,backend=ram:1M,serial=é",
-            "--blk disk0: serial = \"é\": \
-             has 'é', only printable ASCII characters are possible",
-        ),
-        (
-            "socket=/b,backend=ram:1M,link=echo",
-            "--blk disk0: link = \"echo\": unknown key (known: name, socket, mode, path, backend, \
-             queues, read_only, direct, serial, block_size, cores, ring_reset, call_max_used, \
-             call_max_us, \
-             socket_owner, socket_group, socket_mode)",
-        ),
-    ] {
-        assert_eq!(blk_flags(list).unwrap_err().to_string(), message, "{list}");
-    }
-}
-
-#[test]
 fn what_two_devices_want_only_one_gets() {
     for (nets, blks, message) in [
         (
@@ -662,9 +591,10 @@ proptest::proptest! {
     }
 
     #[test]
-    fn no_value_of_a_known_key_panics(key in 0usize..12, value in "[^,]{0,40}") {
+    fn no_value_of_a_known_key_panics(key in 0usize..16, value in "[^,]{0,40}") {
         let keys = ["name", "socket", "link", "queues", "mac", "mtu", "socket_owner",
-                    "socket_mode", "backend", "serial", "block_size", "read_only"];
+                    "socket_mode", "backend", "serial", "block_size", "read_only", "discard",
+                    "cache", "lock", "fault"];
         let list = format!("{}={value}", keys[key]);
         let _ = net_flags(&format!("{list},socket=/n,link=echo"));
         let _ = net_flags(&list);

@@ -16,7 +16,7 @@ use super::keyvalue::{Entry, Kind, Table};
 use super::size::parse_duration;
 use super::values::{
     SERIAL_MAX, account_id, bounded, check_disk, check_name, check_serial, parse_backend,
-    parse_block_size, parse_mode, parse_socket,
+    parse_block_size, parse_cache, parse_faults, parse_lock, parse_mode, parse_socket,
 };
 use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, LinkConfig,
@@ -61,6 +61,10 @@ struct RawBlk {
     queues: Option<u64>,
     read_only: Option<bool>,
     direct: Option<bool>,
+    cache: Option<String>,
+    lock: Option<String>,
+    fault: Option<Vec<String>>,
+    discard: Option<bool>,
     serial: Option<String>,
     block_size: Option<TextOrNumber>,
     cores: Option<Vec<u64>>,
@@ -361,6 +365,9 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
     if raw.direct.is_some() && !matches!(backend, BlkBackend::Path(_)) {
         return Err(table.key_error("direct", Problem::OnlyWith("path")));
     }
+    if raw.lock.is_some() && !matches!(backend, BlkBackend::Path(_)) {
+        return Err(table.key_error("lock", Problem::OnlyWith("path")));
+    }
     let serial = match raw.serial {
         None => name.chars().take(SERIAL_MAX).collect(),
         Some(serial) => check_serial(serial).map_err(in_key("serial"))?,
@@ -380,6 +387,10 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
             .map_err(in_key("queues"))?,
         read_only: raw.read_only.unwrap_or(false),
         direct: raw.direct,
+        fault: parse_faults(raw.fault.as_deref()).map_err(in_key("fault"))?,
+        lock: parse_lock(raw.lock.as_deref()).map_err(in_key("lock"))?,
+        write_through: parse_cache(raw.cache.as_deref()).map_err(in_key("cache"))?,
+        discard: raw.discard.unwrap_or(true),
         serial,
         block_size,
         cores: device_cores(table, raw.cores.as_deref(), engine)?,

@@ -4,10 +4,11 @@
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::error::Problem;
 use super::size::{parse_digits, parse_size};
-use super::{AccountLookup, BlkBackend, LinkConfig, SocketSource};
+use super::{AccountLookup, BlkBackend, FaultPlan, LinkConfig, SocketSource};
 use crate::sys::tap::{TapPlace, TapSource};
 
 const NAME_MAX: usize = 64;
@@ -22,6 +23,7 @@ pub(super) const SERIAL_MAX: usize = 20;
 
 const LINKS: &str = "tap, macvtap, xdp, wire, switch, echo, sink";
 const BACKENDS: &str = "ram, null";
+const FAULTS: &str = "eio, enospc, eintr, eagain, short, delay_us, reorder, drop_flush";
 
 pub(super) fn bounded(value: u64, min: u64, max: u64) -> Result<u16, Problem> {
     match u16::try_from(value) {
@@ -269,6 +271,78 @@ pub(super) fn parse_block_size(text: &str) -> Result<u32, Problem> {
         4096 => Ok(4096),
         _ => Err(Problem::Expected("512 or 4096".to_owned())),
     }
+}
+
+/// Whether writes go through: the value of `cache`.
+pub(super) fn parse_cache(text: Option<&str>) -> Result<bool, Problem> {
+    match text {
+        None | Some("writeback") => Ok(false),
+        Some("writethrough") => Ok(true),
+        Some(other) => Err(Problem::UnknownKind {
+            what: "cache",
+            given: other.to_owned(),
+            known: "writeback, writethrough",
+        }),
+    }
+}
+
+/// Whether images are locked: the value of `lock`.
+pub(super) fn parse_lock(text: Option<&str>) -> Result<bool, Problem> {
+    match text {
+        None | Some("auto") => Ok(true),
+        Some("off") => Ok(false),
+        Some(other) => Err(Problem::UnknownKind {
+            what: "lock",
+            given: other.to_owned(),
+            known: "auto, off",
+        }),
+    }
+}
+
+/// What goes wrong on purpose: the value of `fault`.
+pub(super) fn parse_faults(items: Option<&[String]>) -> Result<Option<FaultPlan>, Problem> {
+    let Some(items) = items else {
+        return Ok(None);
+    };
+    let mut plan = FaultPlan::default();
+    for item in items {
+        if item == "drop_flush" {
+            plan.drop_flush = true;
+            continue;
+        }
+        let (name, number) = item.split_once('=').unwrap_or((item, ""));
+        // What is tried again at once must succeed some time.
+        let (min, max) = match name {
+            "eio" | "enospc" | "short" => (1, 1 << 30),
+            "eintr" | "eagain" => (2, 1 << 30),
+            "reorder" => (2, 256),
+            "delay_us" => (1, 1_000_000),
+            _ => {
+                return Err(Problem::UnknownKind {
+                    what: "fault",
+                    given: name.to_owned(),
+                    known: FAULTS,
+                });
+            }
+        };
+        let number = parse_digits(number, "a fault and a number, such as eio=100")?;
+        let number = u32::try_from(number).ok();
+        let number = number.filter(|number| (min..=max).contains(number));
+        let number = number.ok_or(Problem::OutOfRange {
+            min: min.into(),
+            max: max.into(),
+        })?;
+        match name {
+            "eio" => plan.eio = number,
+            "enospc" => plan.enospc = number,
+            "short" => plan.short = number,
+            "eintr" => plan.eintr = number,
+            "eagain" => plan.eagain = number,
+            "reorder" => plan.reorder = number,
+            _ => plan.delay = Duration::from_micros(number.into()),
+        }
+    }
+    Ok(Some(plan))
 }
 
 pub(super) fn parse_backend(text: &str, block_size: u32) -> Result<BlkBackend, Problem> {

@@ -11,6 +11,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use crate::device::DeviceModel;
 use crate::device::blk::{BlkHandler, BlkModel};
 use crate::device::net::{NetModel, RxHandler, RxWindow, TxHandler};
+use crate::host::fault::{FaultDisk, FaultPlan};
 use crate::host::null::NullDisk;
 use crate::host::ram::RamDisk;
 use crate::host::sink::SinkPort;
@@ -81,6 +82,31 @@ pub enum Backing {
     Ram(Arc<Store>),
     /// Nowhere.
     Null,
+    /// One of the others, with faults.
+    Faulty(FaultPlan, Box<Backing>),
+}
+
+impl Backing {
+    /// What serves one queue of it, in blocks of `block_size` bytes.
+    fn queue(&self, block_size: u32) -> HostDisk {
+        match self {
+            Backing::File(file) => HostDisk::Uring(UringDisk::new(Arc::clone(file))),
+            Backing::Ram(store) => HostDisk::Ram(RamDisk::new(Arc::clone(store), IN_FLIGHT_MAX)),
+            Backing::Null => HostDisk::Null(NullDisk::new(IN_FLIGHT_MAX)),
+            Backing::Faulty(plan, disk) => {
+                let faults = FaultDisk::new(*plan, block_size);
+                HostDisk::Faulty(Box::new((faults, disk.queue(block_size))))
+            }
+        }
+    }
+
+    fn needs_uring(&self) -> bool {
+        match self {
+            Backing::File(_) => true,
+            Backing::Ram(_) | Backing::Null => false,
+            Backing::Faulty(_, disk) => disk.needs_uring(),
+        }
+    }
 }
 
 /// What stands behind the vrings of a device.
@@ -139,13 +165,7 @@ impl Parts {
             Parts::Blk(model, backing) => {
                 let handler = BlkHandler::new(model, index, size, features).ok_or(missing)?;
                 let queue = Arc::clone(model.queue_counters(index).ok_or(missing)?);
-                let host = match backing {
-                    Backing::File(file) => HostDisk::Uring(UringDisk::new(Arc::clone(file))),
-                    Backing::Ram(store) => {
-                        HostDisk::Ram(RamDisk::new(Arc::clone(store), IN_FLIGHT_MAX))
-                    }
-                    Backing::Null => HostDisk::Null(NullDisk::new(IN_FLIGHT_MAX)),
-                };
+                let host = backing.queue(model.setup().block_size);
                 let disk = DiskQueue::new(vring, handler, host, counters, queue);
                 Ok(Endpoint::Disk(Box::new(disk)))
             }
@@ -440,8 +460,8 @@ fn place(
             counters: Arc::default(),
         });
         plan.slots.push(running);
-        if let Parts::Blk(_, Backing::File(_)) = parts {
-            plan.needs_uring = true;
+        if let Parts::Blk(_, backing) = parts {
+            plan.needs_uring |= backing.needs_uring();
         }
     }
     places

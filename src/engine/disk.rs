@@ -6,11 +6,14 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::blk::{BlkCounters, BlkHandler};
+use crate::host::blk::BlkIo;
+use crate::host::fault::FaultDisk;
 use crate::host::null::NullDisk;
 use crate::host::ram::RamDisk;
 use crate::host::uring::UringDisk;
 use crate::memory::GuestRam;
 use crate::ring::{Areas, RingFault, RingFormat};
+use crate::sys::uring::Uring;
 
 use super::endpoint::{GuestDisk, VringEndpoint};
 use super::link::Armed;
@@ -30,6 +33,27 @@ pub(super) enum HostDisk {
     Ram(RamDisk),
     /// Nowhere.
     Null(NullDisk),
+    /// One of the others, with faults.
+    Faulty(Box<(FaultDisk, HostDisk)>),
+}
+
+impl HostDisk {
+    fn attach(&mut self, ring: Option<&mut Uring>) -> io::Result<()> {
+        match (self, ring) {
+            (HostDisk::Uring(disk), Some(ring)) => disk.attach(ring, IN_FLIGHT_MAX),
+            (HostDisk::Uring(_), None) => Err(io::Error::other("the worker has no io_uring")),
+            (HostDisk::Ram(_) | HostDisk::Null(_), _) => Ok(()),
+            (HostDisk::Faulty(disk), ring) => disk.1.attach(ring),
+        }
+    }
+
+    fn detach(&mut self, ring: Option<&mut Uring>) {
+        match (self, ring) {
+            (HostDisk::Uring(disk), Some(ring)) => disk.detach(ring),
+            (HostDisk::Faulty(disk), ring) => disk.1.detach(ring),
+            _ => {}
+        }
+    }
 }
 
 /// An old memory table that requests in flight still point into.
@@ -83,7 +107,30 @@ impl<F: RingFormat> DiskQueue<F> {
             (HostDisk::Uring(_), None) => Ok(0),
             (HostDisk::Ram(disk), _) => self.handler.poll(vq, disk, scratch, budget),
             (HostDisk::Null(disk), _) => self.handler.poll(vq, disk, scratch, budget),
+            (HostDisk::Faulty(_), _) => self.run_faulty(cx, budget),
         }
+    }
+
+    #[cold]
+    fn run_faulty(&mut self, cx: &mut WorkerCx, budget: usize) -> Result<usize, RingFault> {
+        let (vq, scratch) = (&mut self.vring.vq, &mut cx.scratch);
+        let HostDisk::Faulty(parts) = &mut self.host else {
+            return Ok(0);
+        };
+        let (faults, disk) = &mut **parts;
+        let before = faults.injected();
+        let mut poll = |disk: &mut dyn BlkIo| {
+            let mut disk = faults.over(disk);
+            self.handler.poll(vq, &mut disk, scratch, budget)
+        };
+        let work = match (disk, &mut cx.uring) {
+            (HostDisk::Uring(disk), Some(ring)) => poll(&mut disk.lend(ring)),
+            (HostDisk::Ram(disk), _) => poll(disk),
+            (HostDisk::Null(disk), _) => poll(disk),
+            (HostDisk::Uring(_) | HostDisk::Faulty(_), _) => Ok(0),
+        };
+        self.blk_counters.injected.add(faults.injected() - before);
+        work
     }
 
     /// Sends tables that nothing in flight points into to be unmapped.
@@ -102,17 +149,11 @@ impl<F: RingFormat> DiskQueue<F> {
 
 impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
     fn attach(&mut self, cx: &mut WorkerCx) -> io::Result<()> {
-        match (&mut self.host, &mut cx.uring) {
-            (HostDisk::Uring(disk), Some(ring)) => disk.attach(ring, IN_FLIGHT_MAX),
-            (HostDisk::Uring(_), None) => Err(io::Error::other("the worker has no io_uring")),
-            (HostDisk::Ram(_) | HostDisk::Null(_), _) => Ok(()),
-        }
+        self.host.attach(cx.uring.as_mut())
     }
 
     fn detach(&mut self, cx: &mut WorkerCx) {
-        if let (HostDisk::Uring(disk), Some(ring)) = (&mut self.host, &mut cx.uring) {
-            disk.detach(ring);
-        }
+        self.host.detach(cx.uring.as_mut());
         self.retire(cx);
     }
 
@@ -184,9 +225,11 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
     fn arm(&mut self) -> Armed {
         // With every slot taken a completion comes first, and wakes us.
         if self.handler.has_room() && self.vring.set_kicks(true) {
-            Armed::Work
-        } else {
-            Armed::Sleep
+            return Armed::Work;
+        }
+        match &self.host {
+            HostDisk::Faulty(disk) if disk.0.holds() => Armed::Bounded,
+            _ => Armed::Sleep,
         }
     }
 }
@@ -214,6 +257,7 @@ mod tests {
             queues: 1,
             read_only: false,
             serial: "disk0".into(),
+            ..BlkSetup::default()
         });
         let setup = VringSetup {
             index: 0,

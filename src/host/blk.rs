@@ -36,14 +36,30 @@ pub enum BlkOp<'a> {
     },
     /// Everything written so far becomes durable.
     Flush,
+    /// What is in the range does not matter any more; a hint.
+    Discard {
+        /// First byte on the disk.
+        offset: u64,
+        /// Length.
+        bytes: u32,
+    },
+    /// The range reads as zeros.
+    WriteZeroes {
+        /// First byte on the disk.
+        offset: u64,
+        /// Length.
+        bytes: u32,
+        /// The space behind it may be given back.
+        unmap: bool,
+    },
 }
 
-/// A finished operation: the bytes moved, or the system's error number.
+/// A finished operation: the bytes done, or the system's error number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Completion {
     /// Which.
     pub token: Token,
-    /// Bytes moved (may be fewer than asked for), or errno.
+    /// Bytes moved, discarded or zeroed (may be fewer than asked for), or errno.
     pub result: Result<u32, i32>,
 }
 

@@ -30,6 +30,7 @@ impl BlkIo for NullDisk {
                 segments.iter().map(Segment::len).sum::<usize>()
             }
             BlkOp::Flush => 0,
+            BlkOp::Discard { bytes, .. } | BlkOp::WriteZeroes { bytes, .. } => bytes as usize,
         };
         let result = Ok(u32::try_from(moved).unwrap_or(u32::MAX));
         self.done.push_back(Completion { token, result });

@@ -39,6 +39,12 @@ impl BlkIo for RamDisk {
                 copy::between(segments, 0, &[self.store.segment(offset, len)], 0, len)
             }
             BlkOp::Flush => 0,
+            BlkOp::Discard { offset, bytes } => self.store.zero(offset, bytes as usize, true),
+            BlkOp::WriteZeroes {
+                offset,
+                bytes,
+                unmap,
+            } => self.store.zero(offset, bytes as usize, unmap),
         };
         let result = Ok(u32::try_from(moved).unwrap_or(u32::MAX));
         self.done.push_back(Completion { token, result });

@@ -5,13 +5,17 @@
 //! never through the page cache: direct and cached writes to neighbouring sectors of one page lose
 //! data (docs/decisions/0007). Bounce buffers are few and of fixed size, however much a guest asks
 //! for: a longer request is done in parts, as if the host had done short I/O.
+//!
+//! Ranges are discarded and zeroed by fallocate(2), which the kernel does beside the ring, for
+//! block devices too. What a file system or device can't do is learnt from its first answer: then
+//! zeros are written, and a discard, which is only a hint, does nothing.
 
 use std::io;
 use std::sync::Arc;
 
 use crate::memory::{Segment, Store, copy};
 use crate::sys::disk::DiskFile;
-use crate::sys::uring::{ClientId, Uring, UringOp};
+use crate::sys::uring::{ClientId, Uring, UringOp, Zero};
 
 use super::blk::{BlkIo, BlkOp, Completion, Full, Token};
 
@@ -27,6 +31,18 @@ const BOUNCE_BYTES: usize = 128 << 10;
 /// Bounce buffers of a queue. Times [`BOUNCE_BYTES`], all the memory that its guest can make us
 /// take.
 const BOUNCES: u16 = 32;
+
+/// Bytes of zeros that are written at a time where there is no other way.
+const ZEROES_BYTES: usize = 128 << 10;
+/// How often they are written by one operation.
+const ZEROES_REPEATED: usize = 8;
+
+// What fallocate(2) says where it does not do what it is asked for; the same on every Linux. EINVAL
+// comes from kernels whose io_uring has no fallocate.
+const EAGAIN: i32 = 11;
+const EINVAL: i32 = 22;
+const ENOSYS: i32 = 38;
+const EOPNOTSUPP: i32 = 95;
 
 /// The bounce buffers of a queue.
 #[derive(Debug)]
@@ -79,22 +95,51 @@ impl Bounces {
     }
 }
 
-/// What the ring gives back with a completion: the token, and which bounce buffer was used.
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Moves data, or syncs.
+    Move,
+    /// Discards.
+    Discard,
+    /// Zeroes.
+    Zero(Zero),
+}
+
+impl Kind {
+    const ALL: [Kind; 4] = [
+        Kind::Move,
+        Kind::Discard,
+        Kind::Zero(Zero::Punch),
+        Kind::Zero(Zero::Keep),
+    ];
+}
+
+/// What the ring gives back with a completion: the token, which bounce buffer was used, and what
+/// was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tag {
     token: Token,
     buffer: Option<u16>,
+    kind: Kind,
 }
 
 impl Tag {
     fn to_u64(self) -> u64 {
         let buffer = self.buffer.map_or(0, |buffer| u64::from(buffer) + 1);
-        u64::from(self.token.slot) | (u64::from(self.token.generation) << 16) | (buffer << 32)
+        let kind = match self.kind {
+            Kind::Move => 0,
+            Kind::Discard => 1,
+            Kind::Zero(Zero::Punch) => 2,
+            Kind::Zero(Zero::Keep) => 3,
+        };
+        let token = u64::from(self.token.slot) | (u64::from(self.token.generation) << 16);
+        token | (buffer << 32) | (kind << 48)
     }
 
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "the tag holds three 16-bit numbers"
+        reason = "the tag holds three 16-bit numbers and a kind"
     )]
     fn from_u64(tag: u64) -> Tag {
         Tag {
@@ -103,6 +148,7 @@ impl Tag {
                 generation: (tag >> 16) as u16,
             },
             buffer: ((tag >> 32) as u16).checked_sub(1),
+            kind: Kind::ALL[(tag >> 48) as usize & 3],
         }
     }
 }
@@ -115,6 +161,20 @@ pub struct UringDisk {
     /// There while attached, if the disk does direct I/O.
     bounces: Option<Bounces>,
     unaligned: u64,
+    ranges: Ranges,
+}
+
+/// What is needed to discard and zero.
+#[derive(Debug)]
+struct Ranges {
+    /// Whether the file can have holes punched, as far as is known.
+    punch: bool,
+    /// Whether it can have ranges zeroed that stay allocated, as far as is known.
+    keep: bool,
+    /// By slot: bytes of the operation in flight.
+    bytes: Box<[u32]>,
+    /// Zeros to be written; there while attached.
+    zeroes: Option<Store>,
 }
 
 impl UringDisk {
@@ -125,6 +185,12 @@ impl UringDisk {
             attached: None,
             bounces: None,
             unaligned: 0,
+            ranges: Ranges {
+                punch: true,
+                keep: true,
+                bytes: Box::default(),
+                zeroes: None,
+            },
         }
     }
 
@@ -141,6 +207,8 @@ impl UringDisk {
         if self.disk.is_direct() {
             self.bounces = Some(Bounces::new()?);
         }
+        self.ranges.bytes = vec![0; in_flight].into();
+        self.ranges.zeroes = Some(Store::new(ZEROES_BYTES as u64)?);
         let file = ring.add_file(self.disk.file())?;
         let client = ring.add_client(in_flight);
         self.attached = Some(Attached { client, file });
@@ -199,6 +267,7 @@ impl Lent<'_> {
                 durable,
             },
             BlkOp::Flush => UringOp::Sync { file },
+            BlkOp::Discard { .. } | BlkOp::WriteZeroes { .. } => UringOp::Nothing,
         };
         if self.ring.submit(at.client, tag.to_u64(), op) {
             Ok(())
@@ -212,7 +281,7 @@ impl Lent<'_> {
         let (segments, write) = match op {
             BlkOp::Read { segments, .. } => (segments, false),
             BlkOp::Write { segments, .. } => (segments, true),
-            BlkOp::Flush => (&[][..], false),
+            _ => (&[][..], false),
         };
         // A buffer in use belongs to an operation in flight, so a full pool empties.
         let bounces = self.queue.bounces.as_mut().ok_or(Full)?;
@@ -227,11 +296,12 @@ impl Lent<'_> {
                 segments,
                 durable,
             },
-            BlkOp::Flush => BlkOp::Flush,
+            op => op,
         };
         let tag = Tag {
             token,
             buffer: Some(buffer),
+            kind: Kind::Move,
         };
         let pushed = self.push(at, tag, op);
         match (&pushed, &mut self.queue.bounces) {
@@ -239,6 +309,109 @@ impl Lent<'_> {
             _ => self.queue.unaligned += 1,
         }
         pushed
+    }
+
+    /// Discards or zeroes in the best way that is left.
+    #[cold]
+    fn push_range(&mut self, at: Attached, token: Token, op: BlkOp<'_>) -> Result<(), Full> {
+        let (offset, bytes, unmap) = match op {
+            BlkOp::Discard { offset, bytes } => (offset, bytes, None),
+            BlkOp::WriteZeroes {
+                offset,
+                bytes,
+                unmap,
+            } => (offset, bytes, Some(unmap)),
+            _ => return Err(Full),
+        };
+        let align = self.queue.disk.topology().zero_align;
+        let aligned = offset.is_multiple_of(align.into()) && bytes.is_multiple_of(align);
+        let ranges = &self.queue.ranges;
+        let (punch, keep) = (ranges.punch && aligned, ranges.keep && aligned);
+        let (kind, how) = match unmap {
+            None if punch => (Kind::Discard, Zero::Punch),
+            None => return self.push_ring(at, token, Kind::Discard, bytes, UringOp::Nothing),
+            Some(true) if punch => (Kind::Zero(Zero::Punch), Zero::Punch),
+            Some(_) if keep => (Kind::Zero(Zero::Keep), Zero::Keep),
+            Some(_) => return self.push_zeroes(at, token, offset, bytes),
+        };
+        let file = at.file;
+        let op = UringOp::Zero {
+            file,
+            offset,
+            bytes,
+            how,
+        };
+        self.push_ring(at, token, kind, bytes, op)
+    }
+
+    fn push_ring(
+        &mut self,
+        at: Attached,
+        token: Token,
+        kind: Kind,
+        bytes: u32,
+        op: UringOp<'_>,
+    ) -> Result<(), Full> {
+        let tag = Tag {
+            token,
+            buffer: None,
+            kind,
+        };
+        if !self.ring.submit(at.client, tag.to_u64(), op) {
+            return Err(Full);
+        }
+        self.queue.ranges.bytes[usize::from(token.slot)] = bytes;
+        Ok(())
+    }
+
+    /// Writes zeros over as much of a range as there are zeros for.
+    fn push_zeroes(
+        &mut self,
+        at: Attached,
+        token: Token,
+        offset: u64,
+        bytes: u32,
+    ) -> Result<(), Full> {
+        let zeroes = self.queue.ranges.zeroes.as_ref().ok_or(Full)?;
+        let mut left = bytes as usize;
+        let segments: [Segment; ZEROES_REPEATED] = core::array::from_fn(|_| {
+            let segment = zeroes.segment(0, left.min(ZEROES_BYTES));
+            left -= segment.len();
+            segment
+        });
+        let used = (bytes as usize).div_ceil(ZEROES_BYTES).min(ZEROES_REPEATED);
+        let op = BlkOp::Write {
+            offset,
+            segments: &segments[..used],
+            durable: false,
+        };
+        let tag = Tag {
+            token,
+            buffer: None,
+            kind: Kind::Move,
+        };
+        self.push(at, tag, op)
+    }
+
+    /// What a range's operation came to, from what fallocate(2) answered.
+    #[cold]
+    fn finish_range(&mut self, token: Token, kind: Kind, result: i32) -> Completion {
+        let ranges = &mut self.queue.ranges;
+        let bytes = ranges.bytes[usize::from(token.slot)];
+        let cannot = matches!(-result, EOPNOTSUPP | ENOSYS | EINVAL);
+        match kind {
+            Kind::Discard | Kind::Zero(Zero::Punch) => ranges.punch &= !cannot,
+            Kind::Zero(Zero::Keep) => ranges.keep &= !cannot,
+            Kind::Move => {}
+        }
+        let result = match (result, kind) {
+            (0.., _) => Ok(bytes),
+            (_, Kind::Discard) if cannot => Ok(bytes),
+            // Again, in another way.
+            _ if cannot => Err(EAGAIN),
+            _ => Err(-result),
+        };
+        Completion { token, result }
     }
 }
 
@@ -251,16 +424,28 @@ impl BlkIo for Lent<'_> {
             {
                 self.push_bounced(at, token, op)
             }
+            BlkOp::Discard { .. } | BlkOp::WriteZeroes { .. } => self.push_range(at, token, op),
             op => {
-                let buffer = None;
-                self.push(at, Tag { token, buffer }, op)
+                let tag = Tag {
+                    token,
+                    buffer: None,
+                    kind: Kind::Move,
+                };
+                self.push(at, tag, op)
             }
         }
     }
 
     fn reap(&mut self) -> Option<Completion> {
         let (tag, result) = self.ring.reap(self.queue.attached?.client)?;
-        let Tag { token, buffer } = Tag::from_u64(tag);
+        let Tag {
+            token,
+            buffer,
+            kind,
+        } = Tag::from_u64(tag);
+        if kind != Kind::Move {
+            return Some(self.finish_range(token, kind, result));
+        }
         let result = u32::try_from(result).map_err(|_| -result);
         if let (Some(buffer), Some(bounces)) = (buffer, &mut self.queue.bounces) {
             bounces.give_back(buffer, result.unwrap_or(0));

@@ -3,11 +3,20 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use super::lock::{LockError, lock};
 
 /// What direct I/O may ask of buffers and offsets, to be tried where the kernel doesn't say.
 const ALIGNS: [u32; 2] = [512, 4096];
+
+// linux/fs.h; not in libc.
+const BLKSSZGET: libc::Ioctl = 0x1268;
+const BLKIOMIN: libc::Ioctl = 0x1278;
+const BLKIOOPT: libc::Ioctl = 0x1279;
+const BLKALIGNOFF: libc::Ioctl = 0x127a;
+const BLKPBSZGET: libc::Ioctl = 0x127b;
 
 /// Why a disk can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +50,9 @@ pub enum DiskReason {
         /// Logical block size in bytes.
         block_size: u32,
     },
+    /// Somebody else uses it.
+    #[error("{0} (lock = \"off\" does without locks)")]
+    Locked(LockError),
     /// There is nothing in it.
     #[error("the file is empty")]
     Empty,
@@ -58,17 +70,23 @@ pub struct DiskOptions {
     pub direct: Option<bool>,
     /// Logical block size in bytes that the guest will see.
     pub block_size: u32,
+    /// Keep other users of the image away, as QEMU does.
+    pub lock: bool,
 }
 
 /// An open disk.
 #[derive(Debug)]
 pub struct DiskFile {
     file: File,
+    /// Has the locks. Not what is given to the io_uring, which may keep a file for a moment after
+    /// the daemon has gone.
+    _locked: Option<File>,
     /// The page cache is bypassed.
     direct: bool,
     bytes: u64,
     mem_align: u32,
     offset_align: u32,
+    topology: DiskTopology,
 }
 
 impl DiskFile {
@@ -90,6 +108,8 @@ impl DiskFile {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(named(DiskReason::Kind));
         }
+        let locked = options.lock.then(|| locked(path, options.read_only));
+        let locked = locked.transpose().map_err(named)?.flatten();
         let bytes = end_of(&plain).map_err(failed("size")).map_err(named)?;
         let block_size = options.block_size;
         if bytes == 0 {
@@ -111,14 +131,19 @@ impl DiskFile {
                 }
             },
         };
+        let block = kind.is_block_device();
+        let told = block.then(|| DiskTopology::block_device(&file)).flatten();
+        let topology = told.unwrap_or_else(|| DiskTopology::file(metadata.blksize()));
         let direct = alignment.is_some();
         let (mem_align, offset_align) = alignment.unwrap_or((1, 1));
         Ok(DiskFile {
             file,
+            _locked: locked,
             direct,
             bytes,
             mem_align,
             offset_align,
+            topology,
         })
     }
 
@@ -146,6 +171,60 @@ impl DiskFile {
     pub fn offset_align(&self) -> u32 {
         self.offset_align
     }
+
+    /// What is told of the medium.
+    pub fn topology(&self) -> &DiskTopology {
+        &self.topology
+    }
+}
+
+/// What a file or block device says of its medium, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskTopology {
+    /// What ranges must be a multiple of to be discarded or zeroed by the kernel.
+    pub zero_align: u32,
+    /// What is written as one; space is given back in such units.
+    pub physical_block: u32,
+    /// Where the first physical block begins.
+    pub offset: u32,
+    /// The least I/O that is worth while.
+    pub min_io: u32,
+    /// The best I/O, or 0.
+    pub opt_io: u32,
+}
+
+impl DiskTopology {
+    /// Of a file in blocks of `block` bytes.
+    fn file(block: u64) -> DiskTopology {
+        let block = u32::try_from(block).unwrap_or(0).max(512);
+        DiskTopology {
+            zero_align: 1,
+            physical_block: block,
+            offset: 0,
+            min_io: block,
+            opt_io: 0,
+        }
+    }
+
+    /// Of a block device; `None` when the kernel tells nothing.
+    fn block_device(file: &File) -> Option<DiskTopology> {
+        let ask = |request| {
+            let mut answer: libc::c_int = 0;
+            // SAFETY: each of the requests below writes one int, which is there for it.
+            let done = unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut answer) };
+            u32::try_from(answer).ok().filter(|_| done == 0)
+        };
+        let zero_align = ask(BLKSSZGET).filter(|bytes| *bytes > 0)?;
+        let physical_block = ask(BLKPBSZGET).unwrap_or(0).max(zero_align);
+        Some(DiskTopology {
+            zero_align,
+            physical_block,
+            // -1 where partitions are askew.
+            offset: ask(BLKALIGNOFF).unwrap_or(0),
+            min_io: ask(BLKIOMIN).unwrap_or(0).max(physical_block),
+            opt_io: ask(BLKIOOPT).unwrap_or(0),
+        })
+    }
 }
 
 fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {
@@ -155,6 +234,20 @@ fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {
         .write(!read_only)
         .custom_flags(flags)
         .open(path)
+}
+
+/// Another handle of the file, with locks; `None` where the file system has none.
+fn locked(path: &Path, read_only: bool) -> Result<Option<File>, DiskReason> {
+    let doing = "open";
+    let file = open(path, read_only, 0).map_err(|error| DiskReason::Failed { doing, error })?;
+    match lock(&file, !read_only) {
+        Ok(()) => Ok(Some(file)),
+        Err(LockError::None(error)) => {
+            tracing::info!("{path:?}: no locks here ({error}): other users are not kept away");
+            Ok(None)
+        }
+        Err(error) => Err(DiskReason::Locked(error)),
+    }
 }
 
 /// The file without the page cache, and what that asks of memory and offsets.
@@ -231,6 +324,7 @@ mod tests {
         read_only: false,
         direct: None,
         block_size: 512,
+        lock: true,
     };
 
     #[test]
@@ -259,9 +353,12 @@ mod tests {
         );
         let plain = DiskOptions {
             direct: Some(false),
+            lock: false,
             ..OPTIONS
         };
         assert!(!DiskFile::open(file.as_path(), plain).unwrap().is_direct());
+        let topology = *disk.topology();
+        assert_eq!((topology.zero_align, topology.physical_block), (1, 4096));
     }
 
     #[test]

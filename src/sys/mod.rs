@@ -8,13 +8,15 @@ pub mod clock;
 pub mod connect;
 #[expect(unsafe_code, reason = "thread affinity takes a pointer")]
 pub mod cpu;
-#[expect(unsafe_code, reason = "statx")]
+#[expect(unsafe_code, reason = "statx, ioctl")]
 pub mod disk;
 #[expect(unsafe_code, reason = "fcntl, ownership of a descriptor")]
 pub mod eventfd;
 #[expect(unsafe_code, reason = "ioctls that take pointers")]
 mod ifreq;
 pub mod listen;
+#[expect(unsafe_code, reason = "fcntl with a lock")]
+pub mod lock;
 #[expect(unsafe_code, reason = "setns")]
 pub mod netns;
 #[expect(unsafe_code, reason = "poll, MSG_PEEK, dup3")]

@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::memory::Segment;
@@ -31,7 +31,16 @@ const SEGMENTS_PER_OPERATION: usize = 1024;
 /// How long a ring that is dropped waits for its operations.
 const DROP_WITHIN: Duration = Duration::from_secs(5);
 
-/// Read, write or flush; `file` is what [`Uring::add_file`] gave.
+/// How fallocate(2) zeroes a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zero {
+    /// The space behind it is given back.
+    Punch,
+    /// The space stays allocated.
+    Keep,
+}
+
+/// What the kernel is to do; `file` is what [`Uring::add_file`] gave.
 #[derive(Debug, Clone, Copy)]
 pub enum UringOp<'a> {
     /// readv(2) at an offset.
@@ -59,6 +68,19 @@ pub enum UringOp<'a> {
         /// Which file.
         file: u32,
     },
+    /// fallocate(2), the size of the file kept.
+    Zero {
+        /// Which file.
+        file: u32,
+        /// First byte.
+        offset: u64,
+        /// Length.
+        bytes: u32,
+        /// With or without the space behind it.
+        how: Zero,
+    },
+    /// Nothing: completes with 0.
+    Nothing,
 }
 
 /// Names a client of a ring.
@@ -220,7 +242,7 @@ impl Uring {
         };
         let segments = match op {
             UringOp::Read { segments, .. } | UringOp::Write { segments, .. } => segments,
-            UringOp::Sync { .. } => &[],
+            UringOp::Sync { .. } | UringOp::Zero { .. } | UringOp::Nothing => &[],
         };
         let segments = &segments[..segments.len().min(SEGMENTS_PER_OPERATION)];
         let start = self.lists.len();
@@ -231,29 +253,7 @@ impl Uring {
         // A segment is laid out as an iovec.
         let list = self.lists[start..].as_ptr().cast::<libc::iovec>();
         let count = u32::try_from(segments.len()).unwrap_or(u32::MAX);
-        let entry = match op {
-            UringOp::Read { file, offset, .. } => {
-                opcode::Readv::new(types::Fixed(file), list, count)
-                    .offset(offset)
-                    .build()
-            }
-            UringOp::Write {
-                file,
-                offset,
-                durable,
-                ..
-            } => {
-                let flags = if durable { libc::RWF_DSYNC } else { 0 };
-                opcode::Writev::new(types::Fixed(file), list, count)
-                    .offset(offset)
-                    .rw_flags(flags)
-                    .build()
-            }
-            UringOp::Sync { file } => opcode::Fsync::new(types::Fixed(file))
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
-        };
-        let entry = entry.user_data(u64::from(index));
+        let entry = entry(op, list, count).user_data(u64::from(index));
         // SAFETY: the list of segments stays in `lists` until the kernel took the entry, which
         // copies it (IORING_FEAT_SUBMIT_STABLE); the buffers are mapped until the completion by the
         // caller's promise.
@@ -357,6 +357,47 @@ impl Uring {
             }
         }
         self.in_flight == 0
+    }
+}
+
+/// The entry for an operation whose segments are the `count` at `list`.
+#[inline(always)]
+fn entry(op: UringOp<'_>, list: *const libc::iovec, count: u32) -> squeue::Entry {
+    match op {
+        UringOp::Read { file, offset, .. } => opcode::Readv::new(types::Fixed(file), list, count)
+            .offset(offset)
+            .build(),
+        UringOp::Write {
+            file,
+            offset,
+            durable,
+            ..
+        } => {
+            let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            opcode::Writev::new(types::Fixed(file), list, count)
+                .offset(offset)
+                .rw_flags(flags)
+                .build()
+        }
+        UringOp::Sync { file } => opcode::Fsync::new(types::Fixed(file))
+            .flags(types::FsyncFlags::DATASYNC)
+            .build(),
+        UringOp::Zero {
+            file,
+            offset,
+            bytes,
+            how,
+        } => {
+            let zero = match how {
+                Zero::Punch => libc::FALLOC_FL_PUNCH_HOLE,
+                Zero::Keep => libc::FALLOC_FL_ZERO_RANGE,
+            };
+            opcode::Fallocate::new(types::Fixed(file), bytes.into())
+                .offset(offset)
+                .mode(zero | libc::FALLOC_FL_KEEP_SIZE)
+                .build()
+        }
+        UringOp::Nothing => opcode::Nop::new().build(),
     }
 }
 

@@ -29,6 +29,10 @@ pub struct TestDisk {
     pub flushes: u32,
     /// Durable writes that it saw.
     pub durable_writes: u32,
+    /// Ranges that were discarded, whole: offset and bytes.
+    pub discards: Vec<(u64, u32)>,
+    /// Ranges that were zeroed with `unmap`.
+    pub unmaps: u32,
     held: Vec<(Token, Result<u32, i32>)>,
     ready: VecDeque<Completion>,
 }
@@ -42,6 +46,8 @@ impl TestDisk {
             room: usize::MAX,
             flushes: 0,
             durable_writes: 0,
+            discards: Vec::new(),
+            unmaps: 0,
             held: Vec::new(),
             ready: VecDeque::new(),
         }
@@ -97,6 +103,22 @@ impl BlkIo for TestDisk {
             BlkOp::Flush => {
                 self.flushes += 1;
                 0
+            }
+            BlkOp::Discard { offset, bytes } => {
+                let bytes = bytes.min(limit);
+                self.discards.push((offset, bytes));
+                bytes as usize
+            }
+            BlkOp::WriteZeroes {
+                offset,
+                bytes,
+                unmap,
+            } => {
+                let at = usize::try_from(offset).expect("an offset in memory");
+                let bytes = bytes.min(limit) as usize;
+                self.unmaps += u32::from(unmap);
+                self.bytes[at..at + bytes].fill(0);
+                bytes
             }
         };
         self.held

@@ -34,6 +34,7 @@ pub fn disk() -> Arc<dyn DeviceModel> {
         queues: 4,
         read_only: false,
         serial: "serial".into(),
+        ..BlkSetup::default()
     }))
 }
 

@@ -33,6 +33,9 @@ const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+const FEATURES: u64 = 1 << 9 | 1 << 13 | 1 << 14;
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
@@ -47,6 +50,8 @@ struct Request {
     cuts: [Vec<u32>; 2],
     indirect: bool,
     fill: u8,
+    /// Sector, sectors and flags of what DISCARD and WRITE_ZEROES are about.
+    ranges: Vec<(u64, u32, u32)>,
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -55,7 +60,8 @@ fn request() -> impl Strategy<Value = Request> {
         8 => Just(OUT),
         2 => Just(FLUSH),
         2 => Just(GET_ID),
-        1 => prop::sample::select(&[2u32, 11, 13, 77, u32::MAX][..]),
+        3 => prop::sample::select(&[DISCARD, WRITE_ZEROES][..]),
+        1 => prop::sample::select(&[2u32, 14, 77, u32::MAX][..]),
     ];
     let sectors = DISK as u64 / 512;
     let sector = prop_oneof![
@@ -78,10 +84,21 @@ fn request() -> impl Strategy<Value = Request> {
     let cuts = || prop::collection::vec(any::<u32>(), 0..6);
     let sizes = (data(), data(), header, status, any::<bool>());
     let looks = ([cuts(), cuts()], any::<bool>(), any::<u8>());
-    (kind, sector, sizes, looks).prop_map(
-        |(kind, sector, (out, data_in, header, status, plain), (cuts, indirect, fill))| {
+    let flags = prop_oneof![12 => Just(0u32), 4 => Just(1u32), 1 => any::<u32>()];
+    let blocks = prop_oneof![12 => 0u32..16, 1 => any::<u32>()];
+    let at = prop_oneof![16 => (0..sectors / 8).prop_map(|block| block * 8), 1 => any::<u64>()];
+    let range = (at, blocks.prop_map(|blocks| blocks.wrapping_mul(8)), flags);
+    let ranges = prop::collection::vec(range, 4);
+    (kind, sector, sizes, looks, ranges).prop_map(
+        |(kind, sector, (out, data_in, header, status, plain), (cuts, indirect, fill), ranges)| {
             // As drivers do it, or with data in the direction that the request has no use for.
-            let out = if plain && kind != OUT { 0 } else { out };
+            let out = match kind {
+                // Mostly whole ranges, and sometimes more of them than there may be.
+                DISCARD | WRITE_ZEROES if plain => 16 * (1 + out % 40),
+                OUT => out,
+                _ if plain => 0,
+                _ => out,
+            };
             let data_in = match kind {
                 GET_ID if plain => 20,
                 _ if plain && kind != IN => 0,
@@ -95,6 +112,7 @@ fn request() -> impl Strategy<Value = Request> {
                 cuts,
                 indirect,
                 fill,
+                ranges,
             }
         },
     )
@@ -122,6 +140,14 @@ fn post<D: Driver>(ram: &GuestRam, driver: &mut D, number: u64, request: &Reques
     write_guest(ram, WRITABLE + place, &vec![0xee; bytes]);
     write_guest(ram, READABLE + place, &request.kind.to_le_bytes());
     write_guest(ram, READABLE + place + 8, &request.sector.to_le_bytes());
+    if matches!(request.kind, DISCARD | WRITE_ZEROES) {
+        let data = READABLE + place + 16;
+        for (at, (sector, sectors, flags)) in (0..50).zip(request.ranges.iter().cycle()) {
+            write_guest(ram, data + 16 * at, &sector.to_le_bytes());
+            write_guest(ram, data + 16 * at + 8, &sectors.to_le_bytes());
+            write_guest(ram, data + 16 * at + 12, &flags.to_le_bytes());
+        }
+    }
     let [readable, writable] = &request.cuts;
     let mut bufs = cut_up(READABLE + place, request.readable, readable, false);
     bufs.extend(cut_up(WRITABLE + place, request.writable, writable, true));
@@ -167,7 +193,7 @@ impl<D: Driver> Ours<D> {
         Ours {
             driver: D::new(&ring, true),
             vq: ring.device::<D::Format>(true),
-            handler: BlkHandler::new(&BlkModel::new(setup.clone()), 0, SIZE, 1 << 9).unwrap(),
+            handler: BlkHandler::new(&BlkModel::new(setup.clone()), 0, SIZE, FEATURES).unwrap(),
             disk,
             scratch: Segments::with_capacity(4096),
             endings,
@@ -278,6 +304,33 @@ impl Reference {
         (whole && end <= DISK).then(|| end - bytes as usize..end)
     }
 
+    /// Checks all ranges, then zeroes them; a discard of this disk does nothing.
+    fn ranges(&mut self, kind: u32, data: &[u8]) -> u8 {
+        let whole = data.len().is_multiple_of(16) && !data.is_empty();
+        if self.read_only || !whole || data.len() > 32 * 16 {
+            return IOERR;
+        }
+        let word =
+            |range: &[u8], at: usize| u32::from_le_bytes(range[at..at + 4].try_into().unwrap());
+        let flags = if kind == DISCARD { 0 } else { 1 };
+        if data.chunks(16).any(|range| word(range, 12) & !flags != 0) {
+            return UNSUPP;
+        }
+        let mut found = Vec::new();
+        for range in data.chunks(16) {
+            let sector = u64::from_le_bytes(range[..8].try_into().unwrap());
+            let bytes = word(range, 8) as usize * 512;
+            match self.range(sector, bytes) {
+                Some(range) => found.push(range),
+                None => return IOERR,
+            }
+        }
+        if kind == WRITE_ZEROES {
+            found.into_iter().for_each(|range| self.disk[range].fill(0));
+        }
+        OK
+    }
+
     /// Carries a request out on bytes that were read. What is to be written from the start of the
     /// writable bytes, if anything, and the status.
     fn serve(&mut self, readable: &[u8], room: usize) -> (Option<Vec<u8>>, u8) {
@@ -295,6 +348,10 @@ impl Reference {
                     (None, OK)
                 }
                 _ => (Some(vec![0; room]), IOERR),
+            },
+            DISCARD | WRITE_ZEROES => match self.ranges(kind, data) {
+                OK => (None, OK),
+                status => (Some(vec![0; room]), status),
             },
             FLUSH => (None, OK),
             GET_ID => (Some(SERIAL[..room.min(20)].to_vec()), OK),
@@ -388,6 +445,7 @@ fn setup() -> impl Strategy<Value = BlkSetup> {
         queues: 1,
         read_only,
         serial: "reference-serial".into(),
+        ..BlkSetup::default()
     })
 }
 

@@ -63,6 +63,7 @@ impl<D: Driver> Machine<D> {
             queues: 2,
             read_only: false,
             serial: "disk0".into(),
+            ..BlkSetup::default()
         }));
         let options = EngineOptions {
             cores: vec![0],

@@ -1,10 +1,12 @@
 //! The cold part of a disk: features, config space, counters. VIRTIO 1.3 §5.2.3, §5.2.4.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_config::{
     VIRTIO_F_ANY_LAYOUT, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_ORDER_PLATFORM, VIRTIO_F_RING_PACKED,
@@ -15,11 +17,15 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::sync::Counter;
 
 use super::super::{ConfigWriteError, DeviceKind, DeviceModel, RingOptions};
-use super::SECTOR_BYTES;
+use super::{RangeLimits, SECTOR_BYTES};
 
 /// Data segments of one request that drivers are told to stay below: with header and status, a
 /// request fills a ring of 128.
 pub const SEG_MAX: u32 = 126;
+
+/// Bytes of one data segment that drivers are told to stay below: with [`SEG_MAX`] of them, a
+/// request's length still fits 32 bits.
+pub const SIZE_MAX: u32 = 32 << 20;
 
 /// Bytes of `struct virtio_blk_config` up to the write-zeroes limits.
 const CONFIG_BYTES: usize = 60;
@@ -27,18 +33,45 @@ const CONFIG_BYTES: usize = 60;
 /// Where the fields that we set stand in config space.
 mod offset {
     pub(super) const CAPACITY: usize = 0;
+    pub(super) const SIZE_MAX: usize = 8;
     pub(super) const SEG_MAX: usize = 12;
     pub(super) const BLK_SIZE: usize = 20;
+    pub(super) const PHYSICAL_BLOCK_EXP: usize = 24;
+    pub(super) const ALIGNMENT_OFFSET: usize = 25;
+    pub(super) const MIN_IO_SIZE: usize = 26;
+    pub(super) const OPT_IO_SIZE: usize = 28;
+    /// `writeback` in the specification.
+    pub(super) const WCE: usize = 32;
     pub(super) const NUM_QUEUES: usize = 34;
+    pub(super) const MAX_DISCARD_SECTORS: usize = 36;
+    pub(super) const MAX_DISCARD_SEG: usize = 40;
+    pub(super) const DISCARD_SECTOR_ALIGNMENT: usize = 44;
+    pub(super) const MAX_WRITE_ZEROES_SECTORS: usize = 48;
+    pub(super) const MAX_WRITE_ZEROES_SEG: usize = 52;
+    pub(super) const WRITE_ZEROES_MAY_UNMAP: usize = 56;
 }
 
 // The layout is the specification's; the bindings have it as a C structure.
 const _: () = {
     use virtio_bindings::virtio_blk::virtio_blk_config as spec;
     assert!(core::mem::offset_of!(spec, capacity) == offset::CAPACITY);
+    assert!(core::mem::offset_of!(spec, size_max) == offset::SIZE_MAX);
+    assert!(core::mem::offset_of!(spec, physical_block_exp) == offset::PHYSICAL_BLOCK_EXP);
+    assert!(core::mem::offset_of!(spec, alignment_offset) == offset::ALIGNMENT_OFFSET);
+    assert!(core::mem::offset_of!(spec, min_io_size) == offset::MIN_IO_SIZE);
+    assert!(core::mem::offset_of!(spec, opt_io_size) == offset::OPT_IO_SIZE);
+    assert!(core::mem::offset_of!(spec, wce) == offset::WCE);
     assert!(core::mem::offset_of!(spec, seg_max) == offset::SEG_MAX);
     assert!(core::mem::offset_of!(spec, blk_size) == offset::BLK_SIZE);
     assert!(core::mem::offset_of!(spec, num_queues) == offset::NUM_QUEUES);
+    assert!(core::mem::offset_of!(spec, max_discard_sectors) == offset::MAX_DISCARD_SECTORS);
+    assert!(core::mem::offset_of!(spec, max_discard_seg) == offset::MAX_DISCARD_SEG);
+    let alignment = core::mem::offset_of!(spec, discard_sector_alignment);
+    assert!(alignment == offset::DISCARD_SECTOR_ALIGNMENT);
+    let sectors = core::mem::offset_of!(spec, max_write_zeroes_sectors);
+    assert!(sectors == offset::MAX_WRITE_ZEROES_SECTORS);
+    assert!(core::mem::offset_of!(spec, max_write_zeroes_seg) == offset::MAX_WRITE_ZEROES_SEG);
+    assert!(core::mem::offset_of!(spec, write_zeroes_may_unmap) == offset::WRITE_ZEROES_MAY_UNMAP);
 };
 
 /// What is counted per request queue. One writer: the worker that owns the queue.
@@ -53,8 +86,18 @@ pub struct BlkCounters {
     pub writes: Counter,
     /// Bytes of those.
     pub write_bytes: Counter,
+    /// OUT operations that the host was asked to make durable.
+    pub durable_writes: Counter,
     /// FLUSH requests that succeeded.
     pub flushes: Counter,
+    /// DISCARD requests that succeeded.
+    pub discards: Counter,
+    /// Bytes of those.
+    pub discard_bytes: Counter,
+    /// WRITE_ZEROES requests that succeeded.
+    pub write_zeroes: Counter,
+    /// Bytes of those.
+    pub zeroed_bytes: Counter,
     /// GET_ID requests.
     pub ids: Counter,
     /// Requests answered with IOERR.
@@ -67,10 +110,44 @@ pub struct BlkCounters {
     pub short_ios: Counter,
     /// Operations whose buffers don't suit direct I/O, copied through a bounce buffer.
     pub unaligned: Counter,
+    /// Operations that went wrong because that was asked for.
+    pub injected: Counter,
+}
+
+/// What is told of the medium below, in logical blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BlkTopology {
+    /// A physical block has two to the power of this.
+    pub physical_block_exp: u8,
+    /// The first block that begins a physical one.
+    pub alignment_offset: u8,
+    /// The least I/O that is worth while.
+    pub min_io: u16,
+    /// The best I/O; 0 where there is none.
+    pub opt_io: u32,
+}
+
+impl BlkTopology {
+    /// From lengths in bytes, as the host tells them.
+    pub fn from_bytes(
+        block_size: u32,
+        physical: u32,
+        offset: u32,
+        min_io: u32,
+        opt_io: u32,
+    ) -> BlkTopology {
+        let exp = (physical / block_size).max(1).ilog2();
+        BlkTopology {
+            physical_block_exp: u8::try_from(exp).unwrap_or(0),
+            alignment_offset: u8::try_from(offset / block_size).unwrap_or(0),
+            min_io: u16::try_from(min_io / block_size).unwrap_or(0).max(1),
+            opt_io: opt_io / block_size,
+        }
+    }
 }
 
 /// How a disk is set up.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BlkSetup {
     /// Its name in the configuration.
     pub name: String,
@@ -82,6 +159,12 @@ pub struct BlkSetup {
     pub queues: u16,
     /// The guest may not write.
     pub read_only: bool,
+    /// Writes are durable when they are acknowledged, until the driver says otherwise.
+    pub write_through: bool,
+    /// What is told of the medium below.
+    pub topology: BlkTopology,
+    /// What it does with ranges that the guest gives up or wants zero.
+    pub ranges: RangeLimits,
     /// What GET_ID answers, at most 20 bytes.
     pub serial: String,
     /// What was chosen about its vrings.
@@ -93,13 +176,20 @@ pub struct BlkSetup {
 pub struct BlkModel {
     setup: BlkSetup,
     queues: Box<[Arc<BlkCounters>]>,
+    /// Not `writeback` of config space; read by the workers at each write.
+    write_through: Arc<AtomicBool>,
 }
 
 impl BlkModel {
     /// A disk as `setup` says.
     pub fn new(setup: BlkSetup) -> BlkModel {
         let queues = (0..setup.queues).map(|_| Arc::default()).collect();
-        BlkModel { setup, queues }
+        let write_through = Arc::new(AtomicBool::new(setup.write_through));
+        BlkModel {
+            setup,
+            queues,
+            write_through,
+        }
     }
 
     /// How it is set up.
@@ -107,9 +197,32 @@ impl BlkModel {
         &self.setup
     }
 
+    /// Whether writes are durable when they are acknowledged, as it changes.
+    pub(super) fn write_through(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.write_through)
+    }
+
     /// The counters of queue `index`, if there is such a queue.
     pub fn queue_counters(&self, index: u16) -> Option<&Arc<BlkCounters>> {
         self.queues.get(usize::from(index))
+    }
+}
+
+impl BlkModel {
+    /// The fields about DISCARD and WRITE_ZEROES.
+    fn put_ranges(&self, put: &mut impl FnMut(usize, &[u8])) {
+        let limits = &self.setup.ranges;
+        let mut put_u32 = |at, value: u32| put(at, &value.to_le_bytes());
+        let sectors = |bytes: u32| bytes >> SECTOR_BYTES.trailing_zeros();
+        if limits.discard {
+            let alignment = limits.align_bytes.max(self.setup.block_size);
+            put_u32(offset::MAX_DISCARD_SECTORS, sectors(limits.discard_bytes));
+            put_u32(offset::MAX_DISCARD_SEG, limits.segments);
+            put_u32(offset::DISCARD_SECTOR_ALIGNMENT, sectors(alignment));
+        }
+        put_u32(offset::MAX_WRITE_ZEROES_SECTORS, sectors(limits.zero_bytes));
+        put_u32(offset::MAX_WRITE_ZEROES_SEG, limits.segments);
+        put(offset::WRITE_ZEROES_MAY_UNMAP, &[u8::from(limits.discard)]);
     }
 }
 
@@ -131,13 +244,21 @@ impl DeviceModel for BlkModel {
             VIRTIO_F_RING_PACKED,
             VIRTIO_RING_F_INDIRECT_DESC,
             VIRTIO_RING_F_EVENT_IDX,
+            VIRTIO_BLK_F_SIZE_MAX,
             VIRTIO_BLK_F_SEG_MAX,
             VIRTIO_BLK_F_BLK_SIZE,
+            VIRTIO_BLK_F_TOPOLOGY,
             VIRTIO_BLK_F_FLUSH,
             VIRTIO_BLK_F_MQ,
         ];
         if self.setup.read_only {
             bits.push(VIRTIO_BLK_F_RO);
+        } else {
+            bits.push(VIRTIO_BLK_F_CONFIG_WCE);
+            bits.push(VIRTIO_BLK_F_WRITE_ZEROES);
+            if self.setup.ranges.discard {
+                bits.push(VIRTIO_BLK_F_DISCARD);
+            }
         }
         bits.into_iter()
             .fold(self.setup.rings.features(), |features, bit| {
@@ -164,14 +285,32 @@ impl DeviceModel for BlkModel {
             offset::CAPACITY,
             &(self.setup.capacity_bytes / SECTOR_BYTES).to_le_bytes(),
         );
+        put(offset::SIZE_MAX, &SIZE_MAX.to_le_bytes());
         put(offset::SEG_MAX, &SEG_MAX.to_le_bytes());
         put(offset::BLK_SIZE, &self.setup.block_size.to_le_bytes());
+        let topology = &self.setup.topology;
+        put(offset::PHYSICAL_BLOCK_EXP, &[topology.physical_block_exp]);
+        put(offset::ALIGNMENT_OFFSET, &[topology.alignment_offset]);
+        put(offset::MIN_IO_SIZE, &topology.min_io.to_le_bytes());
+        put(offset::OPT_IO_SIZE, &topology.opt_io.to_le_bytes());
+        let writeback = !self.write_through.load(Ordering::Relaxed);
+        put(offset::WCE, &[u8::from(writeback)]);
         put(offset::NUM_QUEUES, &self.setup.queues.to_le_bytes());
+        if !self.setup.read_only {
+            self.put_ranges(&mut put);
+        }
         bytes
     }
 
     fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigWriteError> {
-        // The only field that a driver may write is `writeback`, which needs CONFIG_WCE.
+        // The only field that a driver may write.
+        if let (offset::WCE, &[writeback @ (0 | 1)], false) =
+            (offset as usize, bytes, self.setup.read_only)
+        {
+            // The acknowledgement of this message comes before the driver's next write.
+            self.write_through.store(writeback == 0, Ordering::Relaxed);
+            return Ok(());
+        }
         Err(ConfigWriteError {
             offset,
             len: bytes.len(),
@@ -190,13 +329,19 @@ impl DeviceModel for BlkModel {
             ("read_bytes", sum(|c| &c.read_bytes)),
             ("writes", sum(|c| &c.writes)),
             ("write_bytes", sum(|c| &c.write_bytes)),
+            ("durable_writes", sum(|c| &c.durable_writes)),
             ("flushes", sum(|c| &c.flushes)),
+            ("discards", sum(|c| &c.discards)),
+            ("discard_bytes", sum(|c| &c.discard_bytes)),
+            ("write_zeroes", sum(|c| &c.write_zeroes)),
+            ("zeroed_bytes", sum(|c| &c.zeroed_bytes)),
             ("ids", sum(|c| &c.ids)),
             ("errors", sum(|c| &c.errors)),
             ("unsupported", sum(|c| &c.unsupported)),
             ("bad_chains", sum(|c| &c.bad_chains)),
             ("short_ios", sum(|c| &c.short_ios)),
             ("unaligned", sum(|c| &c.unaligned)),
+            ("injected", sum(|c| &c.injected)),
         ]
     }
 }
@@ -215,14 +360,89 @@ mod tests {
             queues: 5,
             read_only: true,
             serial: "x".into(),
+            ..BlkSetup::default()
         };
         let model = BlkModel::new(setup);
         let bytes = model.config();
         assert_eq!(bytes[..8], 6144u64.to_le_bytes());
         assert_eq!(bytes[12..16], 126u32.to_le_bytes());
         assert_eq!(bytes[20..24], 4096u32.to_le_bytes());
+        assert_eq!(bytes[8..12], (32u32 << 20).to_le_bytes());
         assert_eq!(bytes[34..36], 5u16.to_le_bytes());
         assert_ne!(model.features() & (1 << VIRTIO_BLK_F_RO), 0);
         assert!(model.write_config(32, &[1]).is_err());
+        assert_eq!(bytes[36..], [0; 24], "no ranges where nothing is written");
+    }
+
+    #[test]
+    fn the_topology_is_told_in_logical_blocks() {
+        let setup = BlkSetup {
+            block_size: 512,
+            topology: BlkTopology::from_bytes(512, 4096, 1024, 4096, 1 << 20),
+            ..BlkSetup::default()
+        };
+        let bytes = BlkModel::new(setup).config();
+        assert_eq!(bytes[24..32], [3, 2, 8, 0, 0, 8, 0, 0]);
+        let same = BlkTopology::from_bytes(4096, 512, 0, 0, 0);
+        assert_eq!(
+            (same.physical_block_exp, same.min_io, same.opt_io),
+            (0, 1, 0)
+        );
+    }
+
+    #[test]
+    fn the_driver_chooses_between_write_back_and_write_through() {
+        for write_through in [false, true] {
+            let model = BlkModel::new(BlkSetup {
+                write_through,
+                ..BlkSetup::default()
+            });
+            assert_ne!(model.features() & (1 << VIRTIO_BLK_F_CONFIG_WCE), 0);
+            assert_eq!(model.config()[32], u8::from(!write_through));
+            for writeback in [0, 1, 0] {
+                model.write_config(32, &[writeback]).unwrap();
+                assert_eq!(model.config()[32], writeback);
+            }
+            for (at, bytes) in [
+                (32, &[2][..]),
+                (32, &[1, 0]),
+                (31, &[1]),
+                (33, &[1]),
+                (32, &[]),
+            ] {
+                model.write_config(at, bytes).unwrap_err();
+            }
+            assert_eq!(model.config()[32], 0);
+        }
+        let read_only = BlkModel::new(BlkSetup {
+            read_only: true,
+            ..BlkSetup::default()
+        });
+        assert_eq!(read_only.features() & (1 << VIRTIO_BLK_F_CONFIG_WCE), 0);
+        read_only.write_config(32, &[0]).unwrap_err();
+    }
+
+    #[test]
+    fn config_space_tells_the_limits_of_ranges() {
+        let mut setup = BlkSetup {
+            ranges: RangeLimits::file(4096),
+            block_size: 512,
+            ..BlkSetup::default()
+        };
+        let word = |bytes: &[u8], at: usize| {
+            u32::from_le_bytes(core::array::from_fn(|index| bytes[at + index]))
+        };
+        let bytes = BlkModel::new(setup.clone()).config();
+        let words = [36, 40, 44, 48, 52].map(|at| word(&bytes, at));
+        assert_eq!(words, [524_288, 32, 8, 32_768, 32]);
+        assert_eq!(bytes[56..], [1, 0, 0, 0]);
+        setup.ranges.discard = false;
+        let model = BlkModel::new(setup);
+        assert_eq!(model.features() & (1 << VIRTIO_BLK_F_DISCARD), 0);
+        assert_ne!(model.features() & (1 << VIRTIO_BLK_F_WRITE_ZEROES), 0);
+        let bytes = model.config();
+        let words = [36, 40, 44, 48, 52].map(|at| word(&bytes, at));
+        assert_eq!(words, [0, 0, 0, 32_768, 32]);
+        assert_eq!(bytes[56], 0, "no space is given back");
     }
 }

@@ -6,6 +6,7 @@
 //! is no room for one, as used with length 0.
 
 mod config;
+mod ranges;
 mod request;
 mod slots;
 #[cfg(test)]
@@ -13,14 +14,19 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_ID_BYTES};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
+};
 
 use crate::host::blk::{BlkIo, BlkOp, Completion};
 use crate::memory::{Segment, Segments, copy};
 use crate::ring::{Chain, ChainQueue, Popped, RingFault};
 
-pub use config::{BlkCounters, BlkModel, BlkSetup, SEG_MAX};
+pub use config::{BlkCounters, BlkModel, BlkSetup, BlkTopology, SEG_MAX, SIZE_MAX};
+use ranges::Progress;
+pub use ranges::RangeLimits;
 use request::{HEADER_BYTES, parse};
 pub use request::{Limits, Reject, Request};
 use slots::{Slot, Slots};
@@ -39,16 +45,34 @@ const EINTR: i32 = 4;
 const EAGAIN: i32 = 11;
 const EFAULT: i32 = 14;
 
+/// When a write may be acknowledged.
+#[derive(Debug)]
+struct Durability {
+    /// The driver can't flush: only when it is durable (VIRTIO 1.3 §5.2.6.2).
+    always: bool,
+    /// The cache is off: likewise. Control changes it.
+    write_through: Arc<AtomicBool>,
+}
+
+impl Durability {
+    /// Whether a write that begins now must be durable when it is acknowledged.
+    #[inline]
+    fn now(&self) -> bool {
+        self.always || self.write_through.load(Ordering::Relaxed)
+    }
+}
+
 /// The logic of one request queue.
 #[derive(Debug)]
 pub struct BlkHandler {
     limits: Limits,
     serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
-    /// The driver can't flush: a write is done when it is durable (VIRTIO 1.3 §5.2.6.2).
-    durable: bool,
+    durability: Durability,
     slots: Slots,
     /// Slots whose operation the host had no room for, in order.
     waiting: VecDeque<u16>,
+    /// Where the ranges of a request are read to.
+    ranges: Vec<ranges::Range>,
     counters: Arc<BlkCounters>,
 }
 
@@ -67,11 +91,18 @@ impl BlkHandler {
                 capacity_bytes: setup.capacity_bytes,
                 block_size: setup.block_size,
                 read_only: setup.read_only,
+                discard: features & (1 << VIRTIO_BLK_F_DISCARD) != 0,
+                write_zeroes: features & (1 << VIRTIO_BLK_F_WRITE_ZEROES) != 0,
+                ranges: setup.ranges,
             },
             serial,
-            durable: features & (1 << VIRTIO_BLK_F_FLUSH) == 0,
+            durability: Durability {
+                always: features & (1 << VIRTIO_BLK_F_FLUSH) == 0,
+                write_through: model.write_through(),
+            },
             slots: Slots::new(slots),
             waiting: VecDeque::with_capacity(usize::from(slots)),
+            ranges: Vec::new(),
             counters: Arc::clone(model.queue_counters(index)?),
         })
     }
@@ -142,6 +173,9 @@ impl BlkHandler {
                 let told = copy::write(writable, 0, &self.serial[..room.min(self.serial.len())]);
                 answer_at_once(vq, chain, writable, STATUS_OK, told);
             }
+            Ok(request @ (Request::Discard | Request::WriteZeroes)) => {
+                self.begin_ranges(vq, io, chain, segments, request);
+            }
             Ok(request) => {
                 let (index, slot) = self.slots.take(chain.id, request);
                 // With writable bytes before it that nobody writes, the status byte is no start:
@@ -152,31 +186,65 @@ impl BlkHandler {
                     Request::Out { bytes, .. } => {
                         cut(slot, readable, HEADER_BYTES, bytes as usize);
                     }
-                    Request::Flush | Request::GetId => {}
+                    _ => {}
                 }
                 slot.segments.push(last_byte(writable));
                 self.submit(io, index);
             }
-            Err(Reject::Status(status)) => {
-                let counter = if status == STATUS_IOERR {
-                    &self.counters.errors
-                } else {
-                    &self.counters.unsupported
-                };
-                counter.add(1);
-                answer_at_once(vq, chain, writable, status, 0);
-            }
-            Err(Reject::Unanswerable) => {
-                self.counters.bad_chains.add(1);
-                vq.put_used(chain.id, 0, &[]);
-            }
+            Err(reject) => self.reject(vq, chain, writable, reject),
+        }
+    }
+
+    fn reject<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        chain: Chain,
+        writable: &[Segment],
+        reject: Reject,
+    ) {
+        let Reject::Status(status) = reject else {
+            self.counters.bad_chains.add(1);
+            vq.put_used(chain.id, 0, &[]);
+            return;
+        };
+        let counter = if status == STATUS_IOERR {
+            &self.counters.errors
+        } else {
+            &self.counters.unsupported
+        };
+        counter.add(1);
+        answer_at_once(vq, chain, writable, status, 0);
+    }
+
+    #[cold]
+    fn begin_ranges<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        io: &mut dyn BlkIo,
+        chain: Chain,
+        segments: &Segments,
+        request: Request,
+    ) {
+        let (readable, writable) = (chain.readable(segments), chain.writable(segments));
+        let ranges = &mut self.ranges;
+        if let Err(reject) = ranges::parse(request, readable, &self.limits, ranges) {
+            return self.reject(vq, chain, writable, reject);
+        }
+        let (index, slot) = self.slots.take(chain.id, request);
+        slot.status_only = u32::from(chain.writable_bytes == 1);
+        slot.segments.push(last_byte(writable));
+        core::mem::swap(&mut slot.ranges.list, ranges);
+        slot.ranges.next = 0;
+        if slot.ranges.list.is_empty() {
+            self.answer(vq, index, STATUS_OK);
+        } else {
+            self.submit(io, index);
         }
     }
 
     /// Hands the rest of the request in slot `index` to the host.
     fn submit(&mut self, io: &mut dyn BlkIo, index: u16) {
         let token = self.slots.token(index);
-        let durable = self.durable;
         let slot = self.slots.get(index);
         let rest = &slot.segments[slot.next..slot.segments.len() - 1];
         let done = u64::from(slot.done);
@@ -185,12 +253,17 @@ impl BlkHandler {
                 offset: offset + done,
                 segments: rest,
             },
-            Request::Out { offset, .. } => BlkOp::Write {
-                offset: offset + done,
-                segments: rest,
-                durable,
-            },
+            Request::Out { offset, .. } => {
+                let durable = self.durability.now();
+                self.counters.durable_writes.add(u64::from(durable));
+                BlkOp::Write {
+                    offset: offset + done,
+                    segments: rest,
+                    durable,
+                }
+            }
             Request::Flush | Request::GetId => BlkOp::Flush,
+            Request::Discard | Request::WriteZeroes => ranges::next_op(slot),
         };
         if io.submit(token, op).is_err() {
             self.waiting.push_back(index);
@@ -227,24 +300,18 @@ impl BlkHandler {
     ) -> Result<(), RingFault> {
         let index = completion.token.slot;
         let slot = self.slots.of(completion.token);
-        let wanted = match slot.request {
-            Request::In { bytes, .. } | Request::Out { bytes, .. } => bytes,
-            Request::Flush | Request::GetId => 0,
-        };
         let status = match completion.result {
-            Ok(moved) => {
-                advance(slot, moved.min(wanted - slot.done));
-                match (slot.done == wanted, moved) {
-                    (true, _) => STATUS_OK,
-                    // The file ends before the disk does: somebody cut it.
-                    (false, 0) => STATUS_IOERR,
-                    (false, _) => {
-                        self.counters.short_ios.add(1);
-                        self.submit(io, index);
-                        return Ok(());
-                    }
+            Ok(moved) => match progress(slot, moved, &self.durability) {
+                Progress::Done => STATUS_OK,
+                // The file ends before the disk does: somebody cut it.
+                Progress::Stuck => STATUS_IOERR,
+                Progress::More => {
+                    let ranged = matches!(slot.request, Request::Discard | Request::WriteZeroes);
+                    self.counters.short_ios.add(u64::from(!ranged));
+                    self.submit(io, index);
+                    return Ok(());
                 }
-            }
+            },
             Err(EINTR | EAGAIN) => {
                 self.waiting.push_back(index);
                 return Ok(());
@@ -289,6 +356,26 @@ impl BlkHandler {
             }
             Request::Flush | Request::GetId => {
                 counters.flushes.add(u64::from(ok));
+                slot.status_only
+            }
+            Request::Discard => {
+                let bytes = if ok {
+                    ranges::bytes(&slot.ranges.list)
+                } else {
+                    0
+                };
+                counters.discards.add(u64::from(ok));
+                counters.discard_bytes.add(bytes);
+                slot.status_only
+            }
+            Request::WriteZeroes => {
+                let bytes = if ok {
+                    ranges::bytes(&slot.ranges.list)
+                } else {
+                    0
+                };
+                counters.write_zeroes.add(u64::from(ok));
+                counters.zeroed_bytes.add(bytes);
                 slot.status_only
             }
         };
@@ -348,6 +435,23 @@ fn cut(slot: &mut Slot, from: &[Segment], mut skip: usize, mut bytes: usize) {
         if !here.is_empty() {
             slot.segments.push(here);
         }
+    }
+}
+
+/// Notes that the host did `moved` bytes of what the request in `slot` needed next.
+fn progress(slot: &mut Slot, moved: u32, durability: &Durability) -> Progress {
+    let wanted = match slot.request {
+        Request::In { bytes, .. } | Request::Out { bytes, .. } => bytes,
+        Request::Flush | Request::GetId => 0,
+        Request::Discard | Request::WriteZeroes => {
+            return ranges::advance(slot, moved, durability.now());
+        }
+    };
+    advance(slot, moved.min(wanted - slot.done));
+    match (slot.done == wanted, moved) {
+        (true, _) => Progress::Done,
+        (false, 0) => Progress::Stuck,
+        (false, _) => Progress::More,
     }
 }
 

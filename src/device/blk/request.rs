@@ -4,13 +4,14 @@
 //! header is the first 16 readable bytes, the status the last writable one, data what is between.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
 use crate::memory::{Segment, copy};
 
 use super::SECTOR_BYTES;
+use super::ranges::RangeLimits;
 
 /// Bytes of the request header: type, reserved, sector.
 pub(super) const HEADER_BYTES: usize = 16;
@@ -26,6 +27,12 @@ pub struct Limits {
     pub block_size: u32,
     /// Writes are refused.
     pub read_only: bool,
+    /// The driver may discard.
+    pub discard: bool,
+    /// The driver may write zeroes.
+    pub write_zeroes: bool,
+    /// What ranges there may be.
+    pub ranges: RangeLimits,
 }
 
 /// What a request asks for. Offsets and lengths in bytes.
@@ -49,6 +56,10 @@ pub enum Request {
     Flush,
     /// Tell the serial number.
     GetId,
+    /// Give up ranges that are in the data.
+    Discard,
+    /// Zero ranges that are in the data.
+    WriteZeroes,
 }
 
 /// Why a request is not carried out.
@@ -98,6 +109,9 @@ pub(super) fn parse(
         }
         VIRTIO_BLK_T_FLUSH => Ok(Request::Flush),
         VIRTIO_BLK_T_GET_ID => Ok(Request::GetId),
+        VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if limits.read_only => Err(IOERR),
+        VIRTIO_BLK_T_DISCARD if limits.discard => Ok(Request::Discard),
+        VIRTIO_BLK_T_WRITE_ZEROES if limits.write_zeroes => Ok(Request::WriteZeroes),
         _ => Err(UNSUPP),
     }
 }
@@ -127,6 +141,9 @@ mod tests {
         capacity_bytes: 8192,
         block_size: 512,
         read_only: false,
+        discard: false,
+        write_zeroes: true,
+        ranges: RangeLimits::NULL,
     };
 
     fn parse_at(
@@ -226,6 +243,9 @@ mod tests {
             (4, 0, 0, 1, LIMITS, Ok(Request::Flush)),
             (8, 0, 0, 21, LIMITS, Ok(Request::GetId)),
             (11, 0, 16, 1, LIMITS, Err(UNSUPP)),
+            (11, 0, 16, 1, read_only, Err(IOERR)),
+            (13, 0, 16, 1, LIMITS, Ok(Request::WriteZeroes)),
+            (13, 0, 16, 1, read_only, Err(IOERR)),
             (77, 0, 0, 1, LIMITS, Err(UNSUPP)),
         ];
         for (kind, sector, out, data_in, limits, want) in cases {

@@ -10,6 +10,7 @@ use crate::memory::Segment;
 use crate::ring::ChainId;
 
 use super::SEG_MAX;
+use super::ranges::Ranges;
 use super::request::Request;
 
 /// Segments that a slot holds without growing: the data's, the status byte's, and one more that
@@ -31,6 +32,8 @@ pub(super) struct Slot {
     pub(super) done: u32,
     /// Index of the first data segment that is not done, after the first `done` bytes.
     pub(super) next: usize,
+    /// Ranges of a DISCARD or WRITE_ZEROES; apart, so that slots stay small.
+    pub(super) ranges: Box<Ranges>,
     /// The memory table that the segments belong to (see [`Slots::oldest_epoch`]).
     epoch: u32,
     generation: u16,
@@ -54,6 +57,7 @@ impl Slots {
             status_only: 1,
             done: 0,
             next: 0,
+            ranges: Box::default(),
             epoch: 0,
             generation: 0,
         };

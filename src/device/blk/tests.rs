@@ -17,6 +17,7 @@ const DATA: u64 = 0x11_0000;
 const STATUS: u64 = 0x12_0000;
 const UNTOUCHED: u8 = 0xee;
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
+const RANGES: u64 = (1 << VIRTIO_BLK_F_DISCARD) | (1 << VIRTIO_BLK_F_WRITE_ZEROES);
 
 struct Rig {
     ram: Arc<GuestRam>,
@@ -40,6 +41,7 @@ impl Rig {
             queues: 1,
             read_only: false,
             serial: "serial-of-disk0".into(),
+            ..BlkSetup::default()
         };
         let model = BlkModel::new(setup);
         let mut disk = TestDisk::new(DISK);
@@ -242,6 +244,25 @@ fn flush_reaches_the_disk_and_without_it_writes_are_durable() {
 }
 
 #[test]
+fn a_cache_that_is_off_makes_writes_durable_at_once() {
+    let mut rig = Rig::new(FLUSH | RANGES);
+    rig.add(0, 1, 0, 512);
+    rig.finish();
+    assert_eq!(rig.disk.durable_writes, 0);
+    rig.model.write_config(32, &[0]).unwrap();
+    // Each part of a write that is continued is durable.
+    rig.disk.endings.push_back(Ending::Short(512));
+    rig.add(0, 1, 0, 1024);
+    rig.finish();
+    assert_eq!((rig.disk.durable_writes, rig.disk.flushes), (2, 0));
+    assert_eq!(rig.counter("durable_writes"), 2);
+    rig.model.write_config(32, &[1]).unwrap();
+    rig.add(0, 1, 0, 512);
+    rig.finish();
+    assert_eq!((rig.disk.durable_writes, rig.status(0)), (2, STATUS_OK));
+}
+
+#[test]
 fn get_id_tells_the_serial_number() {
     let mut rig = Rig::new(FLUSH);
     let id = rig.add(0, 8, 0, 20);
@@ -329,3 +350,5 @@ proptest! {
         }
     }
 }
+
+mod ranges;

@@ -70,6 +70,7 @@ fn open(file: &TempFile) -> Arc<DiskFile> {
         read_only: false,
         direct: None,
         block_size: 4096,
+        lock: false,
     };
     Arc::new(DiskFile::open(file.as_path(), options).unwrap())
 }
@@ -278,8 +279,103 @@ fn tags_keep_slot_generation_and_buffer_apart() {
     for buffer in [None, Some(0), Some(BOUNCES - 1)] {
         for (slot, generation) in [(0, 0), (511, 0xffff), (0xffff, 1)] {
             let token = Token { slot, generation };
-            let tag = Tag { token, buffer };
-            assert_eq!(Tag::from_u64(tag.to_u64()), tag);
+            for kind in Kind::ALL {
+                let tag = Tag {
+                    token,
+                    buffer,
+                    kind,
+                };
+                assert_eq!(Tag::from_u64(tag.to_u64()), tag);
+            }
         }
     }
+}
+
+/// Does a ranged operation to its end, as the device logic does.
+fn zero_all(rig: &mut Rig, offset: u64, bytes: u32, unmap: bool) {
+    let (mut done, mut again) = (0, 0);
+    while done < bytes {
+        let op = BlkOp::WriteZeroes {
+            offset: offset + u64::from(done),
+            bytes: bytes - done,
+            unmap,
+        };
+        match rig.run(op) {
+            Ok(moved) if moved > 0 => done += moved,
+            Err(EAGAIN) if again < 2 => again += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Bytes that the file takes on its disk.
+fn allocated(file: &TempFile) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(&file.as_file().metadata().unwrap()) * 512
+}
+
+#[test]
+fn zeroed_ranges_are_zero_and_their_neighbours_are_not_touched() {
+    for directory in DIRECTORIES {
+        for [punch, keep] in [[true, true], [true, false], [false, true], [false, false]] {
+            for unmap in [false, true] {
+                let mut rig = Rig::new(directory, 4 * MIB);
+                let mut want = vec![0x77; 4 << 20];
+                std::fs::write(rig.file.as_path(), &want).unwrap();
+                rig.file.as_file().sync_all().unwrap();
+                rig.disk.ranges.punch = punch;
+                rig.disk.ranges.keep = keep;
+                for (offset, bytes) in [(4096, 4096), (65536, 3 << 20), (4 * MIB - 4096, 4096)] {
+                    zero_all(&mut rig, offset, bytes, unmap);
+                    let offset = usize::try_from(offset).unwrap();
+                    want[offset..offset + bytes as usize].fill(0);
+                }
+                let what = format!("{directory} punch {punch} keep {keep} unmap {unmap}");
+                assert_same(&rig.on_disk(), &want, &what);
+                let whole = allocated(&rig.file) >= 4 * MIB;
+                assert_eq!(whole, !(unmap && punch), "{what}: allocation");
+                rig.disk.detach(&mut rig.ring);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_discard_gives_space_back_or_does_nothing() {
+    for directory in DIRECTORIES {
+        for punch in [true, false] {
+            let mut rig = Rig::new(directory, 4 * MIB);
+            std::fs::write(rig.file.as_path(), vec![0x77; 4 << 20]).unwrap();
+            rig.file.as_file().sync_all().unwrap();
+            rig.disk.ranges.punch = punch;
+            let op = BlkOp::Discard {
+                offset: MIB,
+                bytes: 2 << 20,
+            };
+            assert_eq!(rig.run(op), Ok(2 << 20));
+            assert_eq!(allocated(&rig.file) < 4 * MIB, punch, "{directory}");
+            let bytes = rig.on_disk();
+            assert_same(&bytes[..1 << 20], &[0x77; 1 << 20], "before");
+            assert_same(&bytes[3 << 20..], &[0x77; 1 << 20], "behind");
+            rig.disk.detach(&mut rig.ring);
+        }
+    }
+}
+
+#[test]
+fn what_fallocate_can_not_do_is_learnt_and_errors_are_told() {
+    let mut rig = Rig::new("/dev/shm", MIB);
+    let token = Token {
+        slot: 0,
+        generation: 0,
+    };
+    rig.disk.ranges.bytes[0] = 4096;
+    let mut io = rig.disk.lend(&mut rig.ring);
+    let mut end = |kind, errno: i32| io.finish_range(token, kind, -errno).result;
+    assert_eq!(end(Kind::Zero(Zero::Keep), 28), Err(28), "ENOSPC");
+    assert_eq!(end(Kind::Zero(Zero::Keep), EOPNOTSUPP), Err(EAGAIN));
+    assert_eq!(end(Kind::Discard, 5), Err(5), "EIO");
+    assert_eq!(end(Kind::Discard, EOPNOTSUPP), Ok(4096));
+    assert_eq!(end(Kind::Zero(Zero::Punch), 0), Ok(4096));
+    assert!(!rig.disk.ranges.punch && !rig.disk.ranges.keep);
+    rig.disk.detach(&mut rig.ring);
 }

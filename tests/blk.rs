@@ -1,0 +1,19 @@
+//! Disks of the real daemon, with a front-end of our own that decides on every descriptor.
+//!
+//! `matrix` has every request in every shape, `durable` what must be on the disk when;
+//! in `faults` the disk is sick, in `locks` somebody else uses it.
+
+mod support;
+
+#[cfg(test)]
+#[allow(unreachable_pub, reason = "helpers of the modules beside them")]
+#[path = "blk"]
+mod blk {
+    mod front_end;
+    mod served;
+
+    mod durable;
+    mod faults;
+    mod locks;
+    mod matrix;
+}

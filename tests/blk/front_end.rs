@@ -1,0 +1,242 @@
+//! A front-end of one queue of a disk, of our own: the `vhost` crate's messages and the rings of
+//! `src/testing`, so that a test decides on every descriptor. One request at a time.
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vringd::memory::GuestRam;
+use vringd::ring::RingFormat;
+use vringd::testing::driver::{Buf, Driver, RingMemory, UVA, read_guest, write_guest};
+
+pub const IN: u32 = 0;
+pub const OUT: u32 = 1;
+pub const FLUSH: u32 = 4;
+pub const GET_ID: u32 = 8;
+pub const DISCARD: u32 = 11;
+pub const WRITE_ZEROES: u32 = 13;
+
+pub const F_FLUSH: u64 = 1 << 9;
+pub const F_CONFIG_WCE: u64 = 1 << 11;
+pub const F_DISCARD: u64 = 1 << 13;
+pub const F_WRITE_ZEROES: u64 = 1 << 14;
+const F_INDIRECT: u64 = 1 << 28;
+const F_PROTOCOL: u64 = 1 << 30;
+const F_VERSION_1: u64 = 1 << 32;
+const F_PACKED: u64 = 1 << 34;
+
+/// Longer than any answer takes on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+const SIZE: u16 = 256;
+const TABLE: u64 = 0x2_0000;
+const READABLE: u64 = 0x10_0000;
+const WRITABLE: u64 = 0x40_0000;
+const RAM: u64 = 0x70_0000;
+const AROUND: u8 = 0xa7;
+
+/// How a request lies in memory: where its readable and its writable bytes are cut into
+/// descriptors.
+#[derive(Clone, Debug)]
+pub struct Framing {
+    pub readable: Vec<u32>,
+    pub writable: Vec<u32>,
+    pub indirect: bool,
+}
+
+impl Framing {
+    /// Header, data and status in a descriptor each.
+    pub fn usual(data_in: u32) -> Framing {
+        Framing {
+            readable: vec![16],
+            writable: vec![data_in],
+            indirect: false,
+        }
+    }
+}
+
+/// What came back.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u8,
+    pub used: u32,
+    pub data: Vec<u8>,
+}
+
+pub struct FrontEnd<D: Driver> {
+    front: Frontend,
+    ram: Arc<GuestRam>,
+    driver: D,
+    kick: EventFd,
+    features: u64,
+    _alive: Sender<()>,
+}
+
+/// Closes `socket` when the test takes too long: the crate's front-end waits for ever.
+fn watch(socket: &UnixStream) -> Sender<()> {
+    let socket = socket.try_clone().expect("another handle");
+    let (alive, gone) = channel();
+    std::thread::spawn(move || {
+        if gone.recv_timeout(Duration::from_secs(120)) == Err(RecvTimeoutError::Timeout) {
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    });
+    alive
+}
+
+impl<D: Driver> FrontEnd<D> {
+    /// Connects and starts the first queue with those of `features` that are offered.
+    pub fn open(socket: &Path, features: u64) -> FrontEnd<D> {
+        let socket = UnixStream::connect(socket).expect("the daemon listens");
+        let alive = watch(&socket);
+        let mut front = Frontend::from_stream(socket, 1);
+        front.set_owner().unwrap();
+        let packed = if D::Format::PACKED { F_PACKED } else { 0 };
+        let needed = F_PROTOCOL | F_VERSION_1 | F_INDIRECT | packed;
+        let offered = front.get_features().unwrap();
+        assert_eq!(offered & needed, needed);
+        let features = offered & (needed | features);
+        let protocol = front.get_protocol_features().unwrap();
+        let wanted = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK;
+        front.set_protocol_features(protocol & wanted).unwrap();
+        front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        front.set_features(features).unwrap();
+        let ram = GuestRam::for_test(&[(0, RAM)]);
+        let memory = RingMemory::new::<D::Format>(&ram, 0, SIZE);
+        let region = VhostUserMemoryRegionInfo {
+            guest_phys_addr: 0,
+            memory_size: RAM,
+            userspace_addr: UVA,
+            mmap_offset: 0,
+            mmap_handle: ram.specs()[0].file.as_raw_fd(),
+        };
+        front.set_mem_table(&[region]).unwrap();
+        front.set_vring_num(0, SIZE).unwrap();
+        let addresses = VringConfigData {
+            queue_max_size: SIZE,
+            queue_size: SIZE,
+            flags: 0,
+            desc_table_addr: UVA + memory.at[0],
+            used_ring_addr: UVA + memory.at[2],
+            avail_ring_addr: UVA + memory.at[1],
+            log_addr: None,
+        };
+        front.set_vring_addr(0, &addresses).unwrap();
+        let (kick, call) = (eventfd(), eventfd());
+        front.set_vring_kick(0, &kick).unwrap();
+        front.set_vring_call(0, &call).unwrap();
+        front.set_vring_enable(0, true).unwrap();
+        FrontEnd {
+            front,
+            driver: D::new(&memory, false),
+            ram,
+            kick,
+            features,
+            _alive: alive,
+        }
+    }
+
+    /// What was negotiated.
+    pub fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+
+    /// The config space.
+    pub fn config(&mut self) -> Vec<u8> {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        let (_, bytes) = self.front.get_config(0, 60, flags, &[0; 60]).unwrap();
+        bytes
+    }
+
+    /// Writes one byte of it.
+    pub fn set_config(&mut self, offset: u32, byte: u8) -> bool {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        self.front.set_config(offset, flags, &[byte]).is_ok()
+    }
+
+    /// Posts a request with `out` behind its header and room for `data_in` bytes before its status,
+    /// and waits for the answer. What lies around the writable bytes must stay as it was.
+    pub fn run(&mut self, kind: u32, sector: u64, out: &[u8], data_in: usize) -> Answer {
+        let framing = Framing::usual(u32::try_from(data_in).unwrap());
+        self.run_framed(kind, sector, out, data_in, &framing)
+    }
+
+    /// As [`FrontEnd::run`], cut up as `framing` says.
+    pub fn run_framed(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        out: &[u8],
+        data_in: usize,
+        framing: &Framing,
+    ) -> Answer {
+        let mut header = kind.to_le_bytes().to_vec();
+        header.extend([0; 4]);
+        header.extend(sector.to_le_bytes());
+        header.extend(out);
+        write_guest(&self.ram, READABLE, &header);
+        let room = data_in + 1;
+        write_guest(&self.ram, WRITABLE - 64, &vec![AROUND; room + 128]);
+        let mut bufs = cut(READABLE, header.len(), &framing.readable, false);
+        bufs.extend(cut(WRITABLE, room, &framing.writable, true));
+        let id = if framing.indirect {
+            self.driver.add_indirect(&bufs, TABLE)
+        } else {
+            self.driver.add(&bufs)
+        };
+        let id = id.expect("an empty ring has room");
+        if self.driver.publish() {
+            self.kick.write(1).expect("the kick eventfd takes a write");
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let used = loop {
+            if let Some((used_id, used)) = self.driver.used() {
+                assert_eq!(used_id, id);
+                break used;
+            }
+            assert!(Instant::now() < deadline, "request {kind} has no answer");
+            std::thread::yield_now();
+        };
+        let mut data = read_guest(&self.ram, WRITABLE - 64, room + 128);
+        let around = data.drain(..64).chain([]).collect::<Vec<_>>();
+        assert_eq!(around, [AROUND; 64], "before the request's memory");
+        assert_eq!(data.split_off(room), [AROUND; 64], "behind it");
+        let status = data.pop().expect("a status byte");
+        Answer { status, used, data }
+    }
+}
+
+fn eventfd() -> EventFd {
+    EventFd::new(EFD_NONBLOCK).expect("an eventfd")
+}
+
+/// Cuts `total` bytes at `gpa` at the given places; no buffer is empty.
+fn cut(gpa: u64, total: usize, cuts: &[u32], write: bool) -> Vec<Buf> {
+    let total = u32::try_from(total).expect("a short request");
+    let mut ends: Vec<u32> = cuts.iter().copied().filter(|cut| *cut < total).collect();
+    ends.extend([0, total]);
+    ends.sort_unstable();
+    ends.dedup();
+    let buf = |ends: &[u32]| Buf {
+        addr: gpa + u64::from(ends[0]),
+        len: ends[1] - ends[0],
+        write,
+    };
+    ends.windows(2).map(buf).collect()
+}
+
+/// A `struct virtio_blk_discard_write_zeroes`.
+pub fn range(sector: u64, sectors: u32, flags: u32) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&sector.to_le_bytes());
+    bytes[8..12].copy_from_slice(&sectors.to_le_bytes());
+    bytes[12..].copy_from_slice(&flags.to_le_bytes());
+    bytes
+}
