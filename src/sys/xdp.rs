@@ -26,9 +26,9 @@ pub use socket::{CHUNK, PIECES_MAX, RX_CHUNK, Statistics, XdpSocket};
 
 /// Queues at most: more than interfaces have.
 pub const QUEUES_MAX: u16 = 1024;
-/// How long a queue may stay busy after its socket was closed.
+/// How long an interface may stay busy after who had it has closed its descriptors.
 const RELEASED_WITHIN: Duration = Duration::from_secs(2);
-/// How long to wait before a busy queue is tried again.
+/// How long to wait before what is busy is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(5);
 /// Bytes of an Ethernet header with two VLAN tags.
 const HEADER_BYTES: u32 = 22;
@@ -289,7 +289,8 @@ fn find(name: &str, queues: u16, mtu: Option<u16>) -> Result<Found, XdpError> {
 
 /// Ties the program to the driver, or else to the network stack.
 fn attach(name: &str, index: u32, program: &Program) -> Result<(Link, Mode), XdpError> {
-    let refused = match program.attach(index, Mode::Native) {
+    let native = when_free(|| program.attach(index, Mode::Native), is_busy);
+    let refused = match native {
         Ok(link) => return Ok((link, Mode::Native)),
         Err(error) => error,
     };
@@ -314,21 +315,32 @@ fn is_final(error: &io::Error) -> bool {
     )
 }
 
-/// A socket of `binding`. The kernel gives a queue free some time after the last socket was closed,
-/// so a queue that is busy is tried for a while.
-fn open_socket(binding: Binding) -> Result<XdpSocket, socket::Refusal> {
+fn is_busy(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
+}
+
+/// Tries `make` again for a while when it fails as `busy`: the kernel gives programs and queues
+/// free some time after their last descriptor was closed.
+fn when_free<T, E>(
+    mut make: impl FnMut() -> Result<T, E>,
+    busy: impl Fn(&E) -> bool,
+) -> Result<T, E> {
     let start = Instant::now();
     loop {
-        match XdpSocket::open(binding) {
-            Err(refusal)
-                if refusal.source.raw_os_error() == Some(libc::EBUSY)
-                    && start.elapsed() < RELEASED_WITHIN =>
-            {
+        match make() {
+            Err(error) if busy(&error) && start.elapsed() < RELEASED_WITHIN => {
                 std::thread::sleep(RETRY_AFTER);
             }
             answer => return answer,
         }
     }
+}
+
+fn open_socket(binding: Binding) -> Result<XdpSocket, socket::Refusal> {
+    when_free(
+        || XdpSocket::open(binding),
+        |refusal| is_busy(&refusal.source),
+    )
 }
 
 /// A socket without copies, if that was tried and is possible, or else with; and which it was.
