@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::deadline::wait_until;
@@ -286,7 +287,8 @@ fn wait_for_file(dir: &TempDir, name: &str) {
 fn vsctl(dir: &TempDir) -> Command {
     let mut command = Command::new("ovs-vsctl");
     let database = dir.path("db.sock");
-    command.args([
+    // The socket is there before anyone listens at it.
+    command.arg("--retry").args([
         format!("--db=unix:{}", database.display()),
         format!("--timeout={}", PATIENCE.as_secs()),
     ]);
@@ -365,6 +367,23 @@ impl Station {
             received > (mib << 20) / 4 * 3,
             "{received} bytes in {report}"
         );
+    }
+
+    /// All that the first who connects to `port` says.
+    pub fn receive_once(&self, port: u16) -> JoinHandle<Vec<u8>> {
+        let address = format!("{}:{port}", self.address);
+        let listener = self.netns.spawn(move || TcpListener::bind(address));
+        let listener = listener.join().expect("no panic").expect("a listener");
+        std::thread::spawn(move || {
+            listener.set_nonblocking(true).expect("non-blocking");
+            let accepted = wait_until("a client", PATIENCE, || listener.accept().ok());
+            let mut stream = accepted.0;
+            stream.set_nonblocking(false).expect("blocking");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
+            let mut said = Vec::new();
+            stream.read_to_end(&mut said).expect("the client ends");
+            said
+        })
     }
 
     /// A TCP connection to `other`, which sends everything back.
