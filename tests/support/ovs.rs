@@ -48,8 +48,9 @@ pub struct PortConfig {
 /// A running switch; killed when dropped.
 pub struct Ovs {
     config: OvsConfig,
-    switch: Child,
-    database: Child,
+    switch: Program,
+    /// Held until the end.
+    database: Program,
     netns: Netns,
     dir: TempDir,
 }
@@ -216,8 +217,7 @@ impl Ovs {
     /// Kills the switch as a crash does and starts it again; its ports come back by themselves.
     /// `listening` are those that listen, whose sockets a crash leaves and a new switch can't bind.
     pub fn crash_and_restart(&mut self, listening: &[&str]) {
-        self.switch.kill().expect("our own child");
-        self.switch.wait().expect("our own child");
+        self.switch.end();
         // A switch that was killed leaves its control socket.
         std::fs::remove_file(self.dir.path("vs.ctl")).expect("the control socket");
         for name in listening {
@@ -232,13 +232,25 @@ impl Ovs {
     }
 }
 
+/// A child that ends with its owner, also where a start goes wrong half way.
+struct Program(Child);
+
+impl Program {
+    fn end(&mut self) {
+        // Both fail when it has ended already, which is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 impl Drop for Ovs {
     fn drop(&mut self) {
-        for child in [&mut self.switch, &mut self.database] {
-            // Both fail when it has ended already, which is as good.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
         if std::thread::panicking() {
             let log = self.log();
             let from = log.lines().count().saturating_sub(40);
@@ -250,24 +262,25 @@ impl Drop for Ovs {
     }
 }
 
-fn spawn(command: &mut Command, dir: &TempDir, log: &str) -> Child {
+fn spawn(command: &mut Command, dir: &TempDir, log: &str) -> Program {
     let log = File::options()
         .create(true)
         .append(true)
         .open(dir.path(log))
         .expect("a log file");
-    command
+    let child = command
         .env("OVS_RUNDIR", dir.path(""))
         .env("OVS_DBDIR", dir.path(""))
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("a second descriptor"))
         .stderr(log)
         .spawn()
-        .expect("it can be run")
+        .expect("it can be run");
+    Program(child)
 }
 
 /// The switch, ready for commands and with the ports that its database names.
-fn spawn_switch(netns: &Netns, dir: &TempDir) -> Child {
+fn spawn_switch(netns: &Netns, dir: &TempDir) -> Program {
     let mut command = netns.command(SWITCH);
     command
         .arg(format!("unix:{}", dir.path("db.sock").display()))
@@ -287,7 +300,8 @@ fn wait_for_file(dir: &TempDir, name: &str) {
 fn vsctl(dir: &TempDir) -> Command {
     let mut command = Command::new("ovs-vsctl");
     let database = dir.path("db.sock");
-    command.args([
+    // The socket is there before anyone listens at it.
+    command.arg("--retry").args([
         format!("--db=unix:{}", database.display()),
         format!("--timeout={}", PATIENCE.as_secs()),
     ]);
