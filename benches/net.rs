@@ -9,12 +9,12 @@
 //! - `tap`, `xdp`: testpmd sends all that it can; counted are the frames that arrive at the tap, or at
 //!   the other end of the cable (a veth pair), where the kernel drops them. DPDK forwards
 //!   from `net_vhost` to `net_tap` or `net_af_xdp`.
-//! - `pingpong`: the round trip of one frame of `vringd bench net`, through an echo, or through a tap
-//!   in a bridge which sends every frame back to the port it came from. vringd's worker spins, or
-//!   is adaptive; DPDK always spins.
+//! - `pingpong`: the round trip of one frame of `vringd bench net`: through an echo, through a wire and
+//!   back, or through a tap in a bridge which sends every frame back to the port it came from.
+//!   vringd's worker spins, or is adaptive; DPDK always spins.
 //!
 //! `scripts/bench net [ROW…] [--pairs N] [--seconds S] [--size BYTES] [--write]`, where a ROW is part
-//! of a row's name: `wire`, `"tap 64"`, `pingpong`. `--size` measures frames of that size only.
+//! of a row's name: `wire`, `"wire 64"`, `pingpong`. `--size` measures frames of that size only.
 //! `--write` measures all rows and puts table and chart into docs/performance.md.
 
 #[path = "support/chart.rs"]
@@ -27,7 +27,7 @@ mod support;
 mod turns;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -47,32 +47,23 @@ const INTERFACE: &str = "bench0";
 /// The other end of its cable, if it has one.
 const FAR_END: &str = "bench1";
 
-/// Where the frames of a load go.
+/// Where frames go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// In a circle through the back-end's ports.
-    Looped(Link),
+    /// Through the back-end's ports and back to the front-end.
+    Ports(Link),
     /// To a tap.
     Tap,
     /// To an interface, through AF_XDP.
     Xdp,
-    /// There and back, one at a time.
-    PingPong { over: Over, idle: &'static str },
-}
-
-/// What sends the frames of a ping-pong back.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Over {
-    /// The back-end.
-    Echo,
-    /// A bridge behind a tap.
-    Tap,
 }
 
 /// A row of the table.
 #[derive(Clone, Copy)]
 struct Case {
     way: Way,
+    /// One frame at a time, there and back, with this idle policy; else as many as there can be.
+    pingpong: Option<&'static str>,
     /// Bytes of a frame.
     size: u32,
     path: RingPath,
@@ -83,116 +74,86 @@ impl Case {
     fn all(size: Option<u32>) -> Vec<Case> {
         let path = |number| RingPath::number(number).expect("there are ten");
         let [packed, split] = [1, 5].map(path);
+        let case = |way, size, path| Case {
+            way,
+            pingpong: None,
+            size,
+            path,
+        };
         let mut cases = Vec::new();
-        for link in [Link::Wire, Link::Switch] {
+        for way in [Link::Wire, Link::Switch].map(Way::Ports) {
             for size in size.map_or(vec![64, 1518], |size| vec![size]) {
-                let way = Way::Looped(link);
-                cases.extend([packed, split].map(|path| Case { way, size, path }));
+                cases.extend([packed, split].map(|path| case(way, size, path)));
             }
         }
-        for way in [Way::Tap, Way::Xdp] {
-            cases.push(Case {
-                way,
-                size: size.unwrap_or(64),
-                path: packed,
-            });
-        }
-        for over in [Over::Echo, Over::Tap] {
+        let size = size.unwrap_or(64);
+        cases.extend([Way::Tap, Way::Xdp].map(|way| case(way, size, packed)));
+        for way in [Way::Ports(Link::Echo), Way::Ports(Link::Wire), Way::Tap] {
             cases.extend(["spin", "adaptive"].map(|idle| Case {
-                way: Way::PingPong { over, idle },
-                size: 64,
-                path: packed,
+                pingpong: Some(idle),
+                ..case(way, 64, packed)
             }));
         }
         cases
     }
 
     fn name(&self) -> String {
-        let size = self.size;
-        match self.way {
-            Way::Looped(link) => {
-                let format = if self.path.packed { "packed" } else { "split" };
-                format!("{} {size} {format}", link.name())
-            }
-            Way::Tap => format!("tap {size}"),
-            Way::Xdp => format!("xdp {size}"),
-            Way::PingPong { over, idle } => {
-                let over = if over == Over::Echo { "echo" } else { "tap" };
-                format!("pingpong {over} {idle}")
-            }
+        let way = match self.way {
+            Way::Ports(link) => link.name(),
+            Way::Tap => "tap",
+            Way::Xdp => "xdp",
+        };
+        let format = if self.path.packed { "packed" } else { "split" };
+        match self.pingpong {
+            Some(idle) => format!("pingpong {way} {idle}"),
+            None => format!("{way} {} {format}", self.size),
         }
     }
 
     /// What DPDK's back-end is called: its drivers.
     fn peer(&self) -> &'static str {
         match self.way {
-            Way::Looped(_)
-            | Way::PingPong {
-                over: Over::Echo, ..
-            } => "net_vhost",
-            Way::Tap
-            | Way::PingPong {
-                over: Over::Tap, ..
-            } => "net_vhost, net_tap",
+            Way::Ports(_) => "net_vhost",
+            Way::Tap => "net_vhost, net_tap",
             Way::Xdp => "net_vhost, net_af_xdp",
         }
     }
 
+    /// The part of the chart that it is in.
     fn panel(&self) -> &'static str {
-        match self.way {
-            Way::Looped(_) => "between guests",
-            Way::Tap | Way::Xdp => "guest to host",
-            Way::PingPong { .. } => "round trips, one frame",
-        }
-    }
-
-    fn ports(&self) -> &'static [&'static str] {
-        match self.way {
-            Way::Looped(link) => link.options(),
-            Way::PingPong {
-                over: Over::Echo, ..
-            } => Link::Echo.options(),
-            Way::Tap
-            | Way::PingPong {
-                over: Over::Tap, ..
-            } => &["link=tap:bench0"],
-            Way::Xdp => &["link=xdp:bench0"],
+        match (self.pingpong, self.way) {
+            (Some(_), _) => "round trips, one frame",
+            (None, Way::Ports(_)) => "between guests",
+            (None, Way::Tap | Way::Xdp) => "guest to host",
         }
     }
 
     fn sockets(&self, dir: &BenchDir) -> Vec<PathBuf> {
         match self.way {
-            Way::Looped(link) => link.sockets(dir),
-            _ => vec![dir.fresh_socket()],
+            Way::Ports(link) => link.sockets(dir),
+            Way::Tap | Way::Xdp => vec![dir.fresh_socket()],
         }
     }
 
-    fn idle(&self) -> &'static str {
-        match self.way {
-            Way::PingPong { idle, .. } => idle,
-            _ => "spin",
-        }
-    }
-
-    /// DPDK's back-end: from `net_vhost` to the device of the row, if any.
-    fn vhost(&self, sockets: &[PathBuf], netns: &Netns) -> TestpmdConfig {
-        let mut config = vhost(sockets);
-        let device = match self.way {
-            Way::Looped(_)
-            | Way::PingPong {
-                over: Over::Echo, ..
-            } => return config,
-            Way::Tap
-            | Way::PingPong {
-                over: Over::Tap, ..
-            } => {
-                format!("net_tap0,iface={INTERFACE}")
-            }
-            Way::Xdp => format!("net_af_xdp0,iface={INTERFACE}"),
+    fn vringd(&self, sockets: &[PathBuf], netns: &Netns) -> BackEnd {
+        let options = match self.way {
+            Way::Ports(link) => link.options(),
+            Way::Tap => &["link=tap:bench0"],
+            Way::Xdp => &["link=xdp:bench0"],
         };
-        config.vdevs.push(device);
+        let command = netns.command(env!("CARGO_BIN_EXE_vringd"));
+        BackEnd::vringd(command, self.pingpong.unwrap_or("spin"), options, sockets)
+    }
+
+    fn dpdk(&self, sockets: &[PathBuf], netns: &Netns) -> BackEnd {
+        let mut config = vhost(sockets);
         config.netns = Some(netns.name().to_owned());
-        config
+        config.vdevs.extend(match self.way {
+            Way::Ports(_) => None,
+            Way::Tap => Some(format!("net_tap0,iface={INTERFACE}")),
+            Way::Xdp => Some(format!("net_af_xdp0,iface={INTERFACE}")),
+        });
+        BackEnd::dpdk(&config, sockets)
     }
 }
 
@@ -304,45 +265,50 @@ fn run(ours: bool, case: &Case, options: &Options, dir: &BenchDir) -> Found {
     let netns = namespace(case.way);
     let sockets = case.sockets(dir);
     let back_end = if ours {
-        let command = netns.command(env!("CARGO_BIN_EXE_vringd"));
-        BackEnd::vringd(command, case.idle(), case.ports(), &sockets)
+        case.vringd(&sockets, &netns)
     } else {
-        BackEnd::dpdk(&case.vhost(&sockets, &netns), &sockets)
+        case.dpdk(&sockets, &netns)
     };
+    if case.pingpong.is_some() {
+        if case.way == Way::Tap {
+            reflect(&netns);
+        }
+        let found = ping_pong(&sockets, options.seconds);
+        drop(back_end);
+        return found;
+    }
     let load = Load {
         path: &case.path,
         size: case.size,
         bursts: BURSTS,
         time: Duration::from_secs(options.seconds.into()),
     };
-    match case.way {
-        Way::Looped(_) => Found::Rate(net::looped(back_end, &sockets, load)),
-        Way::Tap => Found::Rate(net::flooded(back_end, &sockets[0], load, INTERFACE)),
-        Way::Xdp => Found::Rate(net::flooded(back_end, &sockets[0], load, FAR_END)),
-        Way::PingPong { over, .. } => {
-            if over == Over::Tap {
-                netns.ok(&format!(
-                    "ip link add br0 type bridge && ip link set br0 up && \
-                     ip link set {INTERFACE} master br0 && \
-                     ip link set {INTERFACE} type bridge_slave hairpin on"
-                ));
-            }
-            let found = ping_pong(&sockets[0], options.seconds);
-            drop(back_end);
-            found
-        }
-    }
+    Found::Rate(match case.way {
+        Way::Ports(_) => net::looped(back_end, &sockets, load),
+        Way::Tap => net::flooded(back_end, &sockets[0], load, INTERFACE),
+        Way::Xdp => net::flooded(back_end, &sockets[0], load, FAR_END),
+    })
 }
 
-fn ping_pong(socket: &Path, seconds: u32) -> Found {
+/// Has every frame that comes out of the tap sent back to it.
+fn reflect(netns: &Netns) {
+    netns.ok(&format!(
+        "ip link add br0 type bridge && ip link set br0 up && \
+         ip link set {INTERFACE} master br0 && \
+         ip link set {INTERFACE} type bridge_slave hairpin on"
+    ));
+}
+
+/// Round trips, to the other end and back where there are two sockets.
+fn ping_pong(sockets: &[PathBuf], seconds: u32) -> Found {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vringd"));
     command
-        .args([
-            "bench", "net", "--json", "--mode", "pingpong", "--format", "packed",
-        ])
-        .args(["--core", &FRONT_END_CORE.to_string()])
-        .args(["--duration", &format!("{seconds}s"), "--socket"])
-        .arg(socket);
+        .args(["bench", "net", "--json", "--mode", "pingpong"])
+        .args(["--format", "packed", "--core", &FRONT_END_CORE.to_string()])
+        .args(["--duration", &format!("{seconds}s")]);
+    for (flag, socket) in ["--socket", "--far"].into_iter().zip(sockets) {
+        command.arg(flag).arg(socket);
+    }
     let output = command.stderr(Stdio::inherit()).output();
     let output = output.expect("vringd was built with this bench");
     assert!(output.status.success(), "{command:?}: {}", output.status);
