@@ -34,7 +34,7 @@ use std::time::Duration;
 use net::{BackEnd, Link, Load, Mpps, vhost};
 use serde_json::Value;
 use support::netns::Netns;
-use support::testpmd::{self, RingPath, TestpmdConfig};
+use support::testpmd::{self, RingPath};
 use turns::{BenchDir, FRONT_END_CORE, Run, Turns, in_turns, median};
 use vringd::testing::probe::ProbeError;
 

@@ -47,7 +47,8 @@ impl<R: LoadRing> Mirror<R> {
 
     /// Kicks both rings, once.
     pub(super) fn wake(&self) {
-        [&self.rx, &self.tx].map(Side::wake);
+        self.rx.wake();
+        self.tx.wake();
     }
 
     /// Sends back what came, up to a turn's worth.

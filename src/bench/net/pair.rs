@@ -258,7 +258,8 @@ impl<R: LoadRing> Pair<R> {
 
     /// Kicks both rings, once.
     pub(super) fn wake(&self) {
-        [&self.rx, &self.tx].map(Side::wake);
+        self.rx.wake();
+        self.tx.wake();
     }
 
     /// Frames that were sent and did not come back.
