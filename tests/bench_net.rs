@@ -209,9 +209,14 @@ mod tests {
                 "--format split --mergeable --size 9000 --in-flight 64",
                 "--format packed --event-idx --size mix --in-flight 256",
             ] {
+                let moved = || ["rx_frames", "tx_frames"].map(|name| daemon.counter("b", name));
+                let before = moved();
                 let report = there_and_back(&directory, arguments);
-                let sent = daemon.counter("b", "tx_good_packets");
-                assert!(sent > 0, "the far end sends: {report}");
+                let after = moved();
+                assert!(
+                    before[0] < after[0] && before[1] < after[1],
+                    "the far end takes and sends, {before:?} to {after:?}: {report}"
+                );
             }
         }
     }
