@@ -17,6 +17,8 @@
 
 #[path = "support/chart.rs"]
 mod chart;
+#[path = "support/net.rs"]
+mod net;
 #[path = "../tests/support/testpmd.rs"]
 mod testpmd;
 #[path = "support/turns.rs"]
@@ -24,54 +26,13 @@ mod turns;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
-use testpmd::{RingPath, Testpmd, TestpmdConfig};
-use turns::{BACK_END_CORE, BenchDir, Run, Turns, in_turns, median};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use net::{BackEnd, Link, Load, Mpps, vhost};
+use testpmd::RingPath;
+use turns::{BenchDir, Run, Turns, in_turns, median};
 use vringd::testing::probe::ProbeError;
-
-/// Traffic before the measurement, in which caches and batches settle.
-const WARM_UP: Duration = Duration::from_millis(500);
-
-/// How long a back-end may take to be there.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What the back-end does with frames.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Link {
-    /// Gives them back.
-    Echo,
-    /// Gives them to another port.
-    Wire,
-    Switch,
-}
-
-impl Link {
-    fn parse(name: Option<String>) -> Result<Self, String> {
-        match name.as_deref() {
-            Some("echo") => Ok(Self::Echo),
-            Some("wire") => Ok(Self::Wire),
-            Some("switch") => Ok(Self::Switch),
-            other => Err(format!("--link is echo, wire or switch, not {other:?}")),
-        }
-    }
-
-    /// How many ports it has.
-    fn ports(self) -> usize {
-        if self == Self::Echo { 1 } else { 2 }
-    }
-
-    /// The ports' options for vringd, without name and socket.
-    fn options(self, port: usize) -> &'static str {
-        match (self, port) {
-            (Self::Echo, _) => "link=echo",
-            (Self::Wire, 0) => "link=wire:net1",
-            (Self::Wire, _) => "queues=16",
-            (Self::Switch, _) => "link=switch:sw",
-        }
-    }
-}
 
 /// What the command line asks for.
 struct Options {
@@ -187,137 +148,29 @@ enum Peer {
     Other,
 }
 
-/// A back-end that sends every frame back; ended when dropped.
-enum BackEnd {
-    Vringd(Child),
-    Dpdk {
-        #[expect(dead_code, reason = "held for what its drop does")]
-        testpmd: Testpmd,
-    },
-}
-
-impl BackEnd {
-    fn start(peer: Peer, options: &Options, sockets: &[PathBuf]) -> Self {
-        let this = PathBuf::from(env!("CARGO_BIN_EXE_vringd"));
-        let back_end = match peer {
-            Peer::Vringd | Peer::Other => {
-                let other = options.against.as_ref();
-                let binary = other
-                    .filter(|_| matches!(peer, Peer::Other))
-                    .unwrap_or(&this);
-                let core = BACK_END_CORE.to_string();
-                let mut command = Command::new(binary);
-                command.args([
-                    "run",
-                    "--log-level",
-                    "warn",
-                    "--core",
-                    &core,
-                    "--idle",
-                    "spin",
-                ]);
-                for (port, socket) in sockets.iter().enumerate() {
-                    let link = options.link.options(port);
-                    let socket = socket.display();
-                    command.args(["--net", &format!("name=net{port},socket={socket},{link}")]);
-                }
-                let child = command
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    .spawn()
-                    .expect("vringd was built with this bench");
-                Self::Vringd(child)
-            }
-            Peer::Dpdk => Self::Dpdk {
-                testpmd: Testpmd::start(&vhost(sockets)),
-            },
-        };
-        let deadline = Instant::now() + START_TIMEOUT;
-        while let Some(socket) = sockets.iter().find(|socket| !socket.exists()) {
-            let in_time = Instant::now() < deadline;
-            assert!(in_time, "no socket at {}", socket.display());
-            thread::yield_now();
-        }
-        back_end
-    }
-}
-
-/// DPDK's back-end on these sockets; of two ports, each gives its frames to the other.
-fn vhost(sockets: &[PathBuf]) -> TestpmdConfig {
-    let mut config = TestpmdConfig::vhost_echo(BACK_END_CORE, &sockets[0], 1);
-    for (port, socket) in sockets.iter().enumerate().skip(1) {
-        let socket = socket.display();
-        let vdev = format!("net_vhost{port},iface={socket},queues=1");
-        config.vdevs.push(vdev);
-    }
-    config
-}
-
-/// A front-end on each socket, in one testpmd; of two, each gives its frames to the other.
-fn front_end(path: &RingPath, sockets: &[PathBuf]) -> TestpmdConfig {
-    let mut config = path.front_end(&sockets[0]);
-    for (port, socket) in sockets.iter().enumerate().skip(1) {
-        let other = path.front_end(socket).vdevs.remove(0);
-        let other = other.replace("net_virtio_user0", &format!("net_virtio_user{port}"));
-        config
-            .vdevs
-            .push(other.replace("04:05,", &format!("04:1{port},")));
-    }
-    if sockets.len() > 1 {
-        // Each sends to the other's address, which a switch has seen.
-        config.app("--eth-peer=0,00:01:02:03:04:11");
-        config.app("--eth-peer=1,00:01:02:03:04:05");
-    }
-    config
-}
-
-impl Drop for BackEnd {
-    fn drop(&mut self) {
-        if let Self::Vringd(child) = self {
-            // Nothing is at stake: its socket goes with the directory.
-            let _ = child.kill();
-            let _ = child.wait();
+fn start(peer: Peer, options: &Options, sockets: &[PathBuf]) -> BackEnd {
+    let this = PathBuf::from(env!("CARGO_BIN_EXE_vringd"));
+    let other = options.against.as_ref();
+    match peer {
+        Peer::Dpdk => BackEnd::dpdk(&vhost(sockets), sockets),
+        Peer::Vringd | Peer::Other => {
+            let other = other.filter(|_| matches!(peer, Peer::Other));
+            let command = Command::new(other.unwrap_or(&this));
+            BackEnd::vringd(command, "spin", options.link.options(), sockets)
         }
     }
 }
 
-/// Million frames per second.
-#[derive(Clone, Copy)]
-struct Mpps(f64);
-
-impl fmt::Display for Mpps {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.2} Mpps", self.0)
-    }
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "frames per second are far below 2^53"
-)]
 fn run(peer: Peer, path: &RingPath, size: u32, options: &Options, dir: &BenchDir) -> Mpps {
-    let first = dir.fresh_socket();
-    let second = first.with_extension("second");
-    let _ = std::fs::remove_file(&second);
-    let sockets = &[first, second][..options.link.ports()];
-    let back_end = BackEnd::start(peer, options, sockets);
-    let mut front_end = Testpmd::start(&front_end(path, sockets));
-    front_end.start_traffic(&size.to_string(), options.bursts);
-    thread::sleep(WARM_UP);
-    // The rate in an answer is that since the question before.
-    let ports = 0..options.link.ports();
-    let warm: Vec<_> = ports.clone().map(|port| front_end.stats(port)).collect();
-    thread::sleep(options.seconds);
-    let mut rate = 0;
-    for (port, warm) in ports.zip(warm) {
-        let stats = front_end.stats(port);
-        let goes_on = stats.rx_packets > warm.rx_packets;
-        assert!(goes_on, "traffic stopped: {stats:?}");
-        rate += stats.rx_pps;
-    }
-    front_end.quit();
-    drop(back_end);
-    Mpps(rate as f64 / 1e6)
+    let sockets = options.link.sockets(dir);
+    let back_end = start(peer, options, &sockets);
+    let load = Load {
+        path,
+        size,
+        bursts: options.bursts,
+        time: options.seconds,
+    };
+    net::looped(back_end, &sockets, load)
 }
 
 /// Runs both in turns.

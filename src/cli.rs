@@ -211,6 +211,10 @@ struct BenchNetArgs {
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
 
+    /// The port at the other end of a wire or switch: its frames are sent back from there
+    #[arg(long, value_name = "PATH")]
+    far: Option<PathBuf>,
+
     /// Length of the frames: 60..=9000 bytes, or mix (7 x 64, 4 x 590, 1 x 1518) [default: 64]
     #[arg(long, value_name = "BYTES")]
     size: Option<String>,
@@ -269,6 +273,7 @@ impl BenchNetArgs {
     fn given(self) -> BenchNetGiven {
         BenchNetGiven {
             socket: self.socket,
+            far: self.far,
             size: self.size,
             queues: self.queues,
             format: self.format,
@@ -472,12 +477,13 @@ mod tests {
 
     #[test]
     fn bench_net_passes_its_values_on_as_text() {
-        let line = "vringd bench net --socket /s --size mix --queues 2 --format packed --in-order \
+        let line = "vringd bench net --socket /s --far /f --size mix --queues 2 --format packed --in-order \
                     --mergeable --event-idx --ring-size 256 --in-flight 9 --mode flood \
                     --duration 1s --core 3 --pid 7 --json";
         let some = |text: &str| Some(text.to_owned());
         let given = BenchNetGiven {
             socket: PathBuf::from("/s"),
+            far: Some(PathBuf::from("/f")),
             size: some("mix"),
             queues: some("2"),
             format: some("packed"),

@@ -171,6 +171,63 @@ mod tests {
         }
     }
 
+    /// What a run between two ports reports: every frame sent came back.
+    fn there_and_back(directory: &TempDir, arguments: &str) -> Value {
+        let [near, far] = ["a", "b"].map(|name| directory.path(name).display().to_string());
+        let output = bench(&format!(
+            "--socket {near} --far {far} {arguments} --duration 300ms --json"
+        ));
+        assert!(
+            output.status.success(),
+            "{arguments}: {}",
+            text(&output.stderr)
+        );
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        for (key, value) in [("lost", 0), ("mismatched", 0)] {
+            assert_eq!(report[key], value, "{arguments}: {report}");
+        }
+        assert!(report["frames"].as_u64() > Some(0), "{report}");
+        assert_eq!(report["sent"], report["received"], "{arguments}: {report}");
+        report
+    }
+
+    #[test]
+    fn frames_go_there_and_back_between_two_ports() {
+        for links in [
+            ["link=wire:b", "queues=2"],
+            ["link=switch:s", "link=switch:s"],
+        ] {
+            let directory = TempDir::new("bench");
+            let [near, far] = [("a", links[0]), ("b", links[1])].map(|(name, link)| {
+                let socket = directory.path(name);
+                format!("name={name},socket={},{link}", socket.display())
+            });
+            let daemon = Daemon::start(&["run", "--net", &near, "--net", &far]);
+            for arguments in [
+                "--mode pingpong",
+                "--format packed --in-order --mode pingpong",
+                "--format split --mergeable --size 9000 --in-flight 64",
+                "--format packed --event-idx --size mix --in-flight 256",
+            ] {
+                let moved = || ["rx_frames", "tx_frames"].map(|name| daemon.counter("b", name));
+                let before = moved();
+                let report = there_and_back(&directory, arguments);
+                let after = moved();
+                assert!(
+                    before[0] < after[0] && before[1] < after[1],
+                    "the far end takes and sends, {before:?} to {after:?}: {report}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_far_end_that_is_not_there_is_named() {
+        let echo = Echo::start();
+        let output = echo.bench("--far /nowhere/s --duration 100ms");
+        fails(&output, 2, "/nowhere/s");
+    }
+
     #[test]
     fn without_json_there_is_a_table() {
         let echo = Echo::start();

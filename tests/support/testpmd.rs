@@ -219,6 +219,8 @@ pub struct TestpmdConfig {
     pub more_eal: Vec<String>,
     /// Further options of testpmd itself.
     pub more_app: Vec<String>,
+    /// The network namespace it runs in, if not this program's.
+    pub netns: Option<String>,
 }
 
 impl TestpmdConfig {
@@ -234,6 +236,7 @@ impl TestpmdConfig {
             small_pages: false,
             more_eal: Vec::new(),
             more_app: Vec::new(),
+            netns: None,
         }
     }
 
@@ -374,7 +377,14 @@ impl Testpmd {
         let prefix = format!("vringd-{}-{instance}", id());
         let (reader, writer) = io::pipe().expect("a pipe");
         // The prompt is written at once but all else through stdio, which would hold lines back.
-        let mut command = Command::new("stdbuf");
+        let mut command = match &config.netns {
+            None => Command::new("stdbuf"),
+            Some(netns) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", netns, "stdbuf"]);
+                command
+            }
+        };
         command
             .args(["-oL", "dpdk-testpmd"])
             .args(config.arguments(&prefix))
@@ -394,6 +404,11 @@ impl Testpmd {
         };
         testpmd.read_until_prompt(0, "start");
         testpmd
+    }
+
+    /// Its process: whatever was started first has become testpmd by now.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Everything printed so far, as far as it was waited for.

@@ -54,7 +54,8 @@ impl Layout {
     /// Places for what `config` asks for, with rings of format `F`.
     pub(super) fn new<F: RingFormat>(config: &BenchNetConfig) -> Layout {
         let whole = u32::from(longest(config.size)) + u32::from(FRAME_AT);
-        let capacity = if config.mergeable {
+        // What is sent back from the far end is sent from one buffer.
+        let capacity = if config.mergeable && config.far.is_none() {
             whole.min(MERGEABLE_BYTES)
         } else {
             whole

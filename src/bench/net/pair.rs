@@ -17,7 +17,7 @@ use crate::config::{BenchMode, BenchNetConfig, FrameSize};
 use crate::memory::{Area, GuestRam, MemoryError};
 
 /// Frames per look at a ring, and per publication.
-const TURN: u16 = 32;
+pub(super) const TURN: u16 = 32;
 /// Of so many frames one is looked at in a flood; a power of two.
 const SAMPLE: u64 = 16;
 
@@ -27,9 +27,13 @@ const TIME_AT: usize = 40;
 const CHECK_AT: usize = 48;
 const LENGTH_AT: usize = 56;
 /// Where in a received buffer the header's number of buffers is.
-const BUFFERS_AT: usize = 10;
+pub(super) const BUFFERS_AT: usize = 10;
 /// A word that no zeroed or foreign buffer has in common with a number.
 const MAGIC: u64 = 0x7672_696e_6764_626e;
+
+/// Who sends frames, and who sends them back from the far end: locally administered addresses.
+pub(super) const NEAR: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(super) const FAR: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// Frame lengths of the mix, in bytes.
 const MIX: [u16; 12] = [64, 590, 64, 64, 590, 64, 1518, 64, 590, 64, 64, 590];
@@ -59,12 +63,21 @@ pub(super) fn longest(size: FrameSize) -> u16 {
     }
 }
 
+/// Writes the addresses of a frame that begins at `at`.
+#[inline]
+pub(super) fn address(buffers: &Area, at: usize, to: [u8; 6], from: [u8; 6]) {
+    let word = |bytes| u32::from_le_bytes(bytes);
+    buffers.store32(at, word([to[0], to[1], to[2], to[3]]));
+    buffers.store32(at + 4, word([to[4], to[5], from[0], from[1]]));
+    buffers.store32(at + 8, word([from[2], from[3], from[4], from[5]]));
+}
+
 /// A ring, its buffers and its eventfds.
 #[derive(Debug)]
-struct Side<R> {
-    ring: R,
-    buffers: Area,
-    place: Place,
+pub(super) struct Side<R> {
+    pub ring: R,
+    pub buffers: Area,
+    pub place: Place,
     kick: EventFd,
     call: EventFd,
 }
@@ -87,20 +100,64 @@ impl<R: LoadRing> Side<R> {
         })
     }
 
+    /// Receive and transmit ring of pair `number`, in their places of `ram`.
+    ///
+    /// # Errors
+    /// When the places are not in `ram`, or there are no eventfds.
+    pub(super) fn both(
+        config: &BenchNetConfig,
+        ram: &Arc<GuestRam>,
+        layout: &Layout,
+        number: u16,
+    ) -> Result<[Side<R>; 2], BenchError> {
+        let side = |write: bool| {
+            let place = layout.place(2 * usize::from(number) + usize::from(!write));
+            let setup = Setup {
+                size: config.ring_size,
+                event_idx: config.event_idx,
+                in_order: config.in_order,
+                write,
+                chain: 1,
+                at: place.rings_at(),
+            };
+            Side::new(ram, &setup, place)
+        };
+        Ok([side(true)?, side(false)?])
+    }
+
+    /// Kick and call.
+    pub(super) fn eventfds(&self) -> (&EventFd, &EventFd) {
+        (&self.kick, &self.call)
+    }
+
+    /// Kicks: buffers were posted before the back-end could ask for it.
+    pub(super) fn wake(&self) {
+        let _ = self.kick.write(1);
+    }
+
+    /// Posts every buffer of a receive ring.
+    pub(super) fn post_all(&mut self) {
+        while let Some(id) = self.ring.ids().take() {
+            self.post(id, self.place.capacity);
+        }
+        // Nobody listens yet: whether a kick is wanted is known once the back-end runs.
+        let _ = self.ring.publish();
+    }
+
     /// Offset of a buffer in `buffers`.
     #[inline]
-    fn at(&self, id: u16) -> usize {
+    pub(super) fn at(&self, id: u16) -> usize {
         usize::from(id) * self.place.stride
     }
 
     #[inline]
-    fn post(&mut self, id: u16, len: u32) {
+    pub(super) fn post(&mut self, id: u16, len: u32) {
         let addr = self.place.buffers + self.at(id) as u64;
         self.ring.post(id, addr, len);
     }
 
     #[inline]
-    fn publish(&mut self, tally: &mut Tally) {
+    pub(super) fn publish(&mut self, tally: &mut Tally) {
         if self.ring.publish() {
             tally.kicks += 1;
             // A full counter has a kick pending already.
@@ -148,22 +205,11 @@ impl<R: LoadRing> Pair<R> {
         number: u16,
         start: Instant,
     ) -> Result<Pair<R>, BenchError> {
-        let side = |write: bool| {
-            let place = layout.place(2 * usize::from(number) + usize::from(!write));
-            let setup = Setup {
-                size: config.ring_size,
-                event_idx: config.event_idx,
-                in_order: config.in_order,
-                write,
-                chain: 1,
-                at: place.rings_at(),
-            };
-            Side::new(ram, &setup, place)
-        };
+        let [rx, tx] = Side::both(config, ram, layout, number)?;
         let in_flight = layout.in_flight(config);
         let mut pair = Pair {
-            rx: side(true)?,
-            tx: side(false)?,
+            rx,
+            tx,
             lengths: match config.size {
                 FrameSize::Fixed(bytes) => [bytes].into(),
                 FrameSize::Mix => MIX.into(),
@@ -185,36 +231,35 @@ impl<R: LoadRing> Pair<R> {
             next_number: 0,
             start,
         };
-        pair.fill(config.ring_size);
+        pair.fill(config);
+        pair.rx.post_all();
         Ok(pair)
     }
 
-    /// Addresses of the frames: a broadcast is forwarded by whoever forwards at all.
-    fn fill(&mut self, size: u16) {
-        for id in 0..size {
+    /// Addresses of the frames: a broadcast is forwarded by whoever forwards at all, and with a
+    /// port at the far end there is somebody to send to.
+    fn fill(&mut self, config: &BenchNetConfig) {
+        let to = match config.far {
+            Some(_) => FAR,
+            None => [0xff; 6],
+        };
+        for id in 0..config.ring_size {
             let at = self.tx.at(id) + usize::from(FRAME_AT);
-            // Header of zeros up to 12; destination ff:ff:ff:ff:ff:ff, source 02:00:00:00:00:01,
+            address(&self.tx.buffers, at, to, NEAR);
             // EtherType 0x88b5, which is for local experiments (IEEE 802).
-            self.tx.buffers.store32(at, u32::MAX);
-            self.tx.buffers.store32(at + 4, 0x0002_ffff);
-            self.tx.buffers.store32(at + 8, 0x0100_0000);
             self.tx.buffers.store16(at + 12, 0xb588);
         }
-        while let Some(id) = self.rx.ring.ids().take() {
-            self.rx.post(id, self.rx.place.capacity);
-        }
-        // Nobody listens yet: whether a kick is wanted is known once the back-end runs.
-        let _ = self.rx.ring.publish();
     }
 
     /// Eventfds of the receive and the transmit ring: kick and call each.
     pub(super) fn eventfds(&self) -> [(&EventFd, &EventFd); 2] {
-        [&self.rx, &self.tx].map(|side| (&side.kick, &side.call))
+        [&self.rx, &self.tx].map(Side::eventfds)
     }
 
-    /// Kicks both rings, once: buffers were posted before the back-end could ask for kicks.
+    /// Kicks both rings, once.
     pub(super) fn wake(&self) {
-        let _ = (self.rx.kick.write(1), self.tx.kick.write(1));
+        self.rx.wake();
+        self.tx.wake();
     }
 
     /// Frames that were sent and did not come back.

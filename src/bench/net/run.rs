@@ -1,11 +1,13 @@
 //! A measurement from connecting to the last frame awaited.
 
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::super::BenchError;
 use super::super::client::{Client, PROTOCOL_MQ, Vring, require};
@@ -13,6 +15,7 @@ use super::super::memory::Memory;
 use super::super::ring::{LoadRing, NotInFlight, PackedLoad, SplitLoad};
 use super::super::watch::{Line, cpu_time};
 use super::layout::Layout;
+use super::mirror::Mirror;
 use super::pair::{Pair, Tally};
 use super::report::Report;
 use crate::config::BenchNetConfig;
@@ -47,7 +50,32 @@ pub fn run(config: &BenchNetConfig) -> Result<Report, BenchError> {
 }
 
 fn load<R: LoadRing>(config: &BenchNetConfig) -> Result<Report, BenchError> {
-    let mut client = Client::connect(&config.socket)?;
+    let client = connect(config, &config.socket)?;
+    let far = config.far.as_ref().map(|far| connect(config, far));
+    let far_client = far.transpose()?;
+    let layout = Layout::new::<R::Format>(config);
+    let memory = layout.memory()?;
+    let start = Instant::now();
+    let pair = |number| Pair::new(config, &memory.ram, &layout, number, start);
+    let pairs = (0..config.queues).map(pair).collect::<Result<_, _>>()?;
+    let far = |client| FarEnd::new(config, client, &layout);
+    let mut load = Load::<R> {
+        config,
+        client,
+        pairs,
+        far: far_client.map(far).transpose()?,
+        tally: Tally::default(),
+        last_frame: start,
+        last_look: start,
+        seen: 0,
+    };
+    load.start(&memory, &layout)?;
+    load.measure(&memory, layout.in_flight(config))
+}
+
+/// A session with one of the back-end's ports, up to what is negotiated.
+fn connect(config: &BenchNetConfig, socket: &Path) -> Result<Client, BenchError> {
+    let mut client = Client::connect(socket)?;
     let wanted = features(config, &client)?;
     let several = config.queues > 1;
     client.negotiate(wanted, if several { PROTOCOL_MQ } else { 0 })?;
@@ -60,22 +88,57 @@ fn load<R: LoadRing>(config: &BenchNetConfig) -> Result<Report, BenchError> {
             });
         }
     }
-    let layout = Layout::new::<R::Format>(config);
-    let memory = layout.memory()?;
-    let start = Instant::now();
-    let pair = |number| Pair::new(config, &memory.ram, &layout, number, start);
-    let pairs = (0..config.queues).map(pair).collect::<Result<_, _>>()?;
-    let mut load = Load::<R> {
-        config,
-        client,
-        pairs,
-        tally: Tally::default(),
-        last_frame: start,
-        last_look: start,
-        seen: 0,
-    };
-    load.start(&memory, &layout)?;
-    load.measure(&memory, layout.in_flight(config))
+    Ok(client)
+}
+
+/// Shares the memory, starts and enables the vrings with these eventfds, kick and call.
+fn start_vrings<'a, F: RingFormat>(
+    client: &mut Client,
+    memory: &Memory,
+    layout: &Layout,
+    size: u16,
+    eventfds: impl Iterator<Item = (&'a EventFd, &'a EventFd)>,
+) -> Result<(), BenchError> {
+    client.share(memory.region(), memory.fd())?;
+    let mut count = 0;
+    for (index, (kick, call)) in (0..).zip(eventfds) {
+        client.start(&Vring {
+            index,
+            size,
+            base: VringBase::fresh(F::PACKED).to_u32(F::PACKED),
+            at: layout.place(index as usize).rings_at(),
+            kick: kick.as_raw_fd(),
+            call: call.as_raw_fd(),
+        })?;
+        count = index + 1;
+    }
+    (0..count).try_for_each(|index| client.enable(index))
+}
+
+/// The port at the far end of the one under load: its frames are sent back.
+struct FarEnd<R> {
+    client: Client,
+    memory: Memory,
+    mirrors: Vec<Mirror<R>>,
+}
+
+impl<R: LoadRing> FarEnd<R> {
+    fn new(config: &BenchNetConfig, client: Client, layout: &Layout) -> Result<Self, BenchError> {
+        let memory = layout.memory()?;
+        let mirror = |number| Mirror::new(config, &memory.ram, layout, number);
+        Ok(Self {
+            client,
+            mirrors: (0..config.queues).map(mirror).collect::<Result<_, _>>()?,
+            memory,
+        })
+    }
+
+    fn start(&mut self, layout: &Layout, size: u16) -> Result<(), BenchError> {
+        let eventfds = self.mirrors.iter().flat_map(Mirror::eventfds);
+        start_vrings::<R::Format>(&mut self.client, &self.memory, layout, size, eventfds)?;
+        self.mirrors.iter().for_each(Mirror::wake);
+        self.client.fall_silent()
+    }
 }
 
 /// The device features to acknowledge, all of which are offered.
@@ -129,6 +192,7 @@ struct Load<'a, R> {
     config: &'a BenchNetConfig,
     client: Client,
     pairs: Vec<Pair<R>>,
+    far: Option<FarEnd<R>>,
     tally: Tally,
     /// When it was seen last that a frame had arrived, and how many there were then.
     last_frame: Instant,
@@ -138,25 +202,15 @@ struct Load<'a, R> {
 }
 
 impl<R: LoadRing> Load<'_, R> {
-    /// Shares the memory, starts and enables the vrings.
+    /// Starts and enables the vrings, those of the far end first.
     fn start(&mut self, memory: &Memory, layout: &Layout) -> Result<(), BenchError> {
-        self.client.share(memory.region(), memory.fd())?;
-        let mut index = 0;
-        for pair in &self.pairs {
-            for (kick, call) in pair.eventfds() {
-                let base = VringBase::fresh(R::Format::PACKED).to_u32(R::Format::PACKED);
-                self.client.start(&Vring {
-                    index,
-                    size: self.config.ring_size,
-                    base,
-                    at: layout.place(index as usize).rings_at(),
-                    kick: kick.as_raw_fd(),
-                    call: call.as_raw_fd(),
-                })?;
-                index += 1;
-            }
+        let size = self.config.ring_size;
+        // First, so that there is somebody when the first frame is sent.
+        if let Some(far) = &mut self.far {
+            far.start(layout, size)?;
         }
-        (0..index).try_for_each(|index| self.client.enable(index))?;
+        let eventfds = self.pairs.iter().flat_map(Pair::eventfds);
+        start_vrings::<R::Format>(&mut self.client, memory, layout, size, eventfds)?;
         self.pairs.iter().for_each(Pair::wake);
         self.client.fall_silent()
     }
@@ -225,6 +279,16 @@ impl<R: LoadRing> Load<'_, R> {
     /// One turn of every queue.
     #[inline]
     fn round(&mut self, send: bool) -> Result<(), BenchError> {
+        let failed = |queue, fault: NotInFlight| BenchError::Ring {
+            queue,
+            problem: fault.to_string(),
+        };
+        if let Some(far) = &mut self.far {
+            for (queue, mirror) in far.mirrors.iter_mut().enumerate() {
+                let turn = mirror.turn(&mut self.tally);
+                turn.map_err(|fault| failed(queue, fault))?;
+            }
+        }
         for (queue, pair) in self.pairs.iter_mut().enumerate() {
             let mut turn = || -> Result<(), NotInFlight> {
                 pair.receive(&mut self.tally)?;
@@ -233,10 +297,7 @@ impl<R: LoadRing> Load<'_, R> {
                 }
                 Ok(())
             };
-            turn().map_err(|fault| BenchError::Ring {
-                queue,
-                problem: fault.to_string(),
-            })?;
+            turn().map_err(|fault| failed(queue, fault))?;
         }
         Ok(())
     }
@@ -249,7 +310,8 @@ impl<R: LoadRing> Load<'_, R> {
         }
         if now - self.last_look >= LOOK_EVERY {
             self.last_look = now;
-            if self.client.is_closed() {
+            let far = self.far.as_ref().map(|far| &far.client);
+            if self.client.is_closed() || far.is_some_and(Client::is_closed) {
                 return Err(BenchError::Gone {
                     received: self.tally.received,
                     what: "frames",

@@ -12,6 +12,8 @@ use super::{duration, flag, online, packed, pid, queues, ring_size, small};
 pub struct BenchNetGiven {
     /// The back-end's socket.
     pub socket: PathBuf,
+    /// The socket of the port that frames come out of, if it is another.
+    pub far: Option<PathBuf>,
     /// `--size`.
     pub size: Option<String>,
     /// `--queues`.
@@ -45,6 +47,8 @@ pub struct BenchNetGiven {
 pub struct BenchNetConfig {
     /// The back-end's socket.
     pub socket: PathBuf,
+    /// The socket of the port that frames come out of, if it is another.
+    pub far: Option<PathBuf>,
     /// Length of the frames.
     pub size: FrameSize,
     /// Queue pairs, 1..=128.
@@ -113,6 +117,7 @@ pub fn load_bench_net(
     let one_core = |text: &str| core(text, online_cores);
     Ok(BenchNetConfig {
         socket: given.socket.clone(),
+        far: given.far.clone(),
         size: flag("--size", given.size.as_ref(), frame_size)?.unwrap_or(FrameSize::Fixed(64)),
         queues: flag("--queues", given.queues.as_ref(), queues)?.unwrap_or(1),
         packed: flag("--format", given.format.as_ref(), packed)?.unwrap_or(false),

@@ -1,0 +1,245 @@
+//! Network back-ends, and the loads that testpmd puts on them, for `rings` and `net`.
+#![allow(dead_code, reason = "each bench uses its part")]
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::testpmd::{RingPath, Testpmd, TestpmdConfig};
+use crate::turns::{BACK_END_CORE, BenchDir};
+
+/// Traffic before the measurement, in which caches and batches settle.
+pub(crate) const WARM_UP: Duration = Duration::from_millis(500);
+
+/// How long a back-end may take to be there.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the back-end does with frames.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// Gives them back.
+    Echo,
+    /// Gives those of each of two ports to the other.
+    Wire,
+    Switch,
+}
+
+impl Link {
+    pub(crate) fn parse(name: Option<String>) -> Result<Self, String> {
+        match name.as_deref() {
+            Some("echo") => Ok(Self::Echo),
+            Some("wire") => Ok(Self::Wire),
+            Some("switch") => Ok(Self::Switch),
+            other => Err(format!("--link is echo, wire or switch, not {other:?}")),
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Echo => "echo",
+            Self::Wire => "wire",
+            Self::Switch => "switch",
+        }
+    }
+
+    /// How many ports it has.
+    fn ports(self) -> usize {
+        if self == Self::Echo { 1 } else { 2 }
+    }
+
+    /// Paths for its ports' sockets, where nothing is.
+    pub(crate) fn sockets(self, dir: &BenchDir) -> Vec<PathBuf> {
+        let first = dir.fresh_socket();
+        let second = first.with_extension("second");
+        let _ = std::fs::remove_file(&second);
+        [first, second][..self.ports()].to_vec()
+    }
+
+    /// The ports' options for vringd.
+    pub(crate) fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Echo => &["link=echo"],
+            Self::Wire => &["link=wire:net1", "queues=16"],
+            Self::Switch => &["link=switch:sw", "link=switch:sw"],
+        }
+    }
+}
+
+/// A back-end; ended when dropped.
+pub(crate) enum BackEnd {
+    Vringd(Child),
+    Dpdk(Testpmd),
+}
+
+impl BackEnd {
+    /// vringd by a command that becomes it, with a port of these options on each socket.
+    pub(crate) fn vringd(
+        mut command: Command,
+        idle: &str,
+        options: &[&str],
+        sockets: &[PathBuf],
+    ) -> Self {
+        let core = BACK_END_CORE.to_string();
+        command.args(["run", "--log-level", "warn", "--core", &core]);
+        command.args(["--idle", idle]);
+        for (port, (options, socket)) in options.iter().zip(sockets).enumerate() {
+            let socket = socket.display();
+            command.args([
+                "--net",
+                &format!("name=net{port},socket={socket},{options}"),
+            ]);
+        }
+        let command = command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command.spawn().expect("vringd was built with this bench");
+        Self::Vringd(child).once_there(sockets)
+    }
+
+    /// DPDK's.
+    pub(crate) fn dpdk(config: &TestpmdConfig, sockets: &[PathBuf]) -> Self {
+        Self::Dpdk(Testpmd::start(config)).once_there(sockets)
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        match self {
+            Self::Vringd(child) => child.id(),
+            Self::Dpdk(testpmd) => testpmd.pid(),
+        }
+    }
+
+    fn once_there(mut self, sockets: &[PathBuf]) -> Self {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while let Some(socket) = sockets.iter().find(|socket| !socket.exists()) {
+            let ended = match &mut self {
+                Self::Vringd(child) => child.try_wait().expect("a child of ours"),
+                Self::Dpdk(_) => None,
+            };
+            let in_time = ended.is_none() && Instant::now() < deadline;
+            assert!(in_time, "no socket at {}: {ended:?}", socket.display());
+            thread::yield_now();
+        }
+        self
+    }
+}
+
+impl Drop for BackEnd {
+    fn drop(&mut self) {
+        if let Self::Vringd(child) = self {
+            // Nothing is at stake: its socket goes with the directory.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// DPDK's back-end on these sockets; of two ports, each gives its frames to the other.
+pub(crate) fn vhost(sockets: &[PathBuf]) -> TestpmdConfig {
+    let mut config = TestpmdConfig::vhost_echo(BACK_END_CORE, &sockets[0], 1);
+    for (port, socket) in sockets.iter().enumerate().skip(1) {
+        let socket = socket.display();
+        let vdev = format!("net_vhost{port},iface={socket},queues=1");
+        config.vdevs.push(vdev);
+    }
+    config
+}
+
+/// A front-end on each socket, in one testpmd; of two, each gives its frames to the other.
+fn front_end(path: &RingPath, sockets: &[PathBuf]) -> TestpmdConfig {
+    let mut config = path.front_end(&sockets[0]);
+    for (port, socket) in sockets.iter().enumerate().skip(1) {
+        let other = path.front_end(socket).vdevs.remove(0);
+        let other = other.replace("net_virtio_user0", &format!("net_virtio_user{port}"));
+        config
+            .vdevs
+            .push(other.replace("04:05,", &format!("04:1{port},")));
+    }
+    if sockets.len() > 1 {
+        // Each sends to the other's address, which a switch has seen.
+        config.app("--eth-peer=0,00:01:02:03:04:11");
+        config.app("--eth-peer=1,00:01:02:03:04:05");
+    }
+    config
+}
+
+/// Million frames per second.
+#[derive(Clone, Copy)]
+pub(crate) struct Mpps(pub(crate) f64);
+
+impl fmt::Display for Mpps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} Mpps", self.0)
+    }
+}
+
+/// What a front-end puts on a back-end, and for how long.
+#[derive(Clone, Copy)]
+pub(crate) struct Load<'a> {
+    pub(crate) path: &'a RingPath,
+    /// Bytes of a frame.
+    pub(crate) size: u32,
+    /// Bursts of 32 frames in flight.
+    pub(crate) bursts: u32,
+    pub(crate) time: Duration,
+}
+
+/// Frames per second of a back-end that sends all back, be it from port to port: all that the
+/// front-end's ports receive.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "frames per second are far below 2^53"
+)]
+pub(crate) fn looped(back_end: BackEnd, sockets: &[PathBuf], load: Load<'_>) -> Mpps {
+    let mut front_end = Testpmd::start(&front_end(load.path, sockets));
+    front_end.start_traffic(&load.size.to_string(), load.bursts);
+    thread::sleep(WARM_UP);
+    // The rate in an answer is that since the question before.
+    let ports = 0..sockets.len();
+    let warm: Vec<_> = ports.clone().map(|port| front_end.stats(port)).collect();
+    thread::sleep(load.time);
+    let mut rate = 0;
+    for (port, warm) in ports.zip(warm) {
+        let stats = front_end.stats(port);
+        let goes_on = stats.rx_packets > warm.rx_packets;
+        assert!(goes_on, "traffic stopped: {stats:?}");
+        rate += stats.rx_pps;
+    }
+    front_end.quit();
+    drop(back_end);
+    Mpps(rate as f64 / 1e6)
+}
+
+/// Frames per second that a back-end takes from a front-end which only sends: those that arrive at
+/// an interface of the back-end's network namespace.
+#[expect(clippy::cast_precision_loss, reason = "frames are far below 2^53")]
+pub(crate) fn flooded(back_end: BackEnd, socket: &Path, load: Load<'_>, interface: &str) -> Mpps {
+    let pid = back_end.pid();
+    let mut front_end = Testpmd::start(&load.path.front_end(socket));
+    front_end.cmd("set fwd txonly");
+    front_end.cmd(&format!("set txpkts {}", load.size));
+    front_end.cmd("start");
+    thread::sleep(WARM_UP);
+    let (start, before) = (Instant::now(), received(pid, interface));
+    thread::sleep(load.time);
+    let frames = received(pid, interface) - before;
+    let time = start.elapsed();
+    assert!(frames > 0, "no frame arrives at {interface}");
+    front_end.stop();
+    front_end.quit();
+    drop(back_end);
+    Mpps(frames as f64 / time.as_secs_f64() / 1e6)
+}
+
+/// How many frames an interface in a process's network namespace has received.
+fn received(pid: u32, interface: &str) -> u64 {
+    let path = format!("/proc/{pid}/net/dev");
+    let table = std::fs::read_to_string(&path).expect("the back-end runs");
+    let name = format!("{interface}:");
+    let line = table
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix(&name));
+    let packets = line.and_then(|line| line.split_whitespace().nth(1));
+    let packets = packets.and_then(|packets| packets.parse().ok());
+    packets.unwrap_or_else(|| panic!("no {interface} in {path}: {table}"))
+}
