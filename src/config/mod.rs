@@ -16,6 +16,7 @@ mod bench;
 mod error;
 mod file;
 mod keyvalue;
+mod links;
 mod rates;
 mod size;
 mod switch;
@@ -89,6 +90,8 @@ pub struct NetConfig {
     pub socket: SocketConfig,
     /// Where frames go.
     pub link: LinkConfig,
+    /// What follows the link.
+    pub link_follows: LinkFollows,
     /// Queue pairs that a front-end may use at most, 1..=128.
     pub queues: u16,
     /// The device's address; without it the front-end or the driver chooses one.
@@ -105,6 +108,16 @@ pub struct NetConfig {
     pub cores: Vec<usize>,
     /// What is chosen about its virtqueues.
     pub rings: RingsConfig,
+}
+
+/// What follows the link behind a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LinkFollows {
+    /// Nothing.
+    #[default]
+    Off,
+    /// While the link is down there is no session with a front-end.
+    Session,
 }
 
 /// How much a port may send and receive: frames, and bits of Ethernet.

@@ -9,6 +9,7 @@ use vmm_sys_util::tempdir::TempDir;
 use super::*;
 
 mod files;
+mod links;
 mod rates;
 mod switch;
 mod taps;
@@ -150,6 +151,7 @@ fn flags_and_file_give_the_same_settings() {
             link: taps::named("tap0"),
             queues: 2,
             mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x5f]),
+            link_follows: LinkFollows::Off,
             mtu: Some(9000),
             hold: Duration::from_micros(100),
             rates: PortRates::default(),
@@ -213,6 +215,7 @@ fn defaults_are_as_documented() {
         link: LinkConfig::Echo,
         queues: 16,
         mac: None,
+        link_follows: LinkFollows::Off,
         mtu: None,
         hold: Duration::from_micros(100),
         rates: PortRates::default(),

@@ -22,7 +22,7 @@ use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, LinkConfig,
     Machine, NetConfig, Placement, RingsConfig, SocketConfig, SocketSource,
 };
-use super::{rates, switch, wires};
+use super::{links, rates, switch, wires};
 
 /// 128 pairs are the 256 vrings that a kick message can name.
 const QUEUES_MAX: u64 = 128;
@@ -67,6 +67,7 @@ struct RawNet {
     queues: Option<u64>,
     mac: Option<String>,
     mtu: Option<u64>,
+    link_follows: Option<String>,
     hold_us: Option<u64>,
     ingress_bits: Option<TextOrNumber>,
     ingress_frames: Option<TextOrNumber>,
@@ -355,8 +356,9 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
     };
     let mtu = raw.mtu.map(|mtu| bounded(mtu, MTU.0, MTU.1));
     let mtu = mtu.transpose().map_err(in_key("mtu"))?;
+    let text = |raw: Option<TextOrNumber>| raw.map(|TextOrNumber(text)| text);
     let port = switch::RawSwitchPort {
-        vlan: raw.vlan.map(|TextOrNumber(text)| text),
+        vlan: text(raw.vlan),
         vlan_native: raw.vlan_native,
         isolated: raw.isolated,
         flood_limit: raw.flood_limit,
@@ -364,7 +366,6 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
         allow_ip: raw.allow_ip,
         stations: raw.stations,
     };
-    let text = |raw: Option<TextOrNumber>| raw.map(|TextOrNumber(text)| text);
     let rates = rates::RawPortRates {
         ingress_bits: text(raw.ingress_bits),
         ingress_frames: text(raw.ingress_frames),
@@ -380,9 +381,11 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
     };
     let queues = bounded(raw.queues.unwrap_or(usual), 1, QUEUES_MAX);
     let queues = queues.map_err(in_key("queues"))?;
+    let socket = socket_config(table, socket, machine)?;
     Ok(NetConfig {
         name,
-        socket: socket_config(table, socket, machine)?,
+        link_follows: links::follows(table, raw.link_follows.as_deref(), &link, &socket)?,
+        socket,
         queues: tap_queues(table, &link, queues)?,
         link,
         rules: switch::rules(table, port, mtu, is_port)?,

@@ -7,11 +7,11 @@
 //! nobody serves are refused here by name, so that the session goes on (docs/decisions/0001).
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, MutexGuard};
 
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::sys::peer::{self, Arrivals, Ready};
 
@@ -88,6 +88,9 @@ pub enum SessionEnd {
     /// The daemon is shutting down.
     #[error("daemon is shutting down")]
     Exit,
+    /// The port has no link.
+    #[error("link is down")]
+    LinkDown,
     /// The front-end broke the protocol, or can't be answered.
     #[error("{request}: {reason}")]
     Protocol {
@@ -187,7 +190,7 @@ impl FrontDoor {
     }
 
     /// Serves messages until the session ends.
-    pub(super) fn serve(&mut self, exit: &EventFd) -> SessionEnd {
+    pub(super) fn serve(&mut self, exit: &impl AsRawFd) -> SessionEnd {
         loop {
             match self.step(exit) {
                 Ok(()) => {}
@@ -197,7 +200,7 @@ impl FrontDoor {
     }
 
     /// Serves one message.
-    pub(super) fn step(&mut self, exit: &EventFd) -> Result<(), SessionEnd> {
+    pub(super) fn step(&mut self, exit: &impl AsRawFd) -> Result<(), SessionEnd> {
         let header = self.next_header(exit)?;
         // A front-end that never reads must not hold this thread in a write, nor one that never
         // pauses keep it from its exit.
@@ -225,7 +228,7 @@ impl FrontDoor {
     }
 
     /// Waits for a whole message and looks at its header.
-    fn next_header(&mut self, exit: &EventFd) -> Result<Header, SessionEnd> {
+    fn next_header(&mut self, exit: &impl AsRawFd) -> Result<Header, SessionEnd> {
         let mut bytes = [0; HEADER];
         self.wait_for(HEADER, exit)?;
         peer::peek(&self.socket, &mut bytes)?;
@@ -243,7 +246,7 @@ impl FrontDoor {
     }
 
     /// Waits until `bytes` bytes are there.
-    fn wait_for(&self, bytes: usize, exit: &EventFd) -> Result<(), SessionEnd> {
+    fn wait_for(&self, bytes: usize, exit: &impl AsRawFd) -> Result<(), SessionEnd> {
         loop {
             // In this order: what came before the end is counted.
             let closed = peer::hung_up(&self.socket)?;

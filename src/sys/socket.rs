@@ -141,7 +141,7 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     Ok((address, size_of_u32::<libc::sockaddr_un>()))
 }
 
-fn size_of_u32<T>() -> u32 {
+pub(super) fn size_of_u32<T>() -> u32 {
     size_of::<T>()
         .try_into()
         .expect("the structures of the kernel are small")
