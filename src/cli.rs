@@ -166,8 +166,8 @@ struct RunArgs {
 
     /// Add a network port; needs socket and link (tap:NAME, tap:fd=N, macvtap:NAME,
     /// xdp:IFACE, wire:PORT, switch:NAME, echo, sink).
-    /// Also: name, mode, queues, netns, mac, mtu, link_follows, cores, hold_us, vlan,
-    /// vlan_native, isolated, flood_limit, allow_mac, allow_ip, stations, ring_reset,
+    /// Also: name, mode, queues, netns, mac, mtu, link_follows, speed, duplex, cores, hold_us,
+    /// vlan, vlan_native, isolated, flood_limit, allow_mac, allow_ip, stations, ring_reset,
     /// call_max_used, call_max_us, socket_owner, socket_group, socket_mode
     #[arg(long, value_name = "KEY=VALUE,...")]
     net: Vec<String>,

@@ -21,7 +21,7 @@ use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
 use crate::engine::{self, Backing, DeviceHandle, Engine, EngineOptions, LinkSpec, Member, Parts};
 use crate::memory::Store;
 use crate::sys::disk::{DiskError, DiskFile, DiskOptions};
-use crate::sys::link::LinkError;
+use crate::sys::link::{LinkError, LinkWatch};
 use crate::sys::listen::ListenError;
 use crate::sys::signals::{Signal, Signals};
 use crate::sys::systemd;
@@ -125,10 +125,13 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
     let signals = Signals::block().map_err(start("signals"))?;
     let mut doors = Vec::new();
     let mut parts = Vec::new();
+    let mut watches = Vec::new();
     for net in &config.nets {
         doors.push(open(DeviceKind::Net, &net.name, &net.socket)?);
+        let (net_parts, watch) = net_parts(net, &config.nets)?;
+        watches.push(watch);
         parts.push(Member {
-            parts: net_parts(net, &config.nets)?,
+            parts: net_parts,
             cores: net.cores.clone(),
         });
     }
@@ -139,7 +142,7 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
             cores: blk.cores.clone(),
         });
     }
-    let links = links::watch(&config.nets)?;
+    let links = links::join(&config.nets, watches).map_err(start("links"))?;
     let options = EngineOptions {
         cores: config.engine.cores.clone(),
         idle: idle_policy(config.engine.idle),
@@ -178,7 +181,10 @@ fn open(
 }
 
 /// What stands behind the port `net`, one of `nets`, which are the engine's first devices.
-fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> {
+fn net_parts(
+    net: &NetConfig,
+    nets: &[NetConfig],
+) -> Result<(Parts, Option<LinkWatch>), DaemonError> {
     let (link, queues) = match &net.link {
         LinkConfig::Echo => (LinkSpec::Echo, net.queues),
         LinkConfig::Sink => (LinkSpec::Sink, net.queues),
@@ -218,16 +224,18 @@ fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> 
             (LinkSpec::Xdp(Arc::new(open.map_err(named)?)), net.queues)
         }
     };
+    let watch = links::watch(net)?;
     let model = NetModel::new(NetOptions {
         name: net.name.clone(),
         queue_pairs: queues,
         mac: net.mac,
         mtu: net.mtu,
         offloads: offloads(&link),
+        link: links::info(net, watch.is_some()),
         rings: ring_options(net.rings),
     });
     limit(&model, net.rates);
-    Ok(Parts::Net(Arc::new(model), link))
+    Ok((Parts::Net(Arc::new(model), link), watch))
 }
 
 fn limit(model: &NetModel, rates: PortRates) {

@@ -68,6 +68,8 @@ struct RawNet {
     mac: Option<String>,
     mtu: Option<u64>,
     link_follows: Option<String>,
+    speed: Option<u64>,
+    duplex: Option<String>,
     hold_us: Option<u64>,
     ingress_bits: Option<TextOrNumber>,
     ingress_frames: Option<TextOrNumber>,
@@ -382,9 +384,15 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
     let queues = bounded(raw.queues.unwrap_or(usual), 1, QUEUES_MAX);
     let queues = queues.map_err(in_key("queues"))?;
     let socket = socket_config(table, socket, machine)?;
+    let mac = raw.mac.as_deref().map(parse_mac).transpose();
+    let told = links::RawLinkTold {
+        follows: raw.link_follows,
+        speed: raw.speed,
+        duplex: raw.duplex,
+    };
     Ok(NetConfig {
         name,
-        link_follows: links::follows(table, raw.link_follows.as_deref(), &link, &socket)?,
+        told: links::told(table, told, &link, &socket)?,
         socket,
         queues: tap_queues(table, &link, queues)?,
         link,
@@ -395,12 +403,7 @@ fn net(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<NetCon
         )),
         rates: rates::port_rates(table, rates)?,
         cores: device_cores(table, raw.cores.as_deref(), engine)?,
-        mac: raw
-            .mac
-            .as_deref()
-            .map(parse_mac)
-            .transpose()
-            .map_err(in_key("mac"))?,
+        mac: mac.map_err(in_key("mac"))?,
         mtu,
         rings: ring_options(table, raw.ring_reset, [raw.call_max_used, raw.call_max_us])?,
     })

@@ -52,7 +52,7 @@ pub(super) fn join(tables: &[&Table], nets: &mut [NetConfig]) -> Result<(), Conf
     for (at, net) in nets.iter().enumerate() {
         let both = |other: &&NetConfig| {
             net.link == LinkConfig::Wire(other.name.clone())
-                && [net, other].map(|end| end.link_follows) == [LinkFollows::Session; 2]
+                && [net, other].map(|end| end.told.follows) == [LinkFollows::Session; 2]
         };
         if let Some(peer) = nets.iter().find(both) {
             let problem = Problem::FollowEachOther(peer.name.clone());

@@ -35,8 +35,10 @@ pub trait FrontEnds: Send {
 /// The link of a net device.
 #[derive(Debug, Default)]
 pub struct Link {
+    /// Tells whether it is up.
+    pub watch: Option<LinkWatch>,
     /// While it is down there is no session.
-    pub follows: Option<LinkWatch>,
+    pub ends_session: bool,
     /// Who is told whether there is a session.
     pub tells: Option<Arc<Presence>>,
 }
@@ -64,7 +66,7 @@ pub fn spawn(
     let name = format!("ctl-{}", served.device.name());
     let sessions = Sessions {
         name: format!("{} {}", served.device.kind(), served.device.name()),
-        wake: Wake::new(exit, link.follows.as_ref())?,
+        wake: Wake::new(exit, link.watch.as_ref())?,
         served,
         front_ends,
         link,
@@ -111,44 +113,65 @@ impl Sessions {
         }
     }
 
-    /// The next connection, which comes while the link is up; `None` when the daemon shuts down.
+    /// The next connection; `None` when the daemon shuts down.
     fn next(&mut self) -> io::Result<Option<UnixStream>> {
         loop {
             if self.wake.exits()? {
                 return Ok(None);
             }
-            if !look(&mut self.link.follows, &self.wake, &self.name).up {
-                if self.was_up {
-                    tracing::info!("{}: link is down: no front-end can connect", self.name);
-                }
-                self.was_up = false;
+            let seen = look(&mut self.link.watch, &self.wake, &self.name);
+            self.served.device.set_link(seen.up);
+            let closed = self.link.ends_session && !seen.up;
+            if self.was_up != seen.up {
+                let what = match (seen.up, self.link.ends_session) {
+                    (true, true) => "up: front-ends can connect",
+                    (false, true) => "down: no front-end can connect",
+                    (true, false) => "up",
+                    (false, false) => "down",
+                };
+                tracing::info!("{}: link is {what}", self.name);
+            }
+            self.was_up = seen.up;
+            if closed {
                 self.front_ends.close();
                 self.wake.wait()?;
-                continue;
-            }
-            if !self.was_up {
-                tracing::info!("{}: link is up: front-ends can connect", self.name);
-            }
-            self.was_up = true;
-            if let Some(socket) = self.front_ends.next(&self.wake)? {
+            } else if let Some(socket) = self.front_ends.next(&self.wake)? {
                 return Ok(Some(socket));
             }
         }
     }
 
-    /// Serves a connection as long as it lasts and the link is up.
+    /// Serves a connection as long as it lasts and the link allows.
     fn serve(&mut self, socket: UnixStream) -> (SessionEnd, bool) {
         let Sessions {
-            name, link, wake, ..
+            name,
+            link,
+            wake,
+            was_up,
+            served,
+            ..
         } = self;
         // What it is woken by is looked at between two messages.
-        let news = || match wake.exits() {
+        let news = |session: &Shared| match wake.exits() {
             Ok(true) => Some(SessionEnd::Exit),
-            Ok(false) if look(&mut link.follows, wake, name).was_down => Some(SessionEnd::LinkDown),
-            Ok(false) => None,
+            Ok(false) => {
+                let seen = look(&mut link.watch, wake, name);
+                if link.ends_session && seen.was_down {
+                    return Some(SessionEnd::LinkDown);
+                }
+                if served.device.set_link(seen.up) {
+                    lock(session).config_changed();
+                }
+                if *was_up != seen.up {
+                    let now = if seen.up { "up" } else { "down" };
+                    tracing::info!("{name}: link is {now}");
+                }
+                *was_up = seen.up;
+                None
+            }
             Err(error) => Some(SessionEnd::Socket(error)),
         };
-        serve_while(&self.served, socket, wake, news)
+        serve_while(served, socket, wake, news)
     }
 
     fn tell(&self, connected: bool) {
@@ -162,15 +185,15 @@ impl Sessions {
     }
 }
 
-/// What has become of the link; up for good when there is none to follow.
-fn look(follows: &mut Option<LinkWatch>, wake: &Wake, name: &str) -> Seen {
-    if let Some(link) = follows {
+/// What has become of the link; up for good when there is none to watch.
+fn look(watch: &mut Option<LinkWatch>, wake: &Wake, name: &str) -> Seen {
+    if let Some(link) = watch {
         match link.read() {
             Ok(seen) => return seen,
             Err(error) => {
-                tracing::error!("{name}: the link can't be followed any more: {error}");
+                tracing::error!("{name}: the link can't be watched any more: {error}");
                 wake.forget(link);
-                *follows = None;
+                *watch = None;
             }
         }
     }
@@ -183,7 +206,7 @@ fn look(follows: &mut Option<LinkWatch>, wake: &Wake, name: &str) -> Seen {
 /// Serves one connection from its first message. Returns how it ended, and whether every vring
 /// could be stopped.
 pub fn serve(served: &Served, socket: UnixStream, exit: &EventFd) -> (SessionEnd, bool) {
-    serve_while(served, socket, exit, || Some(SessionEnd::Exit))
+    serve_while(served, socket, exit, |_| Some(SessionEnd::Exit))
 }
 
 /// As [`serve`], until `news` says that it is over whenever `wake` is readable.
@@ -191,7 +214,7 @@ fn serve_while(
     served: &Served,
     socket: UnixStream,
     wake: &impl AsRawFd,
-    mut news: impl FnMut() -> Option<SessionEnd>,
+    mut news: impl FnMut(&Shared) -> Option<SessionEnd>,
 ) -> (SessionEnd, bool) {
     let session = DeviceSession::new(Arc::clone(&served.device), Arc::clone(&served.runner));
     let session = Arc::new(Shared::new(session));
@@ -202,7 +225,7 @@ fn serve_while(
     let end = loop {
         match door.serve(wake) {
             SessionEnd::Exit => {
-                if let Some(end) = news() {
+                if let Some(end) = news(&session) {
                     break end;
                 }
             }

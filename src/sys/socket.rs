@@ -69,11 +69,15 @@ pub(super) fn close_on_exec(fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })
 }
 
+/// True for a Unix stream socket.
+pub(super) fn is_unix_stream(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(option(socket, libc::SO_DOMAIN)? == libc::AF_UNIX
+        && option(socket, libc::SO_TYPE)? == libc::SOCK_STREAM)
+}
+
 /// True for a Unix stream socket that accepts connections.
 pub(super) fn is_unix_listener(socket: BorrowedFd<'_>) -> io::Result<bool> {
-    Ok(option(socket, libc::SO_DOMAIN)? == libc::AF_UNIX
-        && option(socket, libc::SO_TYPE)? == libc::SOCK_STREAM
-        && option(socket, libc::SO_ACCEPTCONN)? == 1)
+    Ok(is_unix_stream(socket)? && option(socket, libc::SO_ACCEPTCONN)? == 1)
 }
 
 /// Waits until at least one of the two can be read (or has failed), and says which.

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn a_session_follows_the_link_where_there_is_one() {
-    let follows = |list: &str| net_flags(list).unwrap().nets.remove(0).link_follows;
+    let follows = |list: &str| net_flags(list).unwrap().nets.remove(0).told.follows;
     assert_eq!(follows("socket=/n,link=tap:t0"), LinkFollows::Off);
     assert_eq!(
         follows("socket=/n,link=tap:t0,link_follows=off"),
@@ -25,7 +25,7 @@ fn a_session_follows_the_link_where_there_is_one() {
         "socket=/2,name=b",
     ];
     let config = load(&flags(&nets, &[]), &machine()).unwrap();
-    let both = [0, 1].map(|net| config.nets[net].link_follows);
+    let both = [0, 1].map(|net| config.nets[net].told.follows);
     assert_eq!(both, [LinkFollows::Session, LinkFollows::Off]);
 }
 
@@ -66,4 +66,28 @@ fn what_cannot_follow_a_link_is_refused() {
         "--net a: link_follows = \"session\": so does that of b, the other end of the wire: no \
          front-end could come first"
     );
+}
+
+#[test]
+fn speed_and_duplex_are_what_virtio_has_room_for() {
+    let told = |list: &str| net_flags(list).map(|config| config.nets[0].told);
+    let net = "socket=/n,link=echo";
+    let both = told(&format!("{net},speed=40000,duplex=full")).unwrap();
+    assert_eq!((both.speed, both.duplex), (Some(40000), Some(Duplex::Full)));
+    let half = told(&format!("{net},duplex=half")).unwrap();
+    assert_eq!((half.speed, half.duplex), (None, Some(Duplex::Half)));
+    for (keys, message) in [
+        ("speed=0", "speed = \"0\": not in 1..=2147483647"),
+        (
+            "speed=2147483648",
+            "speed = \"2147483648\": not in 1..=2147483647",
+        ),
+        (
+            "duplex=both",
+            "duplex = \"both\": unknown duplex \"both\" (known: half, full)",
+        ),
+    ] {
+        let error = told(&format!("{net},{keys}")).unwrap_err().to_string();
+        assert_eq!(error, format!("--net net0: {message}"));
+    }
 }
