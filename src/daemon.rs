@@ -4,6 +4,7 @@
 //! opened first, and an error there leaves nothing behind.
 
 use std::io::{self, Write};
+use std::iter;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -11,9 +12,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{
     BlkBackend, BlkConfig, CallsConfig, Config, ConfigError, IdlePolicy, LinkConfig, NetConfig,
-    Placement, PortRates, RingsConfig, SocketSource, UplinkConfig,
+    Placement, PortRates, RingsConfig, UplinkConfig,
 };
-use crate::control::session::{self, Accept, Served};
+use crate::control::session::{self, FrontEnds, Link, Served};
 use crate::device::blk::{BlkModel, BlkSetup, BlkTopology, RangeLimits};
 use crate::device::net::{NetCounters, NetModel, NetOptions, Offloads};
 use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
@@ -22,13 +23,16 @@ use crate::engine::{
 };
 use crate::host::limit::PortLimits;
 use crate::memory::Store;
-use crate::sys::connect::Connector;
 use crate::sys::disk::{DiskError, DiskFile, DiskOptions};
-use crate::sys::listen::{ListenError, Listener};
+use crate::sys::link::{LinkError, LinkWatch};
+use crate::sys::listen::ListenError;
 use crate::sys::signals::{Signal, Signals};
 use crate::sys::systemd;
 use crate::sys::tap::{Tap, TapError, TapPlace, TapSource};
 use crate::sys::xdp::{Xdp, XdpError};
+
+mod doors;
+mod links;
 
 /// Why the daemon did not start. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +85,14 @@ pub enum DaemonError {
         /// What is wrong.
         source: TapError,
     },
+    /// The link of a port can't be followed.
+    #[error("net {name}: link_follows")]
+    Link {
+        /// The port's name.
+        name: String,
+        /// What is wrong.
+        source: LinkError,
+    },
     /// The threads can't start.
     #[error("{what}")]
     Start {
@@ -124,21 +136,25 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
     let signals = Signals::block().map_err(start("signals"))?;
     let mut doors = Vec::new();
     let mut parts = Vec::new();
+    let mut watches = Vec::new();
     for net in &config.nets {
-        doors.push(front_ends(DeviceKind::Net, &net.name, &net.socket)?);
+        doors.push(open(DeviceKind::Net, &net.name, &net.socket)?);
+        let (net_parts, watch) = net_parts(net, &config.nets)?;
+        watches.push(watch);
         parts.push(Member {
-            parts: net_parts(net, &config.nets)?,
+            parts: net_parts,
             cores: net.cores.clone(),
         });
     }
     for blk in &config.blks {
-        doors.push(front_ends(DeviceKind::Blk, &blk.name, &blk.socket)?);
+        doors.push(open(DeviceKind::Blk, &blk.name, &blk.socket)?);
         parts.push(Member {
             parts: blk_parts(blk)?,
             cores: blk.cores.clone(),
         });
     }
     let uplinks = uplinks(&config)?;
+    let links = links::join(&config.nets, watches).map_err(start("links"))?;
     let options = EngineOptions {
         cores: config.engine.cores.clone(),
         idle: idle_policy(config.engine.idle),
@@ -154,8 +170,10 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
         .map_err(start(&format!("workers on cores {:?}", options.cores)))?;
     let exit = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(start("eventfd"))?;
     let mut devices = Vec::new();
-    for ((parts, handle), door) in parts.into_iter().zip(handles).zip(doors) {
-        let device = serve(&parts.parts, handle, door, &exit).map_err(start("session thread"))?;
+    let links = links.into_iter().chain(iter::repeat_with(Link::default));
+    for (((parts, handle), door), link) in parts.into_iter().zip(handles).zip(doors).zip(links) {
+        let device =
+            serve(&parts.parts, handle, door, link, &exit).map_err(start("session thread"))?;
         devices.push(device);
     }
     announce(&config);
@@ -168,31 +186,23 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
     Ok(shut_down(running, &exit))
 }
 
-/// Where a device's front-ends come from.
-fn front_ends(
+fn open(
     kind: DeviceKind,
     name: &str,
     socket: &crate::config::SocketConfig,
-) -> Result<Accept, DaemonError> {
-    if let (SocketSource::Path(path), true) = (&socket.source, socket.client) {
-        let mut connector = Connector::new(path);
-        return Ok(Box::new(move |exit: &EventFd| {
-            connector.connect_or_exit(exit)
-        }));
-    }
-    let named = |source| DaemonError::Socket {
+) -> Result<Box<dyn FrontEnds>, DaemonError> {
+    doors::open(socket).map_err(|source| DaemonError::Socket {
         kind,
         name: name.to_owned(),
         source,
-    };
-    let listener = Listener::open(socket).map_err(named)?;
-    Ok(Box::new(move |exit: &EventFd| {
-        listener.accept_or_exit(exit)
-    }))
+    })
 }
 
 /// What stands behind the port `net`, one of `nets`, which are the engine's first devices.
-fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> {
+fn net_parts(
+    net: &NetConfig,
+    nets: &[NetConfig],
+) -> Result<(Parts, Option<LinkWatch>), DaemonError> {
     let (link, queues) = match &net.link {
         LinkConfig::Echo => (LinkSpec::Echo, net.queues),
         LinkConfig::Sink => (LinkSpec::Sink, net.queues),
@@ -222,16 +232,18 @@ fn net_parts(net: &NetConfig, nets: &[NetConfig]) -> Result<Parts, DaemonError> 
             (LinkSpec::Xdp(xdp), net.queues)
         }
     };
+    let watch = links::watch(net)?;
     let model = NetModel::new(NetOptions {
         name: net.name.clone(),
         queue_pairs: queues,
         mac: net.mac,
         mtu: net.mtu,
         offloads: offloads(&link),
+        link: links::info(net, watch.is_some()),
         rings: ring_options(net.rings),
     });
     limit(model.limits(), net.rates);
-    Ok(Parts::Net(Arc::new(model), link))
+    Ok((Parts::Net(Arc::new(model), link), watch))
 }
 
 fn open_tap(
@@ -394,7 +406,8 @@ fn idle_policy(policy: IdlePolicy) -> engine::IdlePolicy {
 fn serve(
     parts: &Parts,
     handle: Arc<DeviceHandle>,
-    front_ends: Accept,
+    front_ends: Box<dyn FrontEnds>,
+    link: Link,
     exit: &EventFd,
 ) -> io::Result<Device> {
     let model: Arc<dyn DeviceModel> = match parts {
@@ -406,7 +419,7 @@ fn serve(
         device: Arc::clone(&model),
         runner,
     };
-    let thread = session::spawn(served, front_ends, exit.try_clone()?)?;
+    let thread = session::spawn(served, front_ends, link, exit.try_clone()?)?;
     Ok(Device {
         parts: parts.clone(),
         model,

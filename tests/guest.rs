@@ -12,6 +12,7 @@ mod tests {
     use std::time::Duration;
 
     use super::support::daemon::Daemon;
+    use super::support::deadline::wait_until;
     use super::support::guest::{Disk, Guest, GuestConfig, Nic};
     use super::support::netns::Netns;
     use super::support::tmp::{TempDir, random_bytes, sha256, sha256_of};
@@ -305,6 +306,58 @@ mod tests {
     }
 
     /// Past the stack of the host: one end of a cable is the guest's, the other has the address.
+    /// The number of queue pairs changes while four connections send and receive: nothing hangs,
+    /// the pairs in use carry the frames, and both are used in the end.
+    #[test]
+    fn queue_pairs_are_changed_under_load() {
+        let (netns, dir) = (Netns::new(), TempDir::new("net"));
+        let daemon = tap_daemon(&netns, &dir, 2, false);
+        let mut guest = Guest::boot(&GuestConfig {
+            nics: vec![nic(&dir, 2, false)],
+            ..GuestConfig::default()
+        });
+        configure_nic(&mut guest);
+        let mut server = netns.command("iperf3");
+        let server = server.args(["-s", "-1"]).stdout(Stdio::null());
+        let mut server = server.spawn().expect("iperf3 (package iperf3) runs");
+        wait_until("the server listens", SOON, || {
+            netns.ok("ss -ltn").contains(":5201").then_some(())
+        });
+        guest.ok("iperf3 -c 10.7.0.1 -t 120 -P 4 </dev/null >/tmp/load 2>&1 &");
+        // What a pair has carried, to the guest and from it; both matter.
+        let carried = |pair: u16| {
+            ["rx", "tx"]
+                .map(|way| daemon.one_queue_counter("net0", &format!("{way}_q{pair}_good_packets")))
+        };
+        let await_traffic = |pairs: &[u16]| {
+            let before: Vec<_> = pairs.iter().map(|&pair| carried(pair)).collect();
+            wait_until("frames on all pairs in use", SOON, || {
+                let more = |(&pair, before): (&u16, &[u64; 2])| {
+                    let now = carried(pair);
+                    now[0] > before[0] + 50 && now[1] > before[1]
+                };
+                pairs.iter().zip(&before).all(more).then_some(())
+            });
+        };
+        await_traffic(&[0]);
+        for _ in 0..3 {
+            guest.ok("ethtool -L eth0 combined 1");
+            await_traffic(&[0]);
+            guest.ok("ethtool -L eth0 combined 2");
+            await_traffic(&[0]);
+        }
+        // Which pair a connection is on is the guest's choice: each of its processors has one.
+        await_traffic(&[0, 1]);
+        guest.ok("killall iperf3");
+        let _ = server.kill();
+        server.wait().expect("iperf3 ends");
+        tcp_is_exact(&mut guest, &netns);
+        assert_eq!(daemon.counter("net0", "ring_faults"), 0);
+        guest.kill();
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+    }
+
     #[test]
     fn a_guest_reaches_an_interface_through_af_xdp() {
         let (netns, dir) = (Netns::new(), TempDir::new("guestxdp"));

@@ -28,6 +28,7 @@ mod rings {
     mod nodes;
     mod offload;
     mod oracle;
+    mod sizes;
     mod switch;
     mod wire;
 }

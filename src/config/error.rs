@@ -152,6 +152,9 @@ pub enum Problem {
     /// A key that has a meaning only beside another.
     #[error("only has a meaning with {0}")]
     OnlyWith(&'static str),
+    /// Each end of a wire waits for the other.
+    #[error("so does that of {0}, the other end of the wire: no front-end could come first")]
+    FollowEachOther(String),
     /// Another number of queue pairs than descriptors.
     #[error("the link has {0} file descriptors, one for each queue pair")]
     FdQueues(usize),

@@ -16,6 +16,7 @@ mod bench;
 mod error;
 mod file;
 mod keyvalue;
+mod links;
 mod net;
 mod rates;
 mod size;
@@ -111,6 +112,8 @@ pub struct NetConfig {
     pub socket: SocketConfig,
     /// Where frames go.
     pub link: LinkConfig,
+    /// What it tells of its link.
+    pub told: LinkTold,
     /// Queue pairs that a front-end may use at most, 1..=128.
     pub queues: u16,
     /// The device's address; without it the front-end or the driver chooses one.
@@ -127,6 +130,36 @@ pub struct NetConfig {
     pub cores: Vec<usize>,
     /// What is chosen about its virtqueues.
     pub rings: RingsConfig,
+}
+
+/// What front-ends and drivers are told of the link behind a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct LinkTold {
+    /// What follows it.
+    pub follows: LinkFollows,
+    /// Its speed in Mbit/s, 1..=2^31-1.
+    pub speed: Option<u32>,
+    /// Whether both ends may send at a time.
+    pub duplex: Option<Duplex>,
+}
+
+/// Whether both ends of a link may send at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duplex {
+    /// One of them.
+    Half,
+    /// Both.
+    Full,
+}
+
+/// What follows the link behind a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LinkFollows {
+    /// Nothing.
+    #[default]
+    Off,
+    /// While the link is down there is no session with a front-end.
+    Session,
 }
 
 /// How much a port may send and receive: frames, and bits of Ethernet.

@@ -13,7 +13,7 @@ use super::validate::{
 };
 use super::values::{bounded, check_name, check_netns, parse_link, parse_mac};
 use super::{EngineConfig, LinkConfig, Machine, NetConfig, UplinkConfig};
-use super::{rates, switch, uplink};
+use super::{links, rates, switch, uplink};
 
 /// What an interface receives on a queue that no guest serves is lost, so no more than are wanted.
 const XDP_QUEUES_DEFAULT: u64 = 1;
@@ -34,6 +34,9 @@ struct RawNet {
     queues: Option<u64>,
     mac: Option<String>,
     mtu: Option<u64>,
+    link_follows: Option<String>,
+    speed: Option<u64>,
+    duplex: Option<String>,
     hold_us: Option<u64>,
     ingress_bits: Option<TextOrNumber>,
     ingress_frames: Option<TextOrNumber>,
@@ -90,9 +93,16 @@ pub(super) fn net(
     };
     let queues = bounded(raw.queues.unwrap_or(usual), 1, QUEUES_MAX);
     let queues = queues.map_err(in_key("queues"))?;
+    let socket = socket_config(table, socket, machine)?;
+    let told = links::RawLinkTold {
+        follows: raw.link_follows,
+        speed: raw.speed,
+        duplex: raw.duplex,
+    };
     Ok(NetConfig {
         name,
-        socket: socket_config(table, socket, machine)?,
+        told: links::told(table, told, &link, &socket)?,
+        socket,
         queues: tap_queues(table, &link, queues)?,
         link,
         rules: switch::rules(table, port, mtu, is_port)?,

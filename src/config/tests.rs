@@ -10,6 +10,7 @@ use super::*;
 
 mod blk;
 mod files;
+mod links;
 mod rates;
 mod switch;
 mod taps;
@@ -156,6 +157,7 @@ fn flags_and_file_give_the_same_settings() {
             link: taps::named("tap0"),
             queues: 2,
             mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x5f]),
+            told: LinkTold::default(),
             mtu: Some(9000),
             hold: Duration::from_micros(100),
             rates: PortRates::default(),
@@ -232,6 +234,7 @@ fn defaults_are_as_documented() {
         link: LinkConfig::Echo,
         queues: 16,
         mac: None,
+        told: LinkTold::default(),
         mtu: None,
         hold: Duration::from_micros(100),
         rates: PortRates::default(),

@@ -6,7 +6,7 @@ use super::{LinkConfig, NetConfig, UplinkConfig};
 use crate::host::switch::PORTS_MAX;
 
 /// Keys that only a port with a front-end has.
-const OF_GUESTS: [&str; 13] = [
+const OF_GUESTS: [&str; 15] = [
     "socket",
     "mode",
     "queues",
@@ -20,6 +20,8 @@ const OF_GUESTS: [&str; 13] = [
     "socket_group",
     "socket_mode",
     "link_follows",
+    "speed",
+    "duplex",
 ];
 
 /// Checks what `table` has beside `link` and `host`. Returns the name of the switch.

@@ -5,7 +5,7 @@
 
 use super::error::{ConfigError, Problem};
 use super::keyvalue::Table;
-use super::{LinkConfig, NetConfig};
+use super::{LinkConfig, LinkFollows, NetConfig};
 
 /// Completes the links of `nets`, which `tables` describe in the same order: a port without a link
 /// is the other end of a wire.
@@ -47,6 +47,16 @@ pub(super) fn join(tables: &[&Table], nets: &mut [NetConfig]) -> Result<(), Conf
                 };
                 return error(Problem::WireTaken { peer, link });
             }
+        }
+    }
+    for (at, net) in nets.iter().enumerate() {
+        let both = |other: &&NetConfig| {
+            net.link == LinkConfig::Wire(other.name.clone())
+                && [net, other].map(|end| end.told.follows) == [LinkFollows::Session; 2]
+        };
+        if let Some(peer) = nets.iter().find(both) {
+            let problem = Problem::FollowEachOther(peer.name.clone());
+            return Err(tables[at].key_error("link_follows", problem));
         }
     }
     let open = |net: &NetConfig| net.link == LinkConfig::Wire(String::new());

@@ -6,12 +6,14 @@
 //! only when it has arrived whole, because the parser reads a body with one call. Messages that
 //! nobody serves are refused here by name, so that the session goes on (docs/decisions/0001).
 
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, MutexGuard};
 
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::sys::peer::{self, Arrivals, Ready};
 
@@ -37,6 +39,7 @@ mod code {
     pub(super) const SET_VRING_ENABLE: u32 = 18;
     pub(super) const SEND_RARP: u32 = 19;
     pub(super) const NET_SET_MTU: u32 = 20;
+    pub(super) const SET_BACKEND_REQ_FD: u32 = 21;
     pub(super) const IOTLB_MSG: u32 = 22;
     pub(super) const SET_VRING_ENDIAN: u32 = 23;
     pub(super) const GET_CONFIG: u32 = 24;
@@ -88,6 +91,9 @@ pub enum SessionEnd {
     /// The daemon is shutting down.
     #[error("daemon is shutting down")]
     Exit,
+    /// The port has no link.
+    #[error("link is down")]
+    LinkDown,
     /// The front-end broke the protocol, or can't be answered.
     #[error("{request}: {reason}")]
     Protocol {
@@ -187,7 +193,7 @@ impl FrontDoor {
     }
 
     /// Serves messages until the session ends.
-    pub(super) fn serve(&mut self, exit: &EventFd) -> SessionEnd {
+    pub(super) fn serve(&mut self, exit: &impl AsRawFd) -> SessionEnd {
         loop {
             match self.step(exit) {
                 Ok(()) => {}
@@ -197,7 +203,7 @@ impl FrontDoor {
     }
 
     /// Serves one message.
-    pub(super) fn step(&mut self, exit: &EventFd) -> Result<(), SessionEnd> {
+    pub(super) fn step(&mut self, exit: &impl AsRawFd) -> Result<(), SessionEnd> {
         let header = self.next_header(exit)?;
         // A front-end that never reads must not hold this thread in a write, nor one that never
         // pauses keep it from its exit.
@@ -208,7 +214,8 @@ impl FrontDoor {
         match header.request {
             code::SET_STATUS | code::GET_STATUS => self.serve_here(header)?,
             code::SET_VRING_ENABLE if !parser_takes_enable => self.serve_here(header)?,
-            code::SET_LOG_FD
+            code::SET_BACKEND_REQ_FD
+            | code::SET_LOG_FD
             | code::SEND_RARP
             | code::NET_SET_MTU
             | code::IOTLB_MSG
@@ -225,7 +232,7 @@ impl FrontDoor {
     }
 
     /// Waits for a whole message and looks at its header.
-    fn next_header(&mut self, exit: &EventFd) -> Result<Header, SessionEnd> {
+    fn next_header(&mut self, exit: &impl AsRawFd) -> Result<Header, SessionEnd> {
         let mut bytes = [0; HEADER];
         self.wait_for(HEADER, exit)?;
         peer::peek(&self.socket, &mut bytes)?;
@@ -243,7 +250,7 @@ impl FrontDoor {
     }
 
     /// Waits until `bytes` bytes are there.
-    fn wait_for(&self, bytes: usize, exit: &EventFd) -> Result<(), SessionEnd> {
+    fn wait_for(&self, bytes: usize, exit: &impl AsRawFd) -> Result<(), SessionEnd> {
         loop {
             // In this order: what came before the end is counted.
             let closed = peer::hung_up(&self.socket)?;
@@ -299,10 +306,14 @@ impl FrontDoor {
     /// Reads the message and serves it without the parser.
     fn serve_here(&mut self, header: Header) -> Result<(), SessionEnd> {
         let mut message = vec![0; HEADER + header.size];
-        // Descriptors that came along are closed by the kernel: none of these messages keeps one.
-        self.socket.read_exact(&mut message)?;
+        // It has arrived whole; a second descriptor would be closed by the kernel.
+        let (got, file) = self
+            .socket
+            .recv_with_fd(&mut message)
+            .map_err(io::Error::from)?;
+        self.socket.read_exact(&mut message[got..])?;
         let body = &message[HEADER..];
-        let answer = self.answer(header, body);
+        let answer = self.answer(header, body, file);
         match answer {
             Ok(Some(value)) => self.reply(header.request, value)?,
             Ok(None) if header.needs_reply() && self.acks() => self.reply(header.request, 0)?,
@@ -321,7 +332,7 @@ impl FrontDoor {
     }
 
     /// What the message does; `Some` is a value to reply with.
-    fn answer(&self, header: Header, body: &[u8]) -> Answer<Option<u64>> {
+    fn answer(&self, header: Header, body: &[u8], file: Option<File>) -> Answer<Option<u64>> {
         let mut session = lock(&self.session);
         let has_status = session.state.protocol_features & proto::STATUS != 0;
         match header.request {
@@ -331,6 +342,7 @@ impl FrontDoor {
                     .map_err(|_| Refused(format!("{status:#x} is no device status")))?;
                 session.set_status(byte).map(|()| None)
             }
+            code::SET_BACKEND_REQ_FD => session.set_channel(file).map(|()| None),
             code::GET_STATUS if has_status => Ok(Some(u64::from(session.state.status))),
             code::SET_VRING_ENABLE => {
                 let (index, num) = vring_state_of(body)?;

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::device::{DeviceKind, DeviceModel};
 use crate::engine::{VringAddr, VringRunner, VringSetup};
 use crate::memory::{GuestRam, RegionInfo, RegionSpec};
-use crate::sys::eventfd;
+use crate::sys::{eventfd, peer};
 
 use super::names;
 use super::state::{
@@ -28,11 +28,13 @@ pub(super) mod proto {
     //! The protocol features that we offer (vhost-user: "Protocol features").
     pub(in super::super) const MQ: u64 = 1;
     pub(in super::super) const REPLY_ACK: u64 = 1 << 3;
+    pub(in super::super) const BACKEND_REQ: u64 = 1 << 5;
     pub(in super::super) const CONFIG: u64 = 1 << 9;
     pub(in super::super) const RESET_DEVICE: u64 = 1 << 13;
     pub(in super::super) const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
     pub(in super::super) const STATUS: u64 = 1 << 16;
-    pub(in super::super) const OFFERED: u64 =
+    /// Of every device; BACKEND_REQ only where there is something to be told over it.
+    pub(in super::super) const ALWAYS: u64 =
         MQ | REPLY_ACK | CONFIG | RESET_DEVICE | CONFIGURE_MEM_SLOTS | STATUS;
 }
 
@@ -88,7 +90,7 @@ impl DeviceSession {
             state: SessionState::new(vrings),
             fds: SessionFds {
                 vrings: (0..vrings).map(|_| VringFds::default()).collect(),
-                regions: Vec::new(),
+                ..SessionFds::default()
             },
             ram: Arc::new(GuestRam::empty()),
             logged: None,
@@ -193,8 +195,46 @@ impl DeviceSession {
         self.update_all()
     }
 
+    /// The protocol features that the device offers.
+    pub(super) fn protocol_offered(&self) -> u64 {
+        if self.device.has_link_status() {
+            proto::ALWAYS | proto::BACKEND_REQ
+        } else {
+            proto::ALWAYS
+        }
+    }
+
+    /// SET_BACKEND_REQ_FD.
+    pub(super) fn set_channel(&mut self, file: Option<File>) -> Answer<()> {
+        if self.state.protocol_features & proto::BACKEND_REQ == 0 {
+            return Err(Refused("its feature was not negotiated".into()));
+        }
+        let file = file.ok_or_else(|| Refused("it comes without a descriptor".into()))?;
+        self.fds.channel = Some(peer::adopt(file).map_err(refuse)?);
+        Ok(())
+    }
+
+    /// Tells a front-end that wants to know it that config space has changed. It reads what it
+    /// wants of it then.
+    pub(super) fn config_changed(&self) {
+        /// CONFIG_CHANGE_MSG of version 1, without a body or a reply.
+        const MESSAGE: [u32; 3] = [2, 1, 0];
+        let reads = self.state.protocol_features & proto::CONFIG != 0;
+        let (true, Some(channel)) = (reads, &self.fds.channel) else {
+            return;
+        };
+        let bytes = MESSAGE.map(u32::to_ne_bytes).concat();
+        if let Err(error) = peer::send_now(channel, &bytes) {
+            tracing::warn!(
+                "{} {}: the front-end can't be told that config space has changed: {error}",
+                self.kind(),
+                self.device.name()
+            );
+        }
+    }
+
     pub(super) fn set_protocol_features(&mut self, features: u64) -> Answer<()> {
-        let foreign = features & !proto::OFFERED;
+        let foreign = features & !self.protocol_offered();
         if foreign != 0 {
             let names = names::protocol(foreign);
             return Err(Refused(format!(
@@ -502,6 +542,16 @@ impl DeviceSession {
             names::virtio(self.device.kind(), features),
             names::protocol(self.state.protocol_features),
         );
+        let unseen = self.device.only_in_config();
+        if self.state.protocol_features & proto::CONFIG == 0 && !unseen.is_empty() {
+            tracing::info!(
+                "{} {}: this front-end does not read the config space, which has {}: give it to \
+                 the front-end",
+                self.kind(),
+                self.device.name(),
+                unseen.join(", ")
+            );
+        }
     }
 
     pub(super) fn config(&self, offset: u32, size: u32) -> Answer<Vec<u8>> {

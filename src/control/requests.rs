@@ -17,7 +17,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use crate::engine::VringAddr;
 use crate::memory::RegionSpec;
 
-use super::handler::{DeviceSession, MEM_SLOTS, proto, refuse};
+use super::handler::{DeviceSession, MEM_SLOTS, refuse};
 use super::state::PROTOCOL_FEATURES_BIT;
 
 fn unsupported<T>(message: &'static str) -> Result<T> {
@@ -129,7 +129,7 @@ impl VhostUserBackendReqHandlerMut for DeviceSession {
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         Ok(VhostUserProtocolFeatures::from_bits_truncate(
-            proto::OFFERED,
+            self.protocol_offered(),
         ))
     }
 

@@ -5,6 +5,7 @@
 //! vring is stopped and guest memory unmapped before the next begins.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,13 +14,34 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::DeviceModel;
 use crate::engine::VringRunner;
+use crate::sys::link::{LinkWatch, Presence, Seen, Wake};
 
 use super::front_door::{FrontDoor, SessionEnd, Shared, lock};
 use super::handler::DeviceSession;
 use super::state::{SessionFds, SessionState};
 
-/// Where connections come from; `None` when the daemon shuts down.
-pub type Accept = Box<dyn FnMut(&EventFd) -> io::Result<Option<UnixStream>> + Send>;
+/// Where connections come from.
+pub trait FrontEnds: Send {
+    /// The next one; `None` when `wake` becomes readable first, or when it is worth a look.
+    ///
+    /// # Errors
+    /// When there will be no more.
+    fn next(&mut self, wake: &Wake) -> io::Result<Option<UnixStream>>;
+
+    /// Until [`FrontEnds::next`] is called again, nobody can connect.
+    fn close(&mut self);
+}
+
+/// The link of a net device.
+#[derive(Debug, Default)]
+pub struct Link {
+    /// Tells whether it is up.
+    pub watch: Option<LinkWatch>,
+    /// While it is down there is no session.
+    pub ends_session: bool,
+    /// Who is told whether there is a session.
+    pub tells: Option<Arc<Presence>>,
+}
 
 /// A device and what runs its vrings.
 #[derive(Debug, Clone)]
@@ -35,45 +57,183 @@ pub struct Served {
 ///
 /// # Errors
 /// When the thread can't be started.
-pub fn spawn(served: Served, mut accept: Accept, exit: EventFd) -> io::Result<JoinHandle<bool>> {
+pub fn spawn(
+    served: Served,
+    front_ends: Box<dyn FrontEnds>,
+    link: Link,
+    exit: EventFd,
+) -> io::Result<JoinHandle<bool>> {
     let name = format!("ctl-{}", served.device.name());
-    std::thread::Builder::new().name(name).spawn(move || {
-        let name = format!("{} {}", served.device.kind(), served.device.name());
+    let sessions = Sessions {
+        name: format!("{} {}", served.device.kind(), served.device.name()),
+        wake: Wake::new(exit, link.watch.as_ref())?,
+        served,
+        front_ends,
+        link,
+        was_up: true,
+    };
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(move || sessions.run())
+}
+
+/// One session after another.
+struct Sessions {
+    name: String,
+    served: Served,
+    front_ends: Box<dyn FrontEnds>,
+    link: Link,
+    wake: Wake,
+    /// The link, as the log has it.
+    was_up: bool,
+}
+
+impl Sessions {
+    fn run(mut self) -> bool {
         let mut clean = true;
         loop {
-            match accept(&exit) {
+            match self.next() {
                 Ok(Some(socket)) => {
-                    tracing::info!("{name}: front-end connected");
-                    let (end, stopped) = serve(&served, socket, &exit);
+                    tracing::info!("{}: front-end connected", self.name);
+                    self.tell(true);
+                    let (end, stopped) = self.serve(socket);
                     clean = stopped;
-                    tracing::info!("{name}: session ended: {end}");
+                    tracing::info!("{}: session ended: {end}", self.name);
+                    self.tell(false);
                     if matches!(end, SessionEnd::Exit) {
                         return clean;
                     }
                 }
                 Ok(None) => return clean,
                 Err(error) => {
-                    tracing::error!("{name}: no more front-ends can connect: {error}");
+                    tracing::error!("{}: no more front-ends can connect: {error}", self.name);
                     return false;
                 }
             }
         }
-    })
+    }
+
+    /// The next connection; `None` when the daemon shuts down.
+    fn next(&mut self) -> io::Result<Option<UnixStream>> {
+        loop {
+            if self.wake.exits()? {
+                return Ok(None);
+            }
+            let seen = look(&mut self.link.watch, &self.wake, &self.name);
+            self.served.device.set_link(seen.up);
+            let closed = self.link.ends_session && !seen.up;
+            if self.was_up != seen.up {
+                let what = match (seen.up, self.link.ends_session) {
+                    (true, true) => "up: front-ends can connect",
+                    (false, true) => "down: no front-end can connect",
+                    (true, false) => "up",
+                    (false, false) => "down",
+                };
+                tracing::info!("{}: link is {what}", self.name);
+            }
+            self.was_up = seen.up;
+            if closed {
+                self.front_ends.close();
+                self.wake.wait()?;
+            } else if let Some(socket) = self.front_ends.next(&self.wake)? {
+                return Ok(Some(socket));
+            }
+        }
+    }
+
+    /// Serves a connection as long as it lasts and the link allows.
+    fn serve(&mut self, socket: UnixStream) -> (SessionEnd, bool) {
+        let Sessions {
+            name,
+            link,
+            wake,
+            was_up,
+            served,
+            ..
+        } = self;
+        // What it is woken by is looked at between two messages.
+        let news = |session: &Shared| match wake.exits() {
+            Ok(true) => Some(SessionEnd::Exit),
+            Ok(false) => {
+                let seen = look(&mut link.watch, wake, name);
+                if link.ends_session && seen.was_down {
+                    return Some(SessionEnd::LinkDown);
+                }
+                if served.device.set_link(seen.up) {
+                    lock(session).config_changed();
+                }
+                if *was_up != seen.up {
+                    let now = if seen.up { "up" } else { "down" };
+                    tracing::info!("{name}: link is {now}");
+                }
+                *was_up = seen.up;
+                None
+            }
+            Err(error) => Some(SessionEnd::Socket(error)),
+        };
+        serve_while(served, socket, wake, news)
+    }
+
+    fn tell(&self, connected: bool) {
+        let told = self.link.tells.as_ref().map(|tells| tells.tell(connected));
+        if let Some(Err(error)) = told {
+            tracing::error!(
+                "{}: its peer can't be told of its front-end: {error}",
+                self.name
+            );
+        }
+    }
+}
+
+/// What has become of the link; up for good when there is none to watch.
+fn look(watch: &mut Option<LinkWatch>, wake: &Wake, name: &str) -> Seen {
+    if let Some(link) = watch {
+        match link.read() {
+            Ok(seen) => return seen,
+            Err(error) => {
+                tracing::error!("{name}: the link can't be watched any more: {error}");
+                wake.forget(link);
+                *watch = None;
+            }
+        }
+    }
+    Seen {
+        up: true,
+        was_down: false,
+    }
 }
 
 /// Serves one connection from its first message. Returns how it ended, and whether every vring
 /// could be stopped.
 pub fn serve(served: &Served, socket: UnixStream, exit: &EventFd) -> (SessionEnd, bool) {
+    serve_while(served, socket, exit, |_| Some(SessionEnd::Exit))
+}
+
+/// As [`serve`], until `news` says that it is over whenever `wake` is readable.
+fn serve_while(
+    served: &Served,
+    socket: UnixStream,
+    wake: &impl AsRawFd,
+    mut news: impl FnMut(&Shared) -> Option<SessionEnd>,
+) -> (SessionEnd, bool) {
     let session = DeviceSession::new(Arc::clone(&served.device), Arc::clone(&served.runner));
     let session = Arc::new(Shared::new(session));
-    match FrontDoor::new(socket, Arc::clone(&session)) {
-        Ok(mut door) => {
-            let end = door.serve(exit);
-            let stopped = lock(&session).stop_all().is_ok();
-            (end, stopped)
+    let mut door = match FrontDoor::new(socket, Arc::clone(&session)) {
+        Ok(door) => door,
+        Err(error) => return (SessionEnd::Socket(error), true),
+    };
+    let end = loop {
+        match door.serve(wake) {
+            SessionEnd::Exit => {
+                if let Some(end) = news(&session) {
+                    break end;
+                }
+            }
+            end => break end,
         }
-        Err(error) => (SessionEnd::Socket(error), true),
-    }
+    };
+    let stopped = lock(&session).stop_all().is_ok();
+    (end, stopped)
 }
 
 /// A session that is saved or resumed in its middle, one message at a time.

@@ -5,6 +5,7 @@
 //! travel beside it in [`SessionFds`].
 
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -126,6 +127,8 @@ impl VringFds {
 pub struct SessionFds {
     /// By vring index.
     pub vrings: Vec<VringFds>,
+    /// Where requests of our own go.
+    pub channel: Option<UnixStream>,
     /// Guest memory, in the order of [`SessionState::regions`].
     pub regions: Vec<Arc<File>>,
 }

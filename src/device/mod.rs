@@ -91,6 +91,18 @@ pub trait DeviceModel: Send + Sync + core::fmt::Debug {
     /// # Errors
     /// [`ConfigWriteError`] when the bytes are outside or read-only.
     fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigWriteError>;
+    /// Whether there is a link that may come and go, of which config space tells.
+    fn has_link_status(&self) -> bool {
+        false
+    }
+    /// The link is up, or down: whether config space has changed by that.
+    fn set_link(&self, _up: bool) -> bool {
+        false
+    }
+    /// What was chosen for this device that only config space tells.
+    fn only_in_config(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// The counters by name, for the status line.
     fn counters(&self) -> Vec<(&'static str, u64)>;
     /// The same for each queue that was in use, where there is more to say of them.

@@ -1,11 +1,10 @@
 //! `Connector`: for front-ends that listen themselves (QEMU's `server=on`), to connect to.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use vmm_sys_util::eventfd::EventFd;
 
 use super::{share, socket};
 
@@ -35,7 +34,7 @@ impl Connector {
     /// # Errors
     /// When waiting is not possible. A connection that can't be made is no error: it is tried
     /// again.
-    pub fn connect_or_exit(&mut self, exit: &EventFd) -> io::Result<Option<UnixStream>> {
+    pub fn connect_or_exit(&mut self, exit: &impl AsRawFd) -> io::Result<Option<UnixStream>> {
         let mut said = None;
         loop {
             let pause = if self.tried { RETRY } else { Duration::ZERO };
@@ -62,7 +61,7 @@ mod tests {
     use std::io::Write;
     use std::os::unix::net::UnixListener;
 
-    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
     use vmm_sys_util::tempdir::TempDir;
 
     #[test]

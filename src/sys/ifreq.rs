@@ -157,6 +157,14 @@ impl InterfaceSocket {
         Ok(request.flags() & libc::IFF_UP != 0)
     }
 
+    /// Whether the interface is up and has a carrier.
+    pub(super) fn has_link(&self, name: &str) -> io::Result<bool> {
+        const LINK: libc::c_int = libc::IFF_UP | libc::IFF_RUNNING;
+        let mut request = IfReq::new(name);
+        self.call(libc::SIOCGIFFLAGS, &mut request)?;
+        Ok(request.flags() & LINK == LINK)
+    }
+
     /// The queues that both receive and transmit; `None` when the driver can't be asked.
     pub(super) fn queues(&self, name: &str) -> Option<u32> {
         let mut channels = Channels {

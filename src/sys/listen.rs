@@ -13,8 +13,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use vmm_sys_util::eventfd::EventFd;
-
 use super::{socket, systemd};
 
 /// Only this user, unless told otherwise.
@@ -134,7 +132,7 @@ impl Listener {
     ///
     /// # Errors
     /// What accept(2) says; a connection that was given up before it was accepted is no error.
-    pub fn accept_or_exit(&self, exit: &EventFd) -> io::Result<Option<UnixStream>> {
+    pub fn accept_or_exit(&self, exit: &impl AsRawFd) -> io::Result<Option<UnixStream>> {
         loop {
             let (exiting, connecting) = socket::wait_readable(exit, &self.inner)?;
             if exiting {

@@ -14,6 +14,8 @@ pub mod disk;
 pub mod eventfd;
 #[expect(unsafe_code, reason = "ioctls that take pointers")]
 mod ifreq;
+#[expect(unsafe_code, reason = "a netlink socket")]
+pub mod link;
 pub mod listen;
 #[expect(unsafe_code, reason = "fcntl with a lock")]
 pub mod lock;

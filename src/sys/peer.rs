@@ -3,11 +3,14 @@
 //! `MSG_PEEK` leaves attached descriptors queued, so a message can be looked at here and read by
 //! somebody else. See recv(2), unix(7).
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::socket::is_unix_stream;
 
 /// What ended a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +159,41 @@ pub fn hung_up(socket: &UnixStream) -> io::Result<bool> {
         return Err(io::Error::last_os_error());
     }
     Ok(entry.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0)
+}
+
+/// The end of a channel that a front-end has passed.
+///
+/// # Errors
+/// When it is no Unix stream socket.
+pub fn adopt(file: File) -> io::Result<UnixStream> {
+    let fd = OwnedFd::from(file);
+    if is_unix_stream(fd.as_fd())? {
+        Ok(UnixStream::from(fd))
+    } else {
+        Err(io::Error::other("it is no Unix stream socket"))
+    }
+}
+
+/// Sends `bytes` whole without waiting.
+///
+/// # Errors
+/// What send(2) says, or that there was no room for all.
+pub fn send_now(socket: &UnixStream, bytes: &[u8]) -> io::Result<()> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: `bytes` is readable for its length.
+    let sent = unsafe {
+        libc::send(
+            socket.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            flags,
+        )
+    };
+    match usize::try_from(sent) {
+        Ok(sent) if sent == bytes.len() => Ok(()),
+        Ok(_) => Err(io::ErrorKind::WriteZero.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]

@@ -69,11 +69,15 @@ pub(super) fn close_on_exec(fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })
 }
 
+/// True for a Unix stream socket.
+pub(super) fn is_unix_stream(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(option(socket, libc::SO_DOMAIN)? == libc::AF_UNIX
+        && option(socket, libc::SO_TYPE)? == libc::SOCK_STREAM)
+}
+
 /// True for a Unix stream socket that accepts connections.
 pub(super) fn is_unix_listener(socket: BorrowedFd<'_>) -> io::Result<bool> {
-    Ok(option(socket, libc::SO_DOMAIN)? == libc::AF_UNIX
-        && option(socket, libc::SO_TYPE)? == libc::SOCK_STREAM
-        && option(socket, libc::SO_ACCEPTCONN)? == 1)
+    Ok(is_unix_stream(socket)? && option(socket, libc::SO_ACCEPTCONN)? == 1)
 }
 
 /// Waits until at least one of the two can be read (or has failed), and says which.
@@ -141,7 +145,7 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     Ok((address, size_of_u32::<libc::sockaddr_un>()))
 }
 
-fn size_of_u32<T>() -> u32 {
+pub(super) fn size_of_u32<T>() -> u32 {
     size_of::<T>()
         .try_into()
         .expect("the structures of the kernel are small")

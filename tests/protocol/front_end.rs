@@ -14,7 +14,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use vringd::control::session::{Served, serve};
 use vringd::device::DeviceModel;
 use vringd::device::blk::{BlkModel, BlkSetup};
-use vringd::device::net::{NetModel, NetOptions, Offloads};
+use vringd::device::net::{LinkInfo, NetModel, NetOptions, Offloads};
 
 use super::fake::{Event, FakeRunner, Started};
 use super::message::{self as m, Message, Region};
@@ -46,6 +46,7 @@ pub fn nic() -> Arc<dyn DeviceModel> {
         mac: None,
         mtu: None,
         offloads: Offloads::CSUM_TSO,
+        link: LinkInfo::default(),
     }))
 }
 

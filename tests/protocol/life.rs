@@ -4,11 +4,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use crossbeam::channel::{RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
 use vringd::control::session::{self, Served};
+use vringd::sys::link::Wake;
 
 use super::fake::{Event, FakeRunner};
 use super::front_end::{Peer, RAM, Session, TIMEOUT, disk, eventfd, file, join};
@@ -97,15 +99,31 @@ fn the_crates_front_end_is_served_with_every_message_that_is_offered() {
     assert!(session.leave().1);
 }
 
+/// Connections as the test makes them; none is the end, as when `exit` was written.
+struct Connections(Receiver<Option<UnixStream>>, EventFd);
+
+impl session::FrontEnds for Connections {
+    fn next(&mut self, _: &Wake) -> std::io::Result<Option<UnixStream>> {
+        let next = self.0.recv().unwrap();
+        if next.is_none() {
+            self.1.write(1)?;
+        }
+        Ok(next)
+    }
+
+    fn close(&mut self) {}
+}
+
 #[test]
 fn one_front_end_after_another_is_served_and_the_second_waits_for_the_first() {
     let device = disk();
     let (runner, events) = FakeRunner::new(device.vrings_max());
     let served = Served { device, runner };
     let (connect, connections) = unbounded::<Option<UnixStream>>();
-    let accept = Box::new(move |_: &_| Ok(connections.recv().unwrap()));
     let exit = eventfd();
-    let thread = session::spawn(served, accept, exit.try_clone().unwrap()).unwrap();
+    let accept = Box::new(Connections(connections, exit.try_clone().unwrap()));
+    let link = session::Link::default();
+    let thread = session::spawn(served, accept, link, exit.try_clone().unwrap()).unwrap();
     let ram = file(RAM);
     let region = m::Region {
         gpa: 0,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 use vringd::device::DeviceModel;
-use vringd::device::net::{NetModel, NetOptions, Offloads, feature};
+use vringd::device::net::{LinkInfo, NetModel, NetOptions, Offloads, feature};
 use vringd::engine::{DeviceHandle, VringAddr, VringRunner, VringSetup};
 use vringd::memory::GuestRam;
 use vringd::ring::RingFormat;
@@ -29,6 +29,7 @@ pub fn model(name: &str, pairs: u16) -> Arc<NetModel> {
         mac: None,
         mtu: None,
         offloads: Offloads::CSUM_TSO,
+        link: LinkInfo::default(),
         rings: vringd::device::RingOptions::default(),
     }))
 }

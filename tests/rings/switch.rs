@@ -10,16 +10,16 @@ use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 use super::port::{PATIENCE, Port, model};
 
 /// Guests and their addresses: the last byte is the port's number.
-struct Lan<D: Driver> {
+pub(super) struct Lan<D: Driver> {
     engine: Option<Engine>,
-    ports: Vec<Port<D>>,
+    pub(super) ports: Vec<Port<D>>,
 }
 
-fn mac(port: usize) -> [u8; 6] {
+pub(super) fn mac(port: usize) -> [u8; 6] {
     [2, 0, 0, 0, 0, u8::try_from(port).unwrap()]
 }
 
-fn frame(to: [u8; 6], from: usize, vlan: Option<u16>, seed: usize) -> Vec<u8> {
+pub(super) fn frame(to: [u8; 6], from: usize, vlan: Option<u16>, seed: usize) -> Vec<u8> {
     let mut bytes = [to, mac(from)].concat();
     if let Some(vlan) = vlan {
         bytes.extend([0x81, 0]);
@@ -31,7 +31,7 @@ fn frame(to: [u8; 6], from: usize, vlan: Option<u16>, seed: usize) -> Vec<u8> {
 }
 
 impl<D: Driver> Lan<D> {
-    fn new(rules: &[PortRules], pairs: u16) -> Lan<D> {
+    pub(super) fn new(rules: &[PortRules], pairs: u16) -> Lan<D> {
         let models: Vec<_> = (0..rules.len())
             .map(|port| model(&format!("net{port}"), pairs))
             .collect();

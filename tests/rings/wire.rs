@@ -12,14 +12,14 @@ use super::port::{PATIENCE, Port, SIZE, fresh, model, payload};
 const HOLD: Duration = Duration::from_millis(2);
 
 /// Two ports on a wire.
-struct Wire<D: Driver> {
+pub(super) struct Wire<D: Driver> {
     engine: Option<Engine>,
-    ports: [Port<D>; 2],
+    pub(super) ports: [Port<D>; 2],
 }
 
 impl<D: Driver> Wire<D> {
     /// With so many queue pairs each, served by the workers of these cores.
-    fn new(pairs: [u16; 2], cores: [usize; 2]) -> Wire<D> {
+    pub(super) fn new(pairs: [u16; 2], cores: [usize; 2]) -> Wire<D> {
         let models = [0, 1].map(|port| model(&format!("net{port}"), pairs[port]));
         let member = |port: usize| Member {
             parts: Parts::Net(
@@ -47,7 +47,7 @@ impl<D: Driver> Wire<D> {
         }
     }
 
-    fn start_all(&mut self) {
+    pub(super) fn start_all(&mut self) {
         for port in &mut self.ports {
             (0..port.model.vrings_max()).for_each(|index| port.start(index));
         }
@@ -67,8 +67,8 @@ impl<D: Driver> Drop for Wire<D> {
     }
 }
 
-const ONE_WORKER: [usize; 2] = [0, 0];
-const TWO_WORKERS: [usize; 2] = [0, 1];
+pub(super) const ONE_WORKER: [usize; 2] = [0, 0];
+pub(super) const TWO_WORKERS: [usize; 2] = [0, 1];
 
 /// Every byte arrives, in order, both ways, lap after lap.
 fn frames_cross<D: Driver>(cores: [usize; 2]) {

@@ -138,6 +138,21 @@ impl Daemon {
         values.sum()
     }
 
+    /// What is counted for one queue of a device now, as `rx_q0_good_packets`; 0 for a queue that
+    /// was never in use.
+    pub fn one_queue_counter(&self, device: &str, key: &str) -> u64 {
+        let position = self.log().len();
+        self.counter(device, "calls");
+        let log = self.log();
+        let lines = log[position..].lines();
+        let of_device = lines.filter(|line| line.contains(&format!("xstats device={device} ")));
+        let mut pairs = of_device
+            .flat_map(str::split_whitespace)
+            .filter_map(|word| word.split_once('='));
+        let value = pairs.find_map(|(name, value)| (name == key).then(|| value.parse().ok()));
+        value.flatten().unwrap_or(0)
+    }
+
     /// The share of one core that the daemon uses over `span`.
     pub fn cpu_share(&self, span: Duration) -> f64 {
         let (start, before) = (Instant::now(), self.cpu_seconds());

@@ -122,8 +122,9 @@ fn device_arguments(config: &GuestConfig) -> Vec<String> {
     for (number, nic) in config.nics.iter().enumerate() {
         args.push("-chardev".into());
         args.push(format!(
-            "socket,id=nic{number},path={}",
-            nic.socket.display()
+            "socket,id=nic{number},path={},{}",
+            nic.socket.display(),
+            reconnect()
         ));
         args.push("-netdev".into());
         args.push(format!(

@@ -3,6 +3,7 @@
 //! The control queue and what hangs on it (CTRL_*) are the front-end's: it has no vring here.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 
@@ -14,6 +15,9 @@ use super::feature;
 
 /// Bytes of `struct virtio_net_config`, to its last field.
 const CONFIG_BYTES: usize = 24;
+
+/// Speed that nobody knows; the same for duplex, in one byte.
+const UNKNOWN: u32 = u32::MAX;
 
 /// Queue pairs at most (VIRTIO_NET_CTRL_MQ_VQ_PAIRS_MAX).
 pub const QUEUE_PAIRS_MAX: u16 = 0x8000;
@@ -62,6 +66,26 @@ impl Offloads {
     }
 }
 
+/// Whether both ends of a link may send at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Duplex {
+    /// One of them (DUPLEX_HALF).
+    Half = 0,
+    /// Both (DUPLEX_FULL).
+    Full = 1,
+}
+
+/// What a guest is told of the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkInfo {
+    /// It may come and go, and the guest is told.
+    pub has_status: bool,
+    /// In Mbit/s, at most 2^31-1.
+    pub speed: Option<u32>,
+    /// Whether both ends may send at a time.
+    pub duplex: Option<Duplex>,
+}
+
 /// How a net device is set up.
 #[derive(Debug, Clone)]
 pub struct NetOptions {
@@ -75,6 +99,8 @@ pub struct NetOptions {
     pub mtu: Option<u16>,
     /// What the link passes through.
     pub offloads: Offloads,
+    /// What the guest is told of the link.
+    pub link: LinkInfo,
     /// What was chosen about its vrings.
     pub rings: RingOptions,
 }
@@ -85,6 +111,7 @@ pub struct NetModel {
     options: NetOptions,
     counters: NetCounters,
     limits: Arc<PortLimits>,
+    link_up: AtomicBool,
 }
 
 impl NetModel {
@@ -95,6 +122,7 @@ impl NetModel {
             options,
             counters,
             limits: Arc::default(),
+            link_up: AtomicBool::new(true),
         }
     }
 
@@ -132,6 +160,11 @@ impl DeviceModel for NetModel {
             | when(self.options.queue_pairs > 1, feature::MQ)
             | when(self.options.mac.is_some(), feature::MAC)
             | when(self.options.mtu.is_some(), feature::MTU)
+            | when(self.options.link.has_status, feature::STATUS)
+            | when(
+                self.options.link.speed.is_some() || self.options.link.duplex.is_some(),
+                feature::SPEED_DUPLEX,
+            )
     }
 
     fn vrings_max(&self) -> u16 {
@@ -149,13 +182,17 @@ impl DeviceModel for NetModel {
     fn config(&self) -> Vec<u8> {
         let mut config = vec![0; CONFIG_BYTES];
         #[expect(clippy::cast_possible_truncation, reason = "1")]
-        let status = VIRTIO_NET_S_LINK_UP as u16;
+        let status = match self.link_up.load(Ordering::Relaxed) {
+            true => VIRTIO_NET_S_LINK_UP as u16,
+            false => 0,
+        };
+        let LinkInfo { speed, duplex, .. } = self.options.link;
         config[0..6].copy_from_slice(&self.options.mac.unwrap_or_default());
         config[6..8].copy_from_slice(&status.to_le_bytes());
         config[8..10].copy_from_slice(&self.options.queue_pairs.to_le_bytes());
         config[10..12].copy_from_slice(&self.options.mtu.unwrap_or_default().to_le_bytes());
-        // Speed and duplex: unknown.
-        config[12..17].fill(0xff);
+        config[12..16].copy_from_slice(&speed.unwrap_or(UNKNOWN).to_le_bytes());
+        config[16] = duplex.map_or(UNKNOWN.to_le_bytes()[0], |duplex| duplex as u8);
         config
     }
 
@@ -165,6 +202,28 @@ impl DeviceModel for NetModel {
             len: bytes.len(),
             size: CONFIG_BYTES,
         })
+    }
+
+    fn has_link_status(&self) -> bool {
+        self.options.link.has_status
+    }
+
+    fn set_link(&self, up: bool) -> bool {
+        self.link_up.swap(up, Ordering::Relaxed) != up
+    }
+
+    fn only_in_config(&self) -> Vec<String> {
+        let NetOptions { mac, link, .. } = &self.options;
+        let mac = mac.map(|mac| {
+            let octets = mac.map(|octet| format!("{octet:02x}"));
+            format!("mac {}", octets.join(":"))
+        });
+        let speed = link.speed.map(|speed| format!("speed {speed}"));
+        let duplex = link.duplex.map(|duplex| match duplex {
+            Duplex::Half => "duplex half".to_owned(),
+            Duplex::Full => "duplex full".to_owned(),
+        });
+        [mac, speed, duplex].into_iter().flatten().collect()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -188,6 +247,7 @@ mod tests {
             mac,
             mtu,
             offloads,
+            link: LinkInfo::default(),
             rings: RingOptions::default(),
         })
     }
@@ -205,7 +265,7 @@ mod tests {
         ] {
             assert_ne!(plain & (1 << bit), 0, "bit {bit}");
         }
-        // CTRL_VQ, STATUS and UFO are not ours.
+        // CTRL_VQ and UFO are not ours, and STATUS takes a link.
         for bit in [17, 16, 10, 14] {
             assert_eq!(full & (1 << bit), 0, "bit {bit}");
         }
@@ -235,6 +295,42 @@ mod tests {
         let config = model(4, Some([2, 3, 4, 5, 6, 7]), Some(9000)).config();
         assert_eq!(config[..12], [2, 3, 4, 5, 6, 7, 1, 0, 4, 0, 0x28, 0x23]);
         assert_eq!(config.len(), 24);
+    }
+
+    #[test]
+    fn link_status_speed_and_duplex_are_offered_where_they_are_known() {
+        let bits = 1 << 16 | 1u64 << 63;
+        let with = |link: LinkInfo| {
+            let mut model = model(1, None, None);
+            model.options.link = link;
+            model
+        };
+        let plain = with(LinkInfo::default());
+        assert_eq!(plain.features() & bits, 0);
+        assert_eq!(plain.config()[6..8], [1, 0]);
+        assert_eq!(plain.config()[12..17], [0xff; 5]);
+        assert!(plain.only_in_config().is_empty());
+        let told = with(LinkInfo {
+            has_status: true,
+            speed: Some(25_000),
+            duplex: Some(Duplex::Full),
+        });
+        assert_eq!(told.features() & bits, bits);
+        assert_eq!(told.config()[12..17], [0xa8, 0x61, 0, 0, 1]);
+        assert_eq!(told.only_in_config(), ["speed 25000", "duplex full"]);
+        assert!(!told.set_link(true), "no change");
+        assert!(told.set_link(false));
+        assert_eq!(told.config()[6..8], [0, 0]);
+        assert!(told.set_link(true));
+        assert_eq!(told.config()[6..8], [1, 0]);
+        let half = with(LinkInfo {
+            duplex: Some(Duplex::Half),
+            ..LinkInfo::default()
+        });
+        assert_eq!(half.features() & bits, 1 << 63);
+        assert_eq!(half.config()[12..17], [0xff, 0xff, 0xff, 0xff, 0]);
+        let mac = model(1, Some([2, 0, 0xab, 0, 0, 1]), None);
+        assert_eq!(mac.only_in_config(), ["mac 02:00:ab:00:00:01"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
     VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_SPEED_DUPLEX, VIRTIO_NET_F_STATUS,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -36,6 +37,10 @@ pub const HOST_TSO6: u64 = 1 << VIRTIO_NET_F_HOST_TSO6;
 pub const HOST_ECN: u64 = 1 << VIRTIO_NET_F_HOST_ECN;
 /// A received frame may take several buffers.
 pub const MRG_RXBUF: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
+/// The device tells whether the link is up.
+pub const STATUS: u64 = 1 << VIRTIO_NET_F_STATUS;
+/// The device tells speed and duplex of the link.
+pub const SPEED_DUPLEX: u64 = 1 << VIRTIO_NET_F_SPEED_DUPLEX;
 /// Several queue pairs.
 pub const MQ: u64 = 1 << VIRTIO_NET_F_MQ;
 /// The driver takes UDP frames to be cut, over IPv4.

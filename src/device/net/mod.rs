@@ -17,7 +17,7 @@ mod tests;
 mod tx;
 mod window;
 
-pub use config::{NetModel, NetOptions, Offloads, QUEUE_PAIRS_MAX};
+pub use config::{Duplex, LinkInfo, NetModel, NetOptions, Offloads, QUEUE_PAIRS_MAX};
 pub use counters::{Direction, NetCounters, QueueCounters, SIZES, Tally};
 pub use rx::RxHandler;
 pub use tx::TxHandler;

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::control::session::{Served, serve};
-use crate::device::net::{NetModel, NetOptions, Offloads};
+use crate::device::net::{LinkInfo, NetModel, NetOptions, Offloads};
 use crate::device::{DeviceModel, RingOptions};
 use crate::engine::{EngineError, VringAddr, VringRunner, VringSetup};
 use crate::memory::{GuestRam, memfd};
@@ -62,6 +62,7 @@ fn play(data: &[u8]) -> usize {
         mac: None,
         mtu: None,
         offloads: Offloads::CSUM_TSO,
+        link: LinkInfo::default(),
         rings: RingOptions::default(),
     });
     let served = Served {
