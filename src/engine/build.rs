@@ -20,9 +20,10 @@ use crate::host::uring::UringDisk;
 use crate::memory::Store;
 use crate::ring::{Areas, RingFault, RingFormat};
 use crate::sys::disk::DiskFile;
+use crate::sys::key::DiskKey;
 use crate::sys::tap::Tap;
 
-use super::disk::{DiskQueue, HostDisk, IN_FLIGHT_MAX};
+use super::disk::{DiskQueue, EncryptedDisk, HostDisk, IN_FLIGHT_MAX};
 use super::endpoint::Endpoint;
 use super::fabric::{Fabric, Gate, Inbound, LANE_PARCELS, Lane, Outlet, Running, lane};
 use super::handle::{DeviceHandle, Place};
@@ -67,11 +68,22 @@ pub enum LinkSpec {
     },
 }
 
+/// How a disk is encrypted.
+#[derive(Debug, Clone)]
+pub struct Encryption {
+    /// With what.
+    pub key: Arc<DiskKey>,
+    /// Bytes of a sector, which is encrypted as one: no more than the disk's block size.
+    pub sector: u32,
+}
+
 /// Where the blocks of a disk are.
 #[derive(Debug, Clone)]
 pub enum Backing {
     /// A file or block device.
     File(Arc<DiskFile>),
+    /// A file or block device with ciphertext on it.
+    Encrypted(Arc<DiskFile>, Encryption),
     /// Memory of the daemon.
     Ram(Arc<Store>),
     /// Nowhere.
@@ -134,10 +146,14 @@ impl Parts {
                 let queue = Arc::clone(model.queue_counters(index).ok_or(missing)?);
                 let host = match backing {
                     Backing::File(file) => HostDisk::Uring(UringDisk::new(Arc::clone(file))),
-                    Backing::Ram(store) => {
-                        HostDisk::Ram(RamDisk::new(Arc::clone(store), IN_FLIGHT_MAX))
+                    Backing::Encrypted(file, how) => {
+                        let disk = UringDisk::new(Arc::clone(file));
+                        HostDisk::Encrypted(EncryptedDisk::new(disk, how.clone()))
                     }
-                    Backing::Null => HostDisk::Null(NullDisk::new(IN_FLIGHT_MAX)),
+                    Backing::Ram(store) => {
+                        HostDisk::Ram(RamDisk::new(Arc::clone(store), IN_FLIGHT_MAX.into()))
+                    }
+                    Backing::Null => HostDisk::Null(NullDisk::new(IN_FLIGHT_MAX.into())),
                 };
                 let disk = DiskQueue::new(vring, handler, host, counters, queue);
                 Ok(Endpoint::Disk(Box::new(disk)))
@@ -400,7 +416,7 @@ fn place(
             counters: Arc::default(),
         });
         plan.slots.push(running);
-        if let Parts::Blk(_, Backing::File(_)) = parts {
+        if let Parts::Blk(_, Backing::File(_) | Backing::Encrypted(..)) = parts {
             plan.needs_uring = true;
         }
     }

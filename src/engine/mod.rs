@@ -25,7 +25,7 @@ mod started;
 mod topology;
 mod worker;
 
-pub use build::{Backing, Engine, EngineOptions, LinkSpec, Member, Parts};
+pub use build::{Backing, Encryption, Engine, EngineOptions, LinkSpec, Member, Parts};
 pub use handle::DeviceHandle;
 pub use idle::IdlePolicy;
 pub use runner::{EngineError, VringAddr, VringRunner, VringSetup};

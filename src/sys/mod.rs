@@ -12,6 +12,7 @@ pub mod cpu;
 pub mod disk;
 #[expect(unsafe_code, reason = "fcntl, ownership of a descriptor")]
 pub mod eventfd;
+pub mod key;
 pub mod listen;
 #[expect(unsafe_code, reason = "poll, MSG_PEEK, dup3")]
 pub mod peer;
@@ -43,3 +44,5 @@ pub mod testnet;
 pub mod uring;
 #[expect(unsafe_code, reason = "getpwnam_r, getgrnam_r")]
 pub mod users;
+#[expect(unsafe_code, reason = "a cipher that works on addresses")]
+pub mod xts;
