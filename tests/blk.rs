@@ -1,6 +1,7 @@
 //! Disks of the real daemon, with a front-end of our own that decides on every descriptor.
 //!
-//! `matrix` has every request in every shape, `durable` what must be on the disk when.
+//! `matrix` has every request in every shape, `durable` what must be on the disk when,
+//! `encrypted` what is there in ciphertext.
 
 mod support;
 
@@ -12,5 +13,6 @@ mod blk {
     mod served;
 
     mod durable;
+    mod encrypted;
     mod matrix;
 }

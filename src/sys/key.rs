@@ -271,14 +271,13 @@ mod tests {
 
     #[test]
     fn a_descriptor_must_be_passed_and_is_taken_once() {
-        use std::io::Seek as _;
         use std::os::fd::AsRawFd as _;
         let (file, _) = file(&GOOD);
-        file.as_file().rewind().unwrap();
-        let source = KeySource::Fd(file.as_file().as_raw_fd());
+        let file = File::open(file.as_path()).unwrap();
+        let source = KeySource::Fd(file.as_raw_fd());
         let ours = DiskKey::load(&source).unwrap_err();
         assert!(matches!(ours.reason, KeyReason::NotPassed), "{ours}");
-        socket::pass_on(file.as_file()).unwrap();
+        socket::pass_on(&file).unwrap();
         assert_eq!(DiskKey::load(&source).unwrap().bytes(), &GOOD);
         let again = DiskKey::load(&source).unwrap_err();
         assert!(matches!(again.reason, KeyReason::NotPassed), "{again}");

@@ -9,3 +9,4 @@ pub mod netns;
 #[path = "testpmd.rs"]
 pub mod testpmd;
 pub mod tmp;
+pub mod xts;
