@@ -257,7 +257,7 @@ impl<D: BlkIo> Crypted<'_, D> {
         self.disk.submit(token, op)
     }
 
-    /// As [`Crypted::push`] for a new operation, which has no pieces when the disk does not take it.
+    /// As [`Crypted::push`] for a new operation, which keeps no pieces when there is no room.
     fn push_new(&mut self, token: Token) -> Result<(), Full> {
         let pushed = self.push(token);
         if pushed.is_err() {
@@ -343,4 +343,5 @@ impl<D: BlkIo> BlkIo for Crypted<'_, D> {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers")]
 mod tests;

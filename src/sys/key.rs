@@ -119,11 +119,10 @@ impl DiskKey {
         let mut key = DiskKey {
             bytes: Box::new([0; KEY_BYTES]),
         };
-        let found = fill(from, &mut key.bytes[..]).map_err(KeyReason::Read)?;
-        let mut more = Zeroizing::new([0; 512]);
-        let mut size = found;
+        let mut size = fill(from, &mut key.bytes[..]).map_err(KeyReason::Read)?;
         // A key that is too long may be a key all the same: what is counted is wiped too.
-        while found == KEY_BYTES {
+        let mut more = Zeroizing::new([0; 512]);
+        loop {
             match fill(from, &mut more[..]).map_err(KeyReason::Read)? {
                 0 => break,
                 bytes => size += bytes,
@@ -190,6 +189,7 @@ fn fill(from: &mut impl Read, to: &mut [u8]) -> io::Result<usize> {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers")]
 mod tests {
     use super::*;
     use std::io::Write as _;

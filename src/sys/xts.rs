@@ -156,4 +156,5 @@ impl Xts {
 #[path = "../../tests/support/xts.rs"]
 pub(crate) mod standard;
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers")]
 mod tests;

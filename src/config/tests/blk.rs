@@ -59,7 +59,8 @@ fn refused_blk_flags_name_key_and_value() {
         ),
         (
             "socket=/b,path=DISK,encrypt=aes-256-xts,key_file=/k,encrypt_sector=4K",
-            "--blk disk0: encrypt_sector = \"4K\": only has a meaning with block_size = 4096",
+            "--blk disk0: encrypt_sector = \"4K\": \
+             only has a meaning with block_size = 4096",
         ),
         (
             "socket=/b,backend=ram:1G,encrypt=aes-256-xts,key_file=/k",
@@ -71,7 +72,8 @@ fn refused_blk_flags_name_key_and_value() {
         ),
         (
             "socket=/b,path=DISK,encrypt_sector=512",
-            "--blk disk0: encrypt_sector = \"512\": only has a meaning with encrypt",
+            "--blk disk0: encrypt_sector = \"512\": \
+             only has a meaning with encrypt",
         ),
         (
             "socket=/b,backend=rma:1G",
@@ -169,6 +171,6 @@ fn a_descriptor_holds_the_key_of_one_disk() {
     };
     assert_eq!(
         load(&given, &machine()).unwrap_err().to_string(),
-        "--blk b: key_fd = \"5\": already used by --blk a"
+        "--blk b: key_fd = \"5\": already used by blk a"
     );
 }

@@ -1,4 +1,4 @@
-//! What is on the disk is what the standard says, however buffers are cut and however the disk ends.
+//! What is on the disk is what the standard says, however buffers are cut and operations end.
 
 use std::sync::Arc;
 
