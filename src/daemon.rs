@@ -11,19 +11,21 @@ use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{
-    BlkBackend, BlkConfig, CallsConfig, Config, ConfigError, IdlePolicy, LinkConfig, NetConfig,
-    Placement, PortRates, RingsConfig, UplinkConfig,
+    BlkBackend, BlkConfig, CallsConfig, Config, ConfigError, EncryptConfig, IdlePolicy, LinkConfig,
+    NetConfig, Placement, PortRates, RingsConfig, UplinkConfig,
 };
 use crate::control::session::{self, FrontEnds, Link, Served};
 use crate::device::blk::{BlkModel, BlkSetup, BlkTopology, RangeLimits};
 use crate::device::net::{NetCounters, NetModel, NetOptions, Offloads};
 use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
 use crate::engine::{
-    self, Backing, DeviceHandle, Engine, EngineOptions, Host, LinkSpec, Member, Parts, Uplink,
+    self, Backing, DeviceHandle, Encryption, Engine, EngineOptions, Host, LinkSpec, Member, Parts,
+    Uplink,
 };
 use crate::host::limit::PortLimits;
 use crate::memory::Store;
 use crate::sys::disk::{DiskError, DiskFile, DiskOptions};
+use crate::sys::key::{DiskKey, KeyError};
 use crate::sys::link::{LinkError, LinkWatch};
 use crate::sys::listen::ListenError;
 use crate::sys::signals::{Signal, Signals};
@@ -54,6 +56,14 @@ pub enum DaemonError {
         name: String,
         /// What is wrong.
         source: DiskError,
+    },
+    /// The key of a disk can't be had.
+    #[error("blk {name}")]
+    Key {
+        /// The disk's name.
+        name: String,
+        /// What is wrong.
+        source: KeyError,
     },
     /// A disk in memory is too large.
     #[error("blk {name}: backend = \"ram:{bytes}\"")]
@@ -354,8 +364,15 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
                 told.min_io,
                 told.opt_io,
             );
-            let ranges = RangeLimits::file(told.physical_block);
-            (Backing::File(Arc::new(file)), bytes, ranges)
+            let mut ranges = RangeLimits::file(told.physical_block);
+            // Zeros are written there, as ciphertext.
+            ranges.zero_unmaps = blk.encrypt.is_none();
+            let file = Arc::new(file);
+            let backing = match &blk.encrypt {
+                None => Backing::File(file),
+                Some(how) => Backing::Encrypted(file, encryption(&blk.name, how)?),
+            };
+            (backing, bytes, ranges)
         }
         &BlkBackend::Ram(bytes) => {
             let store = Store::new(bytes).map_err(|source| DaemonError::Ram {
@@ -392,6 +409,18 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
         rings: ring_options(blk.rings),
     });
     Ok(Parts::Blk(Arc::new(model), backing))
+}
+
+/// Reads the key of the disk `name`.
+fn encryption(name: &str, how: &EncryptConfig) -> Result<Encryption, DaemonError> {
+    let key = DiskKey::load(&how.key).map_err(|source| DaemonError::Key {
+        name: name.to_owned(),
+        source,
+    })?;
+    let sector = how.sector;
+    tracing::info!("blk {name}: encrypted with aes-256-xts in sectors of {sector} bytes");
+    let key = Arc::new(key);
+    Ok(Encryption { key, sector })
 }
 
 fn idle_policy(policy: IdlePolicy) -> engine::IdlePolicy {

@@ -1,7 +1,7 @@
 //! Disks of the real daemon, with a front-end of our own that decides on every descriptor.
 //!
-//! `matrix` has every request in every shape, `durable` what must be on the disk when;
-//! in `faults` the disk is sick, in `locks` somebody else uses it.
+//! `matrix` has every request in every shape, `durable` what must be on the disk when, `encrypted`
+//! what is there in ciphertext; in `faults` the disk is sick, in `locks` somebody else uses it.
 
 mod support;
 
@@ -13,6 +13,7 @@ mod blk {
     mod served;
 
     mod durable;
+    mod encrypted;
     mod faults;
     mod locks;
     mod matrix;

@@ -189,6 +189,7 @@ mod tests {
             ("vhost::", &["src/control"]),
             ("vm_memory::", &["src/memory"]),
             ("io_uring::", &["src/sys"]),
+            ("aws_lc_sys::", &["src/sys"]),
             ("libc::", &["src/memory", "src/sys"]),
             ("clap::", &["src/cli.rs"]),
             ("unsafe {", &["src/memory", "src/sys"]),

@@ -3,7 +3,8 @@
 //! The command line and the TOML file have the same keys and go through the same structures
 //! (`keyvalue`); here are the results, in which everything is checked that can be checked before
 //! the first resource is taken. No type of the command line parser appears, nothing is opened.
-//! Where a socket comes from is [`SocketConfig`], defined beside the code that makes listeners.
+//! Where a socket comes from is [`SocketConfig`], defined beside the code that makes listeners, and
+//! [`KeySource`] stands beside the code that reads keys.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use crate::sys::tap::TapPlace;
 
 mod bench;
+mod encrypt;
 mod error;
 mod file;
 mod keyvalue;
@@ -31,6 +33,7 @@ mod wires;
 pub use crate::host::fault::FaultPlan;
 pub use crate::host::limit::Rates;
 pub use crate::host::switch::{Filter, PortRules, VLAN_MAX, VlanMode, VlanSet};
+pub use crate::sys::key::KeySource;
 pub use crate::sys::listen::{SocketConfig, SocketSource};
 pub use bench::{BenchBlkConfig, BenchBlkGiven, Chains, Rw, RwKind, Span, load_bench_blk};
 pub use bench::{BenchMode, BenchNetConfig, BenchNetGiven, FrameSize, load_bench_net};
@@ -217,6 +220,8 @@ pub struct BlkConfig {
     pub backend: BlkBackend,
     /// Virtqueues that a front-end may use at most, 1..=128.
     pub queues: u16,
+    /// How what is on it is encrypted, if it is; only with a path.
+    pub encrypt: Option<EncryptConfig>,
     /// Writes are refused and the device says so.
     pub read_only: bool,
     /// Bypass the page cache: always, never, or (`None`) where the file system allows it.
@@ -237,6 +242,15 @@ pub struct BlkConfig {
     pub cores: Vec<usize>,
     /// What is chosen about its virtqueues.
     pub rings: RingsConfig,
+}
+
+/// How a disk is encrypted: with AES-256-XTS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncryptConfig {
+    /// Where the key is.
+    pub key: KeySource,
+    /// Bytes that are encrypted as one, 512 or 4096; no more than the block size.
+    pub sector: u32,
 }
 
 /// Where the blocks of a disk are.

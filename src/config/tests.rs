@@ -174,6 +174,7 @@ fn flags_and_file_give_the_same_settings() {
                 },
                 backend: BlkBackend::Path(PathBuf::from(disk)),
                 queues: 4,
+                encrypt: None,
                 read_only: true,
                 direct: Some(false),
                 fault: None,
@@ -193,6 +194,7 @@ fn flags_and_file_give_the_same_settings() {
                 },
                 backend: BlkBackend::Ram(1 << 20),
                 queues: 16,
+                encrypt: None,
                 read_only: false,
                 direct: None,
                 fault: Some(FaultPlan {

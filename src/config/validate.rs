@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::sys::tap::TapSource;
 
+use super::encrypt::RawEncrypt;
 use super::error::{ConfigError, Problem};
 use super::file;
 use super::keyvalue::{Entry, Kind, Table};
@@ -19,10 +20,10 @@ use super::values::{
     parse_block_size, parse_cache, parse_faults, parse_lock, parse_mode, parse_socket,
 };
 use super::{
-    BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, LinkConfig,
-    Machine, Placement, RingsConfig, SocketConfig, SocketSource,
+    BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, KeySource,
+    LinkConfig, Machine, Placement, RingsConfig, SocketConfig, SocketSource,
 };
-use super::{net, switch, uplink, wires};
+use super::{encrypt, net, switch, uplink, wires};
 
 /// 128 pairs are the 256 vrings that a kick message can name.
 pub(super) const QUEUES_MAX: u64 = 128;
@@ -65,6 +66,10 @@ struct RawBlk {
     lock: Option<String>,
     fault: Option<Vec<String>>,
     discard: Option<bool>,
+    encrypt: Option<String>,
+    encrypt_sector: Option<TextOrNumber>,
+    key_file: Option<String>,
+    key_fd: Option<u64>,
     serial: Option<String>,
     block_size: Option<TextOrNumber>,
     cores: Option<Vec<u64>>,
@@ -146,6 +151,9 @@ fn load_tables(
                 let blk = blk(table, machine, &config.engine)?;
                 taken.claim(table, "name", &blk.name)?;
                 taken.claim_socket(table, &blk.socket.source)?;
+                if let Some(KeySource::Fd(fd)) = blk.encrypt.as_ref().map(|how| &how.key) {
+                    taken.claim(table, "key_fd", &fd.to_string())?;
+                }
                 config.blks.push(blk);
             }
         }
@@ -372,6 +380,14 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
         None => name.chars().take(SERIAL_MAX).collect(),
         Some(serial) => check_serial(serial).map_err(in_key("serial"))?,
     };
+    let sector = raw.encrypt_sector;
+    let sector = sector.map(|TextOrNumber(text)| parse_block_size(&text));
+    let encrypt = RawEncrypt {
+        cipher: raw.encrypt,
+        key_file: raw.key_file,
+        key_fd: raw.key_fd,
+        sector: sector.transpose().map_err(in_key("encrypt_sector"))?,
+    };
     let socket = RawSocket {
         socket: raw.socket,
         owner: raw.socket_owner,
@@ -382,6 +398,7 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
     Ok(BlkConfig {
         name,
         socket: socket_config(table, socket, machine)?,
+        encrypt: encrypt::check(table, encrypt, &backend, block_size)?,
         backend,
         queues: bounded(raw.queues.unwrap_or(QUEUES_DEFAULT), 1, QUEUES_MAX)
             .map_err(in_key("queues"))?,

@@ -22,10 +22,11 @@ use crate::host::xdp::XdpQueue;
 use crate::memory::Store;
 use crate::ring::{Areas, RingFault, RingFormat};
 use crate::sys::disk::DiskFile;
+use crate::sys::key::DiskKey;
 use crate::sys::tap::Tap;
 use crate::sys::xdp::Xdp;
 
-use super::disk::{DiskQueue, HostDisk, IN_FLIGHT_MAX};
+use super::disk::{DiskQueue, EncryptedDisk, HostDisk, IN_FLIGHT_MAX};
 use super::endpoint::Endpoint;
 use super::fabric::{Fabric, Gate, Inbound, LANE_PARCELS, Lane, Outlet, Running, lane};
 use super::handle::{DeviceHandle, Place};
@@ -73,11 +74,22 @@ pub enum LinkSpec {
     },
 }
 
+/// How a disk is encrypted.
+#[derive(Debug, Clone)]
+pub struct Encryption {
+    /// With what.
+    pub key: Arc<DiskKey>,
+    /// Bytes of a sector, which is encrypted as one: no more than the disk's block size.
+    pub sector: u32,
+}
+
 /// Where the blocks of a disk are.
 #[derive(Debug, Clone)]
 pub enum Backing {
     /// A file or block device.
     File(Arc<DiskFile>),
+    /// A file or block device with ciphertext on it.
+    Encrypted(Arc<DiskFile>, Encryption),
     /// Memory of the daemon.
     Ram(Arc<Store>),
     /// Nowhere.
@@ -91,8 +103,14 @@ impl Backing {
     fn queue(&self, block_size: u32) -> HostDisk {
         match self {
             Backing::File(file) => HostDisk::Uring(UringDisk::new(Arc::clone(file))),
-            Backing::Ram(store) => HostDisk::Ram(RamDisk::new(Arc::clone(store), IN_FLIGHT_MAX)),
-            Backing::Null => HostDisk::Null(NullDisk::new(IN_FLIGHT_MAX)),
+            Backing::Encrypted(file, how) => {
+                let disk = UringDisk::new(Arc::clone(file));
+                HostDisk::Encrypted(EncryptedDisk::new(disk, how.clone()))
+            }
+            Backing::Ram(store) => {
+                HostDisk::Ram(RamDisk::new(Arc::clone(store), IN_FLIGHT_MAX.into()))
+            }
+            Backing::Null => HostDisk::Null(NullDisk::new(IN_FLIGHT_MAX.into())),
             Backing::Faulty(plan, disk) => {
                 let faults = FaultDisk::new(*plan, block_size);
                 HostDisk::Faulty(Box::new((faults, disk.queue(block_size))))
@@ -102,7 +120,7 @@ impl Backing {
 
     fn needs_uring(&self) -> bool {
         match self {
-            Backing::File(_) => true,
+            Backing::File(_) | Backing::Encrypted(..) => true,
             Backing::Ram(_) | Backing::Null => false,
             Backing::Faulty(_, disk) => disk.needs_uring(),
         }

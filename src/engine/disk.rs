@@ -7,6 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::blk::{BlkCounters, BlkHandler};
 use crate::host::blk::BlkIo;
+use crate::host::crypt::Crypt;
 use crate::host::fault::FaultDisk;
 use crate::host::null::NullDisk;
 use crate::host::ram::RamDisk;
@@ -15,6 +16,7 @@ use crate::memory::GuestRam;
 use crate::ring::{Areas, RingFault, RingFormat};
 use crate::sys::uring::Uring;
 
+use super::build::Encryption;
 use super::endpoint::{GuestDisk, VringEndpoint};
 use super::link::Armed;
 use super::mailbox::{CallFds, Retired};
@@ -22,13 +24,15 @@ use super::started::{Vring, VringCounters};
 use super::worker::WorkerCx;
 
 /// Requests in flight at most per queue, for the queues of completions.
-pub(super) const IN_FLIGHT_MAX: usize = 512;
+pub(super) const IN_FLIGHT_MAX: u16 = 512;
 
 /// Where the blocks of this queue are.
 #[derive(Debug)]
 pub(super) enum HostDisk {
     /// A file or block device, through the worker's io_uring.
     Uring(UringDisk),
+    /// The same, with ciphertext on it.
+    Encrypted(EncryptedDisk),
     /// Memory shared by all queues of the disk.
     Ram(RamDisk),
     /// Nowhere.
@@ -40,8 +44,11 @@ pub(super) enum HostDisk {
 impl HostDisk {
     fn attach(&mut self, ring: Option<&mut Uring>) -> io::Result<()> {
         match (self, ring) {
-            (HostDisk::Uring(disk), Some(ring)) => disk.attach(ring, IN_FLIGHT_MAX),
-            (HostDisk::Uring(_), None) => Err(io::Error::other("the worker has no io_uring")),
+            (HostDisk::Uring(disk), Some(ring)) => disk.attach(ring, IN_FLIGHT_MAX.into()),
+            (HostDisk::Encrypted(disk), Some(ring)) => disk.attach(ring),
+            (HostDisk::Uring(_) | HostDisk::Encrypted(_), None) => {
+                Err(io::Error::other("the worker has no io_uring"))
+            }
             (HostDisk::Ram(_) | HostDisk::Null(_), _) => Ok(()),
             (HostDisk::Faulty(disk), ring) => disk.1.attach(ring),
         }
@@ -50,9 +57,34 @@ impl HostDisk {
     fn detach(&mut self, ring: Option<&mut Uring>) {
         match (self, ring) {
             (HostDisk::Uring(disk), Some(ring)) => disk.detach(ring),
+            (HostDisk::Encrypted(it), Some(ring)) => it.disk.detach(ring),
             (HostDisk::Faulty(disk), ring) => disk.1.detach(ring),
             _ => {}
         }
+    }
+}
+
+/// A disk with ciphertext on it.
+#[derive(Debug)]
+pub(super) struct EncryptedDisk {
+    disk: UringDisk,
+    how: Encryption,
+    /// There once it was attached.
+    crypt: Option<Box<Crypt>>,
+}
+
+impl EncryptedDisk {
+    pub(super) fn new(disk: UringDisk, how: Encryption) -> EncryptedDisk {
+        let crypt = None;
+        EncryptedDisk { disk, how, crypt }
+    }
+
+    fn attach(&mut self, ring: &mut Uring) -> io::Result<()> {
+        if self.crypt.is_none() {
+            let crypt = Crypt::new(&self.how.key, self.how.sector, IN_FLIGHT_MAX)?;
+            self.crypt = Some(Box::new(crypt));
+        }
+        self.disk.attach(ring, IN_FLIGHT_MAX.into())
     }
 }
 
@@ -103,8 +135,15 @@ impl<F: RingFormat> DiskQueue<F> {
                 self.blk_counters.unaligned.add(disk.unaligned() - before);
                 work
             }
+            (HostDisk::Encrypted(it), Some(ring)) => match &mut it.crypt {
+                Some(crypt) => {
+                    let mut disk = crypt.over(it.disk.lend(ring));
+                    self.handler.poll(vq, &mut disk, scratch, budget)
+                }
+                None => Ok(0),
+            },
             // `attach` refuses a disk that needs a ring where there is none.
-            (HostDisk::Uring(_), None) => Ok(0),
+            (HostDisk::Uring(_) | HostDisk::Encrypted(_), None) => Ok(0),
             (HostDisk::Ram(disk), _) => self.handler.poll(vq, disk, scratch, budget),
             (HostDisk::Null(disk), _) => self.handler.poll(vq, disk, scratch, budget),
             (HostDisk::Faulty(_), _) => self.run_faulty(cx, budget),
@@ -125,9 +164,13 @@ impl<F: RingFormat> DiskQueue<F> {
         };
         let work = match (disk, &mut cx.uring) {
             (HostDisk::Uring(disk), Some(ring)) => poll(&mut disk.lend(ring)),
+            (HostDisk::Encrypted(it), Some(ring)) => match &mut it.crypt {
+                Some(crypt) => poll(&mut crypt.over(it.disk.lend(ring))),
+                None => Ok(0),
+            },
             (HostDisk::Ram(disk), _) => poll(disk),
             (HostDisk::Null(disk), _) => poll(disk),
-            (HostDisk::Uring(_) | HostDisk::Faulty(_), _) => Ok(0),
+            (HostDisk::Uring(_) | HostDisk::Encrypted(_) | HostDisk::Faulty(_), _) => Ok(0),
         };
         self.blk_counters.injected.add(faults.injected() - before);
         work
@@ -287,7 +330,7 @@ mod tests {
         DiskQueue::new(
             vring.unwrap(),
             BlkHandler::new(&model, 0, memory.size, 0).unwrap(),
-            HostDisk::Ram(RamDisk::new(store, IN_FLIGHT_MAX)),
+            HostDisk::Ram(RamDisk::new(store, IN_FLIGHT_MAX.into())),
             Arc::clone(counters),
             Arc::clone(model.queue_counters(0).unwrap()),
         )

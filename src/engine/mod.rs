@@ -27,7 +27,7 @@ mod topology;
 mod uplink;
 mod worker;
 
-pub use build::{Backing, Engine, EngineOptions, LinkSpec, Member, Parts};
+pub use build::{Backing, Encryption, Engine, EngineOptions, LinkSpec, Member, Parts};
 pub use handle::DeviceHandle;
 pub use idle::IdlePolicy;
 pub use runner::{EngineError, VringAddr, VringRunner, VringSetup};

@@ -14,6 +14,7 @@ pub mod disk;
 pub mod eventfd;
 #[expect(unsafe_code, reason = "ioctls that take pointers")]
 mod ifreq;
+pub mod key;
 #[expect(unsafe_code, reason = "a netlink socket")]
 pub mod link;
 pub mod listen;
@@ -56,3 +57,5 @@ pub mod users;
     reason = "bpf(2), rings that are shared with the kernel, socket options"
 )]
 pub mod xdp;
+#[expect(unsafe_code, reason = "a cipher that works on addresses")]
+pub mod xts;

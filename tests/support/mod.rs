@@ -11,3 +11,4 @@ pub mod pcap;
 #[path = "testpmd.rs"]
 pub mod testpmd;
 pub mod tmp;
+pub mod xts;

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Some file.
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+
 #[test]
 fn refused_blk_flags_name_key_and_value() {
     for (list, message) in [
@@ -25,6 +28,52 @@ fn refused_blk_flags_name_key_and_value() {
         (
             "socket=/b,path=/",
             "--blk disk0: path = \"/\": neither a file nor a block device",
+        ),
+        (
+            "socket=/b,path=DISK,encrypt=rot13,key_file=/k",
+            "--blk disk0: encrypt = \"rot13\": unknown cipher \"rot13\" (known: aes-256-xts)",
+        ),
+        (
+            "socket=/b,path=DISK,encrypt=aes-256-xts",
+            "--blk disk0: key_file (or key_fd) is missing",
+        ),
+        (
+            "socket=/b,path=DISK,encrypt=aes-256-xts,key_file=/k,key_fd=5",
+            "--blk disk0: key_file and key_fd exclude each other",
+        ),
+        (
+            "socket=/b,path=DISK,encrypt=aes-256-xts,key_file=",
+            "--blk disk0: key_file = \"\": must not be empty",
+        ),
+        (
+            "socket=/b,path=DISK,encrypt=aes-256-xts,key_fd=2",
+            "--blk disk0: key_fd = \"2\": not in 3..=2147483647",
+        ),
+        (
+            "socket=/b,path=DISK,encrypt=aes-256-xts,key_fd=2147483648",
+            "--blk disk0: key_fd = \"2147483648\": not in 3..=2147483647",
+        ),
+        (
+            "socket=/b,path=DISK,encrypt=aes-256-xts,key_file=/k,encrypt_sector=1K",
+            "--blk disk0: encrypt_sector = \"1K\": expected 512 or 4096",
+        ),
+        (
+            "socket=/b,path=DISK,encrypt=aes-256-xts,key_file=/k,encrypt_sector=4K",
+            "--blk disk0: encrypt_sector = \"4K\": \
+             only has a meaning with block_size = 4096",
+        ),
+        (
+            "socket=/b,backend=ram:1G,encrypt=aes-256-xts,key_file=/k",
+            "--blk disk0: encrypt = \"aes-256-xts\": only has a meaning with path",
+        ),
+        (
+            "socket=/b,path=DISK,key_fd=5",
+            "--blk disk0: key_fd = \"5\": only has a meaning with encrypt",
+        ),
+        (
+            "socket=/b,path=DISK,encrypt_sector=512",
+            "--blk disk0: encrypt_sector = \"512\": \
+             only has a meaning with encrypt",
         ),
         (
             "socket=/b,backend=rma:1G",
@@ -105,6 +154,37 @@ fn refused_blk_flags_name_key_and_value() {
              socket_owner, socket_group, socket_mode)",
         ),
     ] {
-        assert_eq!(blk_flags(list).unwrap_err().to_string(), message, "{list}");
+        let list = list.replace("DISK", FILE);
+        assert_eq!(blk_flags(&list).unwrap_err().to_string(), message, "{list}");
     }
+}
+
+#[test]
+fn an_encrypted_disk_has_a_key_and_a_sector() {
+    let list = format!("socket=/b,path={FILE},block_size=4K,encrypt=aes-256-xts");
+    let how = |more: &str| {
+        blk_flags(&format!("{list},{more}")).unwrap().blks[0]
+            .encrypt
+            .clone()
+    };
+    let key = KeySource::File(PathBuf::from("/k"));
+    let want = EncryptConfig { key, sector: 512 };
+    assert_eq!(how("key_file=/k"), Some(want));
+    let key = KeySource::Fd(5);
+    let want = EncryptConfig { key, sector: 4096 };
+    assert_eq!(how("key_fd=5,encrypt_sector=4096"), Some(want));
+}
+
+#[test]
+fn a_descriptor_holds_the_key_of_one_disk() {
+    let disk =
+        |name| format!("name={name},socket=/{name},path={FILE},encrypt=aes-256-xts,key_fd=5");
+    let given = Given {
+        blks: vec![disk("a"), disk("b")],
+        ..Given::default()
+    };
+    assert_eq!(
+        load(&given, &machine()).unwrap_err().to_string(),
+        "--blk b: key_fd = \"5\": already used by blk a"
+    );
 }

@@ -222,7 +222,8 @@ impl BlkModel {
         }
         put_u32(offset::MAX_WRITE_ZEROES_SECTORS, sectors(limits.zero_bytes));
         put_u32(offset::MAX_WRITE_ZEROES_SEG, limits.segments);
-        put(offset::WRITE_ZEROES_MAY_UNMAP, &[u8::from(limits.discard)]);
+        let unmaps = limits.discard && limits.zero_unmaps;
+        put(offset::WRITE_ZEROES_MAY_UNMAP, &[u8::from(unmaps)]);
     }
 }
 

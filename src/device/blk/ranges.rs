@@ -20,6 +20,8 @@ const ENTRY_BYTES: usize = 16;
 pub struct RangeLimits {
     /// DISCARD is offered, and WRITE_ZEROES gives space back when it is told that it may.
     pub discard: bool,
+    /// Zeroing may give space back too, where `discard` allows it.
+    pub zero_unmaps: bool,
     /// Bytes of one discarded range at most.
     pub discard_bytes: u32,
     /// Bytes of one zeroed range at most.
@@ -36,6 +38,7 @@ impl RangeLimits {
     pub fn file(align_bytes: u32) -> RangeLimits {
         RangeLimits {
             discard: true,
+            zero_unmaps: true,
             discard_bytes: 256 << 20,
             zero_bytes: 16 << 20,
             segments: 32,
@@ -46,6 +49,7 @@ impl RangeLimits {
     /// For memory, which the worker zeroes itself: little enough that other queues do not wait.
     pub const RAM: RangeLimits = RangeLimits {
         discard: true,
+        zero_unmaps: true,
         discard_bytes: 4 << 20,
         zero_bytes: 4 << 20,
         segments: 16,
@@ -55,6 +59,7 @@ impl RangeLimits {
     /// For a disk that does nothing.
     pub const NULL: RangeLimits = RangeLimits {
         discard: true,
+        zero_unmaps: true,
         discard_bytes: 1 << 30,
         zero_bytes: 1 << 30,
         segments: 32,
@@ -125,7 +130,7 @@ pub(super) fn parse(
             Some((offset, bytes)) => ranges.push(Range {
                 offset,
                 bytes,
-                unmap: flags != 0 && limits.ranges.discard,
+                unmap: flags != 0 && limits.ranges.discard && limits.ranges.zero_unmaps,
             }),
         }
     }
