@@ -349,7 +349,8 @@ impl fmt::Display for Row {
         let (ratio, (least, most)) = self.turns.ratio(Found::speed);
         write!(
             f,
-            "| {} | {ours} | {theirs} ({}) | {ratio:.2} ({least:.2}–{most:.2}) | {} | {}, {:.0} ns |",
+            "| {} | {ours} | {theirs} ({}) | {ratio:.2} ({least:.2}–{most:.2}) | {} | \
+             {}, {:.0} ns |",
             self.case.name(),
             self.case.peer(),
             self.turns.runs.len(),
