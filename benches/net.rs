@@ -6,16 +6,16 @@
 //!
 //! - `wire`, `switch`: two ports, whose front-ends one testpmd loops, both directions together;
 //!   DPDK forwards between two `net_vhost` ports.
-//! - `tap`, `xdp`: testpmd sends all that it can; counted are the frames that arrive at the tap, or at
-//!   the other end of the cable (a veth pair), where the kernel drops them. DPDK forwards
-//!   from `net_vhost` to `net_tap` or `net_af_xdp`.
-//! - `pingpong`: the round trip of one frame of `vringd bench net`: through an echo, through a wire and
-//!   back, or through a tap in a bridge which sends every frame back to the port it came from.
+//! - `tap`, `xdp`: testpmd sends all that it can; counted are the frames that arrive at the tap, or
+//!   at the other end of the cable (a veth pair), where the kernel drops them. DPDK forwards from
+//!   `net_vhost` to `net_tap` or `net_af_xdp`.
+//! - `pingpong`: the round trip of one frame of `vringd bench net`: through an echo, through a wire
+//!   and back, or through a tap in a bridge which sends every frame back to the port it came from.
 //!   vringd's worker spins, or is adaptive; DPDK always spins.
 //!
-//! `scripts/bench net [ROW…] [--pairs N] [--seconds S] [--size BYTES] [--write]`, where a ROW is part
-//! of a row's name: `wire`, `"wire 64"`, `pingpong`. `--size` measures frames of that size only.
-//! `--write` measures all rows and puts table and chart into docs/performance.md.
+//! `scripts/bench net [ROW…] [--pairs N] [--seconds S] [--size BYTES] [--write]`, where a ROW is
+//! part of a row's name: `wire`, `"wire 64"`, `pingpong`. `--size` measures frames of that size
+//! only. `--write` measures all rows and puts table and chart into docs/performance.md.
 
 #[path = "support/chart.rs"]
 mod chart;
@@ -70,7 +70,7 @@ struct Case {
 }
 
 impl Case {
-    /// All rows, in the order of the table; those that count frames in another size if one is given.
+    /// All rows, in the order of the table; with a size, those that count frames have that one.
     fn all(size: Option<u32>) -> Vec<Case> {
         let path = |number| RingPath::number(number).expect("there are ten");
         let [packed, split] = [1, 5].map(path);
@@ -349,7 +349,8 @@ impl fmt::Display for Row {
         let (ratio, (least, most)) = self.turns.ratio(Found::speed);
         write!(
             f,
-            "| {} | {ours} | {theirs} ({}) | {ratio:.2} ({least:.2}–{most:.2}) | {} | {}, {:.0} ns |",
+            "| {} | {ours} | {theirs} ({}) | {ratio:.2} ({least:.2}–{most:.2}) | {} | \
+             {}, {:.0} ns |",
             self.case.name(),
             self.case.peer(),
             self.turns.runs.len(),

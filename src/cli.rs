@@ -477,9 +477,9 @@ mod tests {
 
     #[test]
     fn bench_net_passes_its_values_on_as_text() {
-        let line = "vringd bench net --socket /s --far /f --size mix --queues 2 --format packed --in-order \
-                    --mergeable --event-idx --ring-size 256 --in-flight 9 --mode flood \
-                    --duration 1s --core 3 --pid 7 --json";
+        let line = "vringd bench net --socket /s --far /f --size mix --queues 2 --format \
+                    packed --in-order --mergeable --event-idx --ring-size 256 --in-flight 9 \
+                    --mode flood --duration 1s --core 3 --pid 7 --json";
         let some = |text: &str| Some(text.to_owned());
         let given = BenchNetGiven {
             socket: PathBuf::from("/s"),
