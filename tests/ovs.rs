@@ -4,7 +4,8 @@
 //!
 //! OVS holds DPDK's `net_virtio_user` ports; its polling threads may sleep, so that two cores are
 //! enough. Needs root, 256 2 MiB hugepages, the packages openvswitch-switch-dpdk, iperf3,
-//! iputils-ping, ethtool, iproute2, and what tests/guest.rs and tests/testpmd.rs need; run with one test thread.
+//! iputils-ping, ethtool, iproute2, and what tests/guest.rs and tests/testpmd.rs need; run with one
+//! test thread.
 
 mod support;
 
