@@ -168,15 +168,15 @@ struct RunArgs {
     /// xdp:IFACE, wire:PORT, switch:NAME, echo, sink).
     /// With host (tap:NAME, macvtap:NAME, xdp:IFACE) instead of socket: an interface at a switch.
     /// Also: name, mode, queues, netns, mac, mtu, link_follows, speed, duplex, cores, hold_us,
-    /// ingress_bits, ingress_frames, egress_bits, egress_frames, rate_burst, vlan, vlan_native, isolated, flood_limit, allow_mac,
-    /// allow_ip, stations, ring_reset, call_max_used, call_max_us, socket_owner, socket_group,
-    /// socket_mode
+    /// ingress_bits, ingress_frames, egress_bits, egress_frames, rate_burst, vlan, vlan_native,
+    /// isolated, flood_limit, allow_mac, allow_ip, stations, ring_reset, call_max_used,
+    /// call_max_us, socket_owner, socket_group, socket_mode
     #[arg(long, value_name = "KEY=VALUE,...")]
     net: Vec<String>,
 
     /// Add a disk; needs socket, and path or backend (ram:SIZE, null:SIZE). Also: name, mode,
-    /// queues, read_only, direct, serial, block_size, cores, ring_reset, call_max_used,
-    /// call_max_us, socket_owner, socket_group, socket_mode
+    /// queues, read_only, direct, cache, lock, fault, discard, encrypt, encrypt_sector, key_file,
+    /// key_fd, serial, block_size, cores, ring_reset, call_max_used, call_max_us, socket_owner, socket_group, socket_mode
     #[arg(long, value_name = "KEY=VALUE,...")]
     blk: Vec<String>,
 }

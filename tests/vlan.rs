@@ -84,8 +84,7 @@ mod tests {
         frame
     }
 
-    /// The VLAN and priority of a frame with these tags that comes into a port, and the tags
-    /// behind.
+    /// VLAN and priority of a frame with these tags that comes into a port, and the tags behind.
     fn taken<'a>(port: &Port, tags: &'a [Tag]) -> Option<(u16, u16, &'a [Tag])> {
         match tags {
             [] => port.untagged.map(|vlan| (vlan, 0, tags)),

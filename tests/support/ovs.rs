@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -345,9 +345,9 @@ impl Station {
         self.netns.run(&line).status.success()
     }
 
-    /// Sends so many MiB to `other` by iperf3 with so many streams; all of it must arrive.
-    pub fn iperf(&self, other: &Station, mib: u64, streams: u64) {
-        let mut server = other.netns.command("iperf3");
+    /// An iperf3 server for one client, which listens already.
+    pub fn serve_iperf(&self) -> (Child, ChildStdout) {
+        let mut server = self.netns.command("iperf3");
         server.args(["-s", "-1", "--forceflush"]);
         let mut server = server.stdout(Stdio::piped()).spawn().expect("iperf3 runs");
         let mut said = server.stdout.take().expect("a pipe");
@@ -357,6 +357,12 @@ impl Station {
             said.read_exact(&mut byte).expect("iperf3 listens");
             text.push(byte[0]);
         }
+        (server, said)
+    }
+
+    /// Sends so many MiB to `other` by iperf3 with so many streams; all of it must arrive.
+    pub fn iperf(&self, other: &Station, mib: u64, streams: u64) {
+        let (mut server, mut said) = other.serve_iperf();
         // The client ends when it has written everything: what the server has not read by then is
         // at most what small socket buffers hold.
         let client = self.netns.run(&format!(

@@ -146,13 +146,6 @@ fn refused_blk_flags_name_key_and_value() {
             "--blk disk0: serial = \"é\": \
              has 'é', only printable ASCII characters are possible",
         ),
-        (
-            "socket=/b,backend=ram:1M,link=echo",
-            "--blk disk0: link = \"echo\": unknown key (known: name, socket, mode, path, backend, \
-             queues, read_only, direct, cache, lock, fault, discard, serial, block_size, cores, \
-             ring_reset, call_max_used, call_max_us, \
-             socket_owner, socket_group, socket_mode)",
-        ),
     ] {
         let list = list.replace("DISK", FILE);
         assert_eq!(blk_flags(&list).unwrap_err().to_string(), message, "{list}");
