@@ -176,7 +176,8 @@ struct RunArgs {
 
     /// Add a disk; needs socket, and path or backend (ram:SIZE, null:SIZE). Also: name, mode,
     /// queues, read_only, direct, cache, lock, fault, discard, encrypt, encrypt_sector, key_file,
-    /// key_fd, serial, block_size, cores, ring_reset, call_max_used, call_max_us, socket_owner, socket_group, socket_mode
+    /// key_fd, serial, block_size, cores, ring_reset, call_max_used, call_max_us, socket_owner,
+    /// socket_group, socket_mode
     #[arg(long, value_name = "KEY=VALUE,...")]
     blk: Vec<String>,
 }
