@@ -331,23 +331,21 @@ mod tests {
         };
         let await_traffic = |pairs: &[u16]| {
             let before: Vec<_> = pairs.iter().map(|&pair| carried(pair)).collect();
-            wait_until("frames on all pairs in use", SOON, || {
-                let more = |(&pair, before): (&u16, &[u64; 2])| {
-                    let now = carried(pair);
-                    now[0] > before[0] + 50 && now[1] > before[1]
-                };
-                pairs.iter().zip(&before).all(more).then_some(())
+            // Which pair a connection is on is the guest's choice: each of its processors has one.
+            wait_until("frames on the pairs in use", SOON, || {
+                let now: Vec<_> = pairs.iter().map(|&pair| carried(pair)).collect();
+                let sum = |all: &[[u64; 2]], way: usize| all.iter().map(|c| c[way]).sum::<u64>();
+                let more = |way| sum(&now, way) - sum(&before, way);
+                (more(0) > 50 && more(1) > 0).then_some(())
             });
         };
-        await_traffic(&[0]);
+        await_traffic(&[0, 1]);
         for _ in 0..3 {
             guest.ok("ethtool -L eth0 combined 1");
             await_traffic(&[0]);
             guest.ok("ethtool -L eth0 combined 2");
-            await_traffic(&[0]);
+            await_traffic(&[0, 1]);
         }
-        // Which pair a connection is on is the guest's choice: each of its processors has one.
-        await_traffic(&[0, 1]);
         guest.ok("killall iperf3");
         let _ = server.kill();
         server.wait().expect("iperf3 ends");
@@ -379,9 +377,10 @@ mod tests {
         for counter in ["ring_faults", "tx_drop_host_error", "tx_drop_no_offload"] {
             assert_eq!(daemon.counter("net0", counter), 0, "{counter}");
         }
-        // No frame is larger than the MTU.
-        let [bytes, frames] = ["tx_bytes", "tx_frames"].map(|name| daemon.counter("net0", name));
-        assert!(bytes > 16 * MIB as u64 && bytes <= frames * 1514);
+        // The guest leaves segmentation to us, and what it sent has arrived byte for byte.
+        assert!(daemon.counter("net0", "tx_bytes") > 16 * MIB as u64);
+        let large = daemon.queue_counter("net0", "tx", "size_1519_max_packets");
+        assert!(large > 100, "{large} frames to be cut");
     }
 
     /// A driver from before VIRTIO 1.0, whose header has 10 bytes without mergeable buffers.
