@@ -465,26 +465,5 @@ fn write_docs(table: &str, rows: &[Row], pairs: usize) -> Result<(), String> {
 }
 
 fn main() -> ExitCode {
-    // Without this cargo is testing, not benchmarking: that it builds is all there is to test.
-    if !std::env::args().any(|arg| arg == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    let options = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) => options,
-        Err(message) => {
-            eprintln!("blk: {message}");
-            return ExitCode::from(2);
-        }
-    };
-    match bench(&options) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
-            eprintln!("blk: too many runs were disturbed: some turns are missing");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("blk: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    turns::run_bench("blk", "turns", Options::parse, bench)
 }

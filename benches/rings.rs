@@ -286,26 +286,5 @@ fn write_docs(table: &str, rows: &[Row], pairs: usize) -> Result<(), String> {
 }
 
 fn main() -> ExitCode {
-    // Without this cargo is testing, not benchmarking: that it builds is all there is to test.
-    if !std::env::args().any(|arg| arg == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    let options = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) => options,
-        Err(message) => {
-            eprintln!("rings: {message}");
-            return ExitCode::from(2);
-        }
-    };
-    match bench(&options) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
-            eprintln!("rings: too many runs were disturbed: some pairs are missing");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("rings: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    turns::run_bench("rings", "pairs", Options::parse, bench)
 }

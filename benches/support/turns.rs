@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use vringd::testing::probe::{self, Distance, ProbeError};
 
@@ -167,4 +168,35 @@ pub(crate) fn write_docs(name: &str, table: &str, svg: &str) -> Result<(), Strin
         .map_err(|error| failed(&page, error))?;
     let image = docs.join(format!("performance-{name}.svg"));
     std::fs::write(&image, svg).map_err(|error| failed(&image, error))
+}
+
+/// The `main` of bench `name`: reads its options, and says when some `turns` are missing.
+pub(crate) fn run_bench<O>(
+    name: &str,
+    turns: &str,
+    parse: impl FnOnce(std::iter::Skip<std::env::Args>) -> Result<O, String>,
+    bench: impl FnOnce(&O) -> Result<bool, Box<dyn std::error::Error>>,
+) -> ExitCode {
+    // Without this cargo is testing, not benchmarking: that it builds is all there is to test.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    let options = match parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(message) => {
+            eprintln!("{name}: {message}");
+            return ExitCode::from(2);
+        }
+    };
+    match bench(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("{name}: too many runs were disturbed: some {turns} are missing");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -5,3 +5,4 @@ mod rx;
 mod script;
 mod tx;
 mod window;
+mod wire;

@@ -14,10 +14,45 @@ use super::{Fabric, drop_waiting};
 #[derive(Debug)]
 pub(super) struct Hub {
     ways: Ways,
+    handed: Handed,
+}
+
+/// What became of a burst on its ways.
+#[derive(Debug)]
+struct Handed {
     /// Receive vrings that were given some.
     given: Vec<usize>,
     /// A frame for an uplink was not accessible memory.
     fault: bool,
+}
+
+impl Handed {
+    /// Gives `frames` to `port`, whose guest receives on queue pair `pair` or another: nothing
+    /// waits there. `false` when nobody receives.
+    #[inline]
+    fn hand(
+        &mut self,
+        fabric: &Fabric,
+        [port, pair]: [usize; 2],
+        slots: &mut Slots,
+        ports: &mut HostPorts,
+        frames: &mut [Frame],
+        segments: &Segments,
+    ) -> bool {
+        if let Some(host) = fabric.host(port) {
+            self.fault |= host.transmit(ports, frames, segments);
+            return true;
+        }
+        let outlet = fabric.outlet(port, pair);
+        let sink = outlet.and_then(|outlet| Some((outlet.slot, slots.sink(outlet.slot)?)));
+        let Some((slot, sink)) = sink else {
+            return false;
+        };
+        sink.transmit(frames, segments);
+        sink.refuse(frames);
+        self.given.push(slot);
+        true
+    }
 }
 
 impl Hub {
@@ -25,8 +60,10 @@ impl Hub {
     pub(super) fn new(ports: usize) -> Hub {
         Hub {
             ways: Ways::new(ports),
-            given: Vec::with_capacity(ports),
-            fault: false,
+            handed: Handed {
+                given: Vec::with_capacity(ports),
+                fault: false,
+            },
         }
     }
 
@@ -55,7 +92,7 @@ impl Hub {
             return 0;
         }
         self.give(fabric, at, slots, ports, burst);
-        let fault = core::mem::take(&mut self.fault);
+        let fault = core::mem::take(&mut self.handed.fault);
         if let Some(source) = slots.source_in_any_state(from) {
             source.complete(burst);
             if fault {
@@ -122,23 +159,14 @@ impl Hub {
     fn give_whole(
         &mut self,
         fabric: &Fabric,
-        [to, pair]: [usize; 2],
+        to: [usize; 2],
         slots: &mut Slots,
         ports: &mut HostPorts,
         frames: &mut [Frame],
         segments: &Segments,
     ) {
-        if let Some(host) = fabric.host(to) {
-            self.fault |= host.transmit(ports, frames, segments);
-        } else {
-            let outlet = fabric.outlet(to, pair);
-            let sink = outlet.and_then(|outlet| Some((outlet.slot, slots.sink(outlet.slot)?)));
-            let Some((slot, sink)) = sink else {
-                return drop_waiting(frames, DropReason::PeerDown);
-            };
-            sink.transmit(frames, segments);
-            sink.refuse(frames);
-            self.given.push(slot);
+        if !self.handed.hand(fabric, to, slots, ports, frames, segments) {
+            return drop_waiting(frames, DropReason::PeerDown);
         }
         // What the receiver could not take was lost there, and is counted there.
         for frame in frames {
@@ -160,26 +188,20 @@ impl Hub {
         while ports != 0 {
             let to = ports.trailing_zeros() as usize;
             ports &= ports - 1;
-            if let Some(host) = fabric.host(to) {
-                self.fault |= host.transmit(host_ports, self.ways.share(to), segments);
-                continue;
-            }
-            let outlet = fabric.outlet(to, pair);
-            match outlet.and_then(|outlet| Some((outlet.slot, slots.sink(outlet.slot)?))) {
-                Some((slot, sink)) => {
-                    let share = self.ways.share(to);
-                    sink.transmit(share, segments);
-                    sink.refuse(share);
-                    self.given.push(slot);
-                }
-                None => self.nobody_at(to, frames),
+            let share = self.ways.share(to);
+            let at = [to, pair];
+            if !self
+                .handed
+                .hand(fabric, at, slots, host_ports, share, segments)
+            {
+                self.nobody_at(to, frames);
             }
         }
     }
 
     /// What was given becomes visible, after what the source gets back.
     fn flush(&mut self, slots: &mut Slots) {
-        for slot in self.given.drain(..) {
+        for slot in self.handed.given.drain(..) {
             if let Some(sink) = slots.sink(slot) {
                 sink.flush();
             }

@@ -8,7 +8,7 @@ use super::*;
 use crate::host::net::FrameBurst;
 use crate::memory::{Access, GuestRam, Segments, copy};
 use crate::sys::tap::{TapPlace, TapSource};
-use crate::sys::testnet::{DEADLINE, ETHERTYPE, PacketSocket, in_private_netns};
+use crate::sys::testnet::{DEADLINE, ETHERTYPE, PacketSocket, in_private_netns, ip};
 use crate::testing::packets::{ACK, CWR, ECE, FIN, PSH, Packet};
 
 const VERSION_1: u64 = 1 << 32;
@@ -305,12 +305,6 @@ fn frames_that_the_kernel_refuses_are_dropped_and_the_next_goes_on() {
 #[test]
 fn an_interface_that_is_down_drops_and_one_that_is_gone_is_an_error() {
     in_private_netns(|| {
-        let ip = |arguments: &str| {
-            let done = std::process::Command::new("ip")
-                .args(arguments.split(' '))
-                .status();
-            assert!(done.unwrap().success(), "ip {arguments}");
-        };
         let tap = Tap::open("t0", 1, None).unwrap();
         let mut queue = TapQueue::new(&tap, 0).unwrap();
         let ram = GuestRam::for_test(&[(0, RAM)]);
@@ -385,12 +379,6 @@ fn waiting_frames_are_thrown_away() {
 #[test]
 fn a_macvtap_takes_and_gives_frames_like_a_tap() {
     in_private_netns(|| {
-        let ip = |arguments: &str| {
-            let done = std::process::Command::new("ip")
-                .args(arguments.split(' '))
-                .status();
-            assert!(done.unwrap().success(), "ip {arguments}");
-        };
         // /dev has one device for each number, whatever the namespace.
         let index = 3_000_000 + std::process::id() % 1_000_000;
         ip("link add v0 type veth peer name v1");

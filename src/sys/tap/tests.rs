@@ -3,17 +3,9 @@
 use std::process::Command;
 
 use super::*;
-use crate::sys::testnet::in_private_netns;
+use crate::sys::testnet::{in_private_netns, ip};
 
 mod place;
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip")
-        .args(arguments.split(' '))
-        .status()
-        .unwrap();
-    assert!(status.success(), "ip {arguments}: {status}");
-}
 
 /// What `ip link` says about `name`; `None` when there is no such interface.
 fn link(name: &str) -> Option<String> {

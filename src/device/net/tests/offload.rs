@@ -1,13 +1,11 @@
 //! Offloads that the sender uses and the receiver did not acknowledge: what arrives is what a model
 //! says that must, byte for byte.
 
-use std::sync::Arc;
-
 use proptest::prelude::*;
 
-use super::super::{QueueCounters, RxHandler, TxHandler, feature};
-use super::script::{Script, verdicts};
-use crate::host::net::{DropReason, FrameBurst, Verdict, VnetHeader};
+use super::super::feature;
+use super::wire::Wire;
+use crate::host::net::{DropReason, Verdict, VnetHeader};
 use crate::ring::ChainQueue;
 use crate::testing::packets::{ACK, CWR, ECE, FIN, PSH, Packet, receive};
 
@@ -26,42 +24,10 @@ const RECEIVERS: [u64; 8] = [
     feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::GUEST_TSO6 | feature::GUEST_ECN,
 ];
 
-/// A sender that acknowledged `sender`, and a receiver.
-struct Wire {
-    from: Script,
-    tx: TxHandler,
-    to: Script,
-    rx: RxHandler,
-    counters: Arc<QueueCounters>,
-    burst: FrameBurst,
-}
-
 impl Wire {
-    fn new(size: u16, sender: u64, receiver: u64) -> Wire {
-        let counters = Arc::new(QueueCounters::default());
-        Wire {
-            from: Script::new(1024),
-            tx: TxHandler::new(sender | feature::VERSION_1, 1, Arc::default()),
-            to: Script::new(size),
-            rx: RxHandler::new(receiver | feature::VERSION_1, size, Arc::clone(&counters)),
-            counters,
-            burst: FrameBurst::new(),
-        }
-    }
-
-    fn send(&mut self, vnet: [u8; 12], frame: &[u8], cuts: &[usize]) {
-        self.from.offer_tx(&[vnet.as_slice(), frame].concat(), cuts);
-    }
-
-    /// One burst; the verdicts.
-    fn turn(&mut self) -> Vec<Verdict> {
-        self.tx.receive(&mut self.from, &mut self.burst).unwrap();
-        let FrameBurst {
-            frames, segments, ..
-        } = &mut self.burst;
-        self.rx.transmit(&mut self.to, frames, segments).unwrap();
-        let verdicts = verdicts(&self.burst);
-        self.tx.complete(&mut self.from, &mut self.burst);
+    /// One burst that is delivered or dropped whole; the verdicts.
+    fn turn_whole(&mut self) -> Vec<Verdict> {
+        let verdicts = self.turn();
         assert_eq!((self.from.in_flight(), self.to.in_flight()), (0, 0));
         verdicts
     }
@@ -155,7 +121,7 @@ fn every_offload_of_a_sender_meets_every_receiver() {
                 });
                 let vnet = case.packet.vnet(case.size, case.ecn);
                 wire.send(vnet, &case.packet.unfinished(), &[5, 40, 99]);
-                assert_eq!(wire.turn(), [SENT]);
+                assert_eq!(wire.turn_whole(), [SENT]);
                 let got = wire.frames(0);
                 let whole = receiver & case.receiver == case.receiver;
                 let (wanted, segments) = match (whole, case.size) {
@@ -236,7 +202,7 @@ proptest! {
         wire.send(packet.vnet(size, false), &packet.unfinished(), &cuts);
         wire.send(packet.vnet(0, false), &packet.unfinished(), &cuts);
         let room: u32 = buffers.iter().sum();
-        let verdicts = wire.turn();
+        let verdicts = wire.turn_whole();
         prop_assume!(verdicts == [SENT, SENT] || room > 20);
         prop_assert_eq!(verdicts, [SENT, SENT]);
         let mut got: Vec<_> = wire.frames(0).into_iter().map(|(_, frame)| frame).collect();
@@ -267,7 +233,7 @@ proptest! {
         (0..512).for_each(|_| drop(wire.to.offer_rx(&[500])));
         wire.send(header, &frame, &[]);
         wire.send(PLAIN, &[7; 60], &[]);
-        let verdicts = wire.turn();
+        let verdicts = wire.turn_whole();
         prop_assert_ne!(verdicts[0], Verdict::Retry);
         prop_assert_eq!(verdicts[1], SENT);
         prop_assert_eq!(&wire.frames(0).pop().unwrap().1, &[7; 60]);
@@ -282,7 +248,7 @@ fn dropped(packet: &Packet, spoil: impl FnOnce(&mut Vec<u8>, &mut [u8; 12])) -> 
     vnet[2] = 0;
     spoil(&mut frame, &mut vnet);
     wire.send(vnet, &frame, &[]);
-    let verdict = wire.turn()[0];
+    let verdict = wire.turn_whole()[0];
     if let Verdict::Dropped(reason) = verdict {
         assert_eq!(wire.counters.rx.dropped(reason), 1);
         assert!(wire.to.used.is_empty());
@@ -373,11 +339,14 @@ fn all_of_a_frame_or_nothing_is_delivered() {
         let first = if buffers == 0 { Verdict::Retry } else { SENT };
         let retry = [first, Verdict::Retry, Verdict::Retry];
         // The third would have had a buffer: order is kept.
-        assert_eq!(wire.turn(), if buffers < 6 { retry } else { [SENT; 3] });
+        assert_eq!(
+            wire.turn_whole(),
+            if buffers < 6 { retry } else { [SENT; 3] }
+        );
         assert_eq!(wire.to.used.len(), usize::from(buffers > 0));
         // More buffers, and it goes on where it was.
         (buffers..7).for_each(|_| drop(wire.to.offer_rx(&[1600])));
-        wire.turn();
+        wire.turn_whole();
         let got: Vec<_> = wire.frames(0).into_iter().map(|(_, frame)| frame).collect();
         let wanted = [vec![vec![1; 60]], packet.cut(1000), vec![vec![2; 60]]].concat();
         assert!(got == wanted, "{buffers} buffers at first");
@@ -388,12 +357,12 @@ fn all_of_a_frame_or_nothing_is_delivered() {
     wire.send(packet.vnet(1000, false), &packet.unfinished(), &[]);
     wire.send(PLAIN, &[3; 60], &[]);
     let never = Verdict::Dropped(DropReason::RxRingTooSmall);
-    assert_eq!(wire.turn(), [never, SENT]);
+    assert_eq!(wire.turn_whole(), [never, SENT]);
     // Or more bytes.
     let mut wire = Wire::new(5, SENDER, feature::MRG_RXBUF);
     (0..5).for_each(|_| drop(wire.to.offer_rx(&[1000])));
     wire.send(packet.vnet(1000, false), &packet.unfinished(), &[]);
-    assert_eq!(wire.turn(), [never]);
+    assert_eq!(wire.turn_whole(), [never]);
 }
 
 #[test]
@@ -413,7 +382,7 @@ fn segments_stand_between_the_frames_around_them() {
         wire.send(packet.vnet(700, false), &packet.unfinished(), &[]);
         wanted.extend(packet.cut(700));
     }
-    assert_eq!(wire.turn(), vec![SENT; 60]);
+    assert_eq!(wire.turn_whole(), vec![SENT; 60]);
     let got: Vec<_> = wire.frames(0).into_iter().map(|(_, frame)| frame).collect();
     assert!(got == wanted);
 }

@@ -4,55 +4,15 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::super::{QueueCounters, RxHandler, TxHandler, feature};
-use super::script::{Script, pattern, verdicts};
+use super::super::{RxHandler, TxHandler, feature};
+use super::script::{pattern, verdicts};
+use super::wire::Wire;
 use crate::host::net::{DropReason, FrameBurst, Verdict, VnetHeader};
 use crate::ring::{ChainQueue, RingFault};
 
 const MRG: u64 = feature::MRG_RXBUF;
 const SENT: Verdict = Verdict::Sent;
 const RETRY: Verdict = Verdict::Retry;
-
-/// A sender that can be filled, and a receiver.
-struct Wire {
-    from: Script,
-    tx: TxHandler,
-    to: Script,
-    rx: RxHandler,
-    counters: Arc<QueueCounters>,
-    burst: FrameBurst,
-}
-
-impl Wire {
-    fn new(size: u16, sender: u64, receiver: u64) -> Wire {
-        let counters = Arc::new(QueueCounters::default());
-        Wire {
-            from: Script::new(1024),
-            tx: TxHandler::new(sender | feature::VERSION_1, 1, Arc::default()),
-            to: Script::new(size),
-            rx: RxHandler::new(receiver | feature::VERSION_1, size, Arc::clone(&counters)),
-            counters,
-            burst: FrameBurst::new(),
-        }
-    }
-
-    fn send(&mut self, frame: &[u8]) {
-        let bytes = [VnetHeader::default().encode().as_slice(), frame].concat();
-        self.from.offer_tx(&bytes, &[12]);
-    }
-
-    /// One burst; the verdicts.
-    fn turn(&mut self) -> Vec<Verdict> {
-        self.tx.receive(&mut self.from, &mut self.burst).unwrap();
-        let FrameBurst {
-            frames, segments, ..
-        } = &mut self.burst;
-        self.rx.transmit(&mut self.to, frames, segments).unwrap();
-        let verdicts = verdicts(&self.burst);
-        self.tx.complete(&mut self.from, &mut self.burst);
-        verdicts
-    }
-}
 
 /// Header with `num_buffers`, then `frame`.
 fn wanted(num_buffers: u16, frame: &[u8]) -> Vec<u8> {
@@ -122,7 +82,7 @@ fn a_frame_without_mergeable_buffers_fits_one_chain_or_is_dropped() {
     wire.to.offer_rx(&[12, 60]);
     wire.to.offer_rx(&[12, 100]);
     for (len, seed) in [(61, 1), (60, 2), (101, 3), (100, 4)] {
-        wire.send(&pattern(len, seed));
+        wire.send_plain(&pattern(len, seed));
     }
     let dropped = Verdict::Dropped(DropReason::RxTooSmall);
     assert_eq!(wire.turn(), [dropped, SENT, dropped, SENT]);
@@ -140,8 +100,8 @@ fn a_frame_without_mergeable_buffers_fits_one_chain_or_is_dropped() {
 fn a_frame_waits_for_buffers_and_nothing_overtakes_it() {
     let mut wire = Wire::new(8, 0, MRG);
     wire.to.offer_rx(&[50]);
-    wire.send(&pattern(100, 1));
-    wire.send(&pattern(20, 2));
+    wire.send_plain(&pattern(100, 1));
+    wire.send_plain(&pattern(20, 2));
     assert_eq!(wire.turn(), [RETRY, RETRY]);
     assert_eq!((wire.to.in_flight(), wire.to.used.len()), (0, 0));
     wire.to.offer_rx(&[62]);
@@ -160,9 +120,9 @@ fn a_frame_that_a_whole_ring_can_not_hold_is_dropped() {
     let mut wire = Wire::new(2, 0, MRG);
     wire.to.offer_rx(&[50]);
     wire.to.offer_rx(&[50]);
-    wire.send(&pattern(38, 1));
-    wire.send(&pattern(89, 2));
-    wire.send(&pattern(38, 3));
+    wire.send_plain(&pattern(38, 1));
+    wire.send_plain(&pattern(89, 2));
+    wire.send_plain(&pattern(38, 3));
     // The first frame takes a chain that comes back, so it is not yet sure about the second.
     assert_eq!(wire.turn(), [SENT, RETRY, RETRY]);
     wire.to.offer_rx(&[50]);
@@ -179,7 +139,7 @@ fn a_chain_that_can_not_hold_the_header_is_not_used_for_one() {
     let mut wire = Wire::new(8, 0, MRG);
     wire.to.offer_rx(&[11]);
     wire.to.offer_rx(&[500]);
-    wire.send(&pattern(60, 1));
+    wire.send_plain(&pattern(60, 1));
     assert_eq!(wire.turn(), [Verdict::Dropped(DropReason::RxTooSmall)]);
     assert_eq!((wire.to.in_flight(), wire.to.used.len()), (0, 0));
 }
@@ -189,7 +149,7 @@ fn readable_buffers_of_a_receive_chain_are_left_alone() {
     let mut wire = Wire::new(8, 0, MRG);
     let first = wire.to.offer(&[(40, false), (30, true)]);
     wire.to.offer(&[(40, false), (90, true)]);
-    wire.send(&pattern(100, 1));
+    wire.send_plain(&pattern(100, 1));
     assert_eq!(wire.turn(), [SENT]);
     assert_eq!(wire.to.received(0), wanted(2, &pattern(100, 1)));
     let readable = wire.to.segments(&first[..1]);
@@ -226,8 +186,8 @@ fn frames_before_a_fault_of_the_receiver_are_delivered() {
     let mut wire = Wire::new(8, 0, MRG);
     wire.to.offer_rx(&[72]);
     wire.to.fault = Some(RingFault::Unmapped);
-    wire.send(&pattern(60, 1));
-    wire.send(&pattern(60, 2));
+    wire.send_plain(&pattern(60, 1));
+    wire.send_plain(&pattern(60, 2));
     wire.tx.receive(&mut wire.from, &mut wire.burst).unwrap();
     let FrameBurst {
         frames, segments, ..
