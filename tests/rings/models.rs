@@ -12,8 +12,9 @@ const PACKED: &[u16] = &[1, 2, 3, 7, 255, 1025, 32768];
 const BOTH: &[u16] = &[2, 4, 8, 256, 32768];
 
 pub fn cases(cases: u32) -> ProptestConfig {
+    let told = std::env::var("PROPTEST_CASES").ok();
     ProptestConfig {
-        cases,
+        cases: told.and_then(|told| told.parse().ok()).unwrap_or(cases),
         failure_persistence: None,
         ..ProptestConfig::default()
     }
