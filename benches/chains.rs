@@ -2,35 +2,24 @@
 //!
 //! `cargo bench --features testing --bench chains`. Every figure is for 256 chains, taken and used
 //! in bursts of 1, 8, 32 or 256; the driver's share is not timed. `virtio-queue` is the rust-vmm
-//! crate over the same bytes, `vhost-user-backend` the same behind the lock of that crate's vrings.
+//! crate over the same bytes, `vhost-user-backend` the same behind that crate's `VringMutex`.
 //! `echo` is the whole way of a frame from a transmit to a receive ring, `threads` a ring between
 //! two pinned threads.
 
 use std::sync::Arc;
-#[expect(
-    clippy::disallowed_types,
-    reason = "what is measured is another's lock"
-)]
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use vhost_user_backend::{VringMutex, VringT};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vringd::device::net::{QueueCounters, RxHandler, TxHandler, feature};
 use vringd::host::net::FrameBurst;
 use vringd::memory::{GuestRam, Segments};
 use vringd::ring::{ChainQueue, Popped, Single, Virtqueue};
 use vringd::sys::cpu;
 use vringd::testing::driver::{Buf, Driver, PackedDriver, RingMemory, SplitDriver};
-
-/// A queue as vhost-user-backend keeps it.
-#[expect(
-    clippy::disallowed_types,
-    reason = "what is measured is another's lock"
-)]
-type Locked = Mutex<Queue>;
 
 const CHAINS: u64 = 256;
 /// As many, to count with.
@@ -133,13 +122,13 @@ fn timed<T>(
     (0..rounds).map(|_| round(state, &mut start)).sum()
 }
 
-/// The rust-vmm crate over the same bytes as our driver.
-fn theirs(c: &mut Criterion, locked: bool) {
-    let name = if locked {
-        "vhost-user-backend"
-    } else {
-        "virtio-queue"
-    };
+/// Another's queue over the same bytes as our driver: takes and uses all chains in bursts of the
+/// size given.
+fn theirs<F: FnMut(usize)>(
+    c: &mut Criterion,
+    name: &str,
+    queue: impl Fn(&RingMemory, GuestMemoryMmap) -> F,
+) {
     let mut group = c.benchmark_group("chain");
     group.throughput(Throughput::Elements(CHAINS));
     for descriptors in [1, 2, 4] {
@@ -147,14 +136,14 @@ fn theirs(c: &mut Criterion, locked: bool) {
             let (ram, memory) = shared_memory();
             let ring = RingMemory::new::<vringd::ring::Split>(&ram, 0, SIZE);
             let mut driver = SplitDriver::new(&ring, true);
-            let queue = Locked::new(queue(&ring));
+            let mut drain = queue(&ring, memory);
             let id = BenchmarkId::new(name, format!("{descriptors} descriptors, burst {burst}"));
             group.bench_function(id, |b| {
                 b.iter_custom(|rounds| {
                     timed(rounds, &mut driver, |driver, start| {
                         post(driver, descriptors);
                         *start = Instant::now();
-                        their_drain(&queue, &memory, burst, locked);
+                        drain(burst);
                         let took = start.elapsed();
                         while driver.used().is_some() {}
                         took
@@ -166,31 +155,44 @@ fn theirs(c: &mut Criterion, locked: bool) {
     group.finish();
 }
 
-/// Takes and uses all chains; `locked` as a vring of vhost-user-backend does, lock by lock.
-fn their_drain(queue: &Locked, memory: &GuestMemoryMmap, burst: usize, locked: bool) {
-    let lock = || queue.lock().expect("no bench panics with it");
-    for _ in 0..ALL / burst {
-        let mut held = (!locked).then(lock);
-        for _ in 0..burst {
-            let chain = match &mut held {
-                Some(queue) => queue.pop_descriptor_chain(memory),
-                None => lock().pop_descriptor_chain(memory),
-            };
-            let Some(chain) = chain else { break };
-            let head = chain.head_index();
-            let bytes: u32 = chain.map(|desc| desc.len()).sum();
-            std::hint::black_box(bytes);
-            let used = match &mut held {
-                Some(queue) => queue.add_used(memory, head, 128),
-                None => lock().add_used(memory, head, 128),
-            };
-            used.expect("a legal ring");
+/// `virtio-queue` on its own.
+fn virtio_queue(ring: &RingMemory, memory: GuestMemoryMmap) -> impl FnMut(usize) + use<> {
+    let mut queue = queue(ring);
+    move |burst| {
+        for _ in 0..ALL / burst {
+            for _ in 0..burst {
+                let Some(chain) = queue.pop_descriptor_chain(&memory) else {
+                    break;
+                };
+                let head = chain.head_index();
+                let bytes: u32 = chain.map(|desc| desc.len()).sum();
+                std::hint::black_box(bytes);
+                queue.add_used(&memory, head, 128).expect("a legal ring");
+            }
+            let wants = queue.needs_notification(&memory).expect("a legal ring");
+            std::hint::black_box(wants);
         }
-        let wants = match &mut held {
-            Some(queue) => queue.needs_notification(memory),
-            None => lock().needs_notification(memory),
-        };
-        std::hint::black_box(wants.expect("a legal ring"));
+    }
+}
+
+/// A vring of `vhost-user-backend`, used call by call as back-ends on it do.
+fn vhost_user_backend(ring: &RingMemory, memory: GuestMemoryMmap) -> impl FnMut(usize) + use<> {
+    let memory = GuestMemoryAtomic::new(memory);
+    let vring = VringMutex::new(memory.clone(), SIZE).expect("a legal size");
+    *vring.get_mut().get_queue_mut() = queue(ring);
+    move |burst| {
+        for _ in 0..ALL / burst {
+            for _ in 0..burst {
+                let memory = memory.memory();
+                let chain = vring.get_mut().get_queue_mut().pop_descriptor_chain(memory);
+                let Some(chain) = chain else { break };
+                let head = chain.head_index();
+                let bytes: u32 = chain.map(|desc| desc.len()).sum();
+                std::hint::black_box(bytes);
+                vring.add_used(head, 128).expect("a legal ring");
+            }
+            std::hint::black_box(vring.needs_notification().expect("a legal ring"));
+        }
     }
 }
 
@@ -313,8 +315,8 @@ fn threads<D: Driver + Send>(c: &mut Criterion, name: &str) {
 fn chains(c: &mut Criterion) {
     ours::<SplitDriver>(c, "split");
     ours::<PackedDriver>(c, "packed");
-    theirs(c, false);
-    theirs(c, true);
+    theirs(c, "virtio-queue", virtio_queue);
+    theirs(c, "vhost-user-backend", vhost_user_backend);
     echo::<SplitDriver>(c, "split");
     echo::<PackedDriver>(c, "packed");
     threads::<SplitDriver>(c, "split");

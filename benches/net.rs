@@ -38,8 +38,8 @@ use support::testpmd::{self, RingPath};
 use turns::{BenchDir, FRONT_END_CORE, Run, Turns, in_turns, median};
 use vringd::testing::probe::ProbeError;
 
-/// Bursts of 32 frames that fill a ring of 1024.
-const BURSTS: u32 = 32;
+/// Frames that fill a ring.
+const FRAMES: u32 = 1024;
 
 /// The interface that frames go to, in a namespace of each run's own.
 const INTERFACE: &str = "bench0";
@@ -280,7 +280,7 @@ fn run(ours: bool, case: &Case, options: &Options, dir: &BenchDir) -> Found {
     let load = Load {
         path: &case.path,
         size: case.size,
-        bursts: BURSTS,
+        frames: FRAMES,
         time: Duration::from_secs(options.seconds.into()),
     };
     Found::Rate(match case.way {

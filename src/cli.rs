@@ -208,9 +208,9 @@ enum BenchCommand {
 #[derive(Debug, Args)]
 #[command(max_term_width = 100)]
 struct BenchNetArgs {
-    /// The back-end's socket
-    #[arg(long, value_name = "PATH")]
-    socket: PathBuf,
+    /// The back-end's socket; several for as many devices, which take turns
+    #[arg(long = "socket", value_name = "PATH", required = true)]
+    sockets: Vec<PathBuf>,
 
     /// The port at the other end of a wire or switch: its frames are sent back from there
     #[arg(long, value_name = "PATH")]
@@ -273,7 +273,7 @@ struct BenchNetArgs {
 impl BenchNetArgs {
     fn given(self) -> BenchNetGiven {
         BenchNetGiven {
-            socket: self.socket,
+            sockets: self.sockets,
             far: self.far,
             size: self.size,
             queues: self.queues,
@@ -478,12 +478,12 @@ mod tests {
 
     #[test]
     fn bench_net_passes_its_values_on_as_text() {
-        let line = "vringd bench net --socket /s --far /f --size mix --queues 2 --format \
-                    packed --in-order --mergeable --event-idx --ring-size 256 --in-flight 9 \
+        let line = "vringd bench net --socket /s --socket /t --far /f --size mix --queues 2 \
+                    --format packed --in-order --mergeable --event-idx --ring-size 256 --in-flight 9 \
                     --mode flood --duration 1s --core 3 --pid 7 --json";
         let some = |text: &str| Some(text.to_owned());
         let given = BenchNetGiven {
-            socket: PathBuf::from("/s"),
+            sockets: vec![PathBuf::from("/s"), PathBuf::from("/t")],
             far: Some(PathBuf::from("/f")),
             size: some("mix"),
             queues: some("2"),

@@ -94,6 +94,37 @@ mod tests {
         }
     }
 
+    #[test]
+    fn several_devices_take_turns() {
+        let directory = TempDir::new("bench");
+        let socket = |number| directory.path(&format!("s{number}")).display().to_string();
+        let net = |number| {
+            format!(
+                "name=n{number},socket={},link=echo,queues=2",
+                socket(number)
+            )
+        };
+        let nets: Vec<_> = (0..8).map(net).collect();
+        let nets = nets.iter().flat_map(|net| ["--net", net.as_str()]);
+        let daemon = Daemon::start(&["run"].into_iter().chain(nets).collect::<Vec<_>>());
+        let sockets: String = (0..8).map(|n| format!(" --socket {}", socket(n))).collect();
+        let arguments = format!("{sockets} --queues 2 --format packed --size mix --json");
+        let output = bench(&format!("{arguments} --duration 300ms"));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let count = |key: &str| report[key].as_u64().unwrap_or_else(|| panic!("{report}"));
+        assert_eq!(
+            report["sockets"].as_array().map(Vec::len),
+            Some(8),
+            "{report}"
+        );
+        assert_eq!(count("sent"), count("received"), "{report}");
+        assert_eq!((count("lost"), count("mismatched")), (0, 0), "{report}");
+        let served = |number| daemon.counter(&format!("n{number}"), "tx_frames");
+        assert!((0..8).all(|number| served(number) >= 2 * 1024), "{report}");
+        assert_eq!((0..8).map(served).sum::<u64>(), count("sent"), "{report}");
+    }
+
     /// A limit in the settings holds, and SIGHUP takes over another one while the port is in use.
     #[test]
     fn a_limit_is_changed_by_reading_the_settings_again() {

@@ -179,8 +179,8 @@ pub(crate) struct Load<'a> {
     pub(crate) path: &'a RingPath,
     /// Bytes of a frame.
     pub(crate) size: u32,
-    /// Bursts of 32 frames in flight.
-    pub(crate) bursts: u32,
+    /// Frames in flight: up to 32, or a multiple of it.
+    pub(crate) frames: u32,
     pub(crate) time: Duration,
 }
 
@@ -192,7 +192,7 @@ pub(crate) struct Load<'a> {
 )]
 pub(crate) fn looped(back_end: BackEnd, sockets: &[PathBuf], load: Load<'_>) -> Mpps {
     let mut front_end = Testpmd::start(&front_end(load.path, sockets));
-    front_end.start_traffic(&load.size.to_string(), load.bursts);
+    front_end.start_frames(&load.size.to_string(), load.frames);
     thread::sleep(WARM_UP);
     // The rate in an answer is that since the question before.
     let ports = 0..sockets.len();

@@ -121,8 +121,8 @@ pub enum BenchError {
     Unserved {
         /// The queue pair, from 0.
         queue: usize,
-        /// Queue pairs asked for.
-        queues: u16,
+        /// Queue pairs asked for, of all devices.
+        queues: usize,
     },
     /// Frames are in flight and none comes back.
     #[error(

@@ -1,13 +1,12 @@
 //! The disk beside a reference: the same requests, in the oddest framings, to our handler on either
-//! ring, and to a device of a page of code that follows VIRTIO 1.3 §5.2.6 over the split queue of
-//! the `virtio-queue` crate. Status, used length, guest memory and disk must be the same.
+//! ring, and to a reference over the split queue of the `virtio-queue` crate (`support::reference`). Status, used length, guest memory and disk must be the same.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use virtio_queue::{DescriptorChain, Queue, QueueT};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use vringd::device::blk::{BlkHandler, BlkModel, BlkSetup};
 use vringd::memory::{GuestRam, Segments};
 use vringd::ring::{Split, Virtqueue};
@@ -17,6 +16,7 @@ use vringd::testing::driver::{
 };
 
 use super::models::cases;
+use crate::support::reference::{DISCARD, FLUSH, GET_ID, IN, OUT, ReferenceDisk, WRITE_ZEROES};
 
 const SIZE: u16 = 128;
 const DISK: usize = 64 << 10;
@@ -29,16 +29,7 @@ const PLACE: u64 = 0x8000;
 const RAM: u64 = 0x1c_0000;
 const BURST_MAX: usize = 8;
 
-const IN: u32 = 0;
-const OUT: u32 = 1;
-const FLUSH: u32 = 4;
-const GET_ID: u32 = 8;
-const DISCARD: u32 = 11;
-const WRITE_ZEROES: u32 = 13;
 const FEATURES: u64 = 1 << 9 | 1 << 13 | 1 << 14;
-const OK: u8 = 0;
-const IOERR: u8 = 1;
-const UNSUPP: u8 = 2;
 
 /// A request: what the header says, bytes that follow it, bytes to be written, and the cuts.
 #[derive(Debug, Clone)]
@@ -258,9 +249,7 @@ struct Reference {
     driver: SplitDriver,
     memory: GuestMemoryMmap,
     queue: Queue,
-    disk: Vec<u8>,
-    block: u64,
-    read_only: bool,
+    disk: ReferenceDisk,
 }
 
 impl Reference {
@@ -288,108 +277,16 @@ impl Reference {
             driver: SplitDriver::new(&ring, false),
             memory: GuestMemoryMmap::from_ranges_with_files([range]).unwrap(),
             queue,
-            disk: fresh_disk(),
-            block: u64::from(setup.block_size),
-            read_only: setup.read_only,
+            disk: ReferenceDisk {
+                bytes: fresh_disk(),
+                block: u64::from(setup.block_size),
+                read_only: setup.read_only,
+                discard_zeroes: false,
+                serial: *SERIAL,
+                ranges_max: 32,
+            },
             ram,
         }
-    }
-
-    /// The bytes of the disk that a request is about, if it has that many whole blocks there.
-    fn range(&self, sector: u64, bytes: usize) -> Option<core::ops::Range<usize>> {
-        let (start, bytes) = (u128::from(sector) * 512, bytes as u128);
-        let block = u128::from(self.block);
-        let whole = start.is_multiple_of(block) && bytes.is_multiple_of(block);
-        let end = usize::try_from(start + bytes).ok()?;
-        (whole && end <= DISK).then(|| end - bytes as usize..end)
-    }
-
-    /// Checks all ranges, then zeroes them; a discard of this disk does nothing.
-    fn ranges(&mut self, kind: u32, data: &[u8]) -> u8 {
-        let whole = data.len().is_multiple_of(16) && !data.is_empty();
-        if self.read_only || !whole || data.len() > 32 * 16 {
-            return IOERR;
-        }
-        let word =
-            |range: &[u8], at: usize| u32::from_le_bytes(range[at..at + 4].try_into().unwrap());
-        let flags = if kind == DISCARD { 0 } else { 1 };
-        if data.chunks(16).any(|range| word(range, 12) & !flags != 0) {
-            return UNSUPP;
-        }
-        let mut found = Vec::new();
-        for range in data.chunks(16) {
-            let sector = u64::from_le_bytes(range[..8].try_into().unwrap());
-            let bytes = word(range, 8) as usize * 512;
-            match self.range(sector, bytes) {
-                Some(range) => found.push(range),
-                None => return IOERR,
-            }
-        }
-        if kind == WRITE_ZEROES {
-            found.into_iter().for_each(|range| self.disk[range].fill(0));
-        }
-        OK
-    }
-
-    /// Carries a request out on bytes that were read. What is to be written from the start of the
-    /// writable bytes, if anything, and the status.
-    fn serve(&mut self, readable: &[u8], room: usize) -> (Option<Vec<u8>>, u8) {
-        let kind = u32::from_le_bytes(readable[..4].try_into().unwrap());
-        let sector = u64::from_le_bytes(readable[8..16].try_into().unwrap());
-        let data = &readable[16..];
-        match kind {
-            IN => match self.range(sector, room) {
-                Some(range) => (Some(self.disk[range].to_vec()), OK),
-                None => (Some(vec![0; room]), IOERR),
-            },
-            OUT => match self.range(sector, data.len()) {
-                Some(range) if !self.read_only => {
-                    self.disk[range].copy_from_slice(data);
-                    (None, OK)
-                }
-                _ => (Some(vec![0; room]), IOERR),
-            },
-            DISCARD | WRITE_ZEROES => match self.ranges(kind, data) {
-                OK => (None, OK),
-                status => (Some(vec![0; room]), status),
-            },
-            FLUSH => (None, OK),
-            GET_ID => (Some(SERIAL[..room.min(20)].to_vec()), OK),
-            _ => (Some(vec![0; room]), UNSUPP),
-        }
-    }
-
-    /// The used length of a chain, after its bytes were written.
-    fn answer(&mut self, chain: DescriptorChain<&GuestMemoryMmap>) -> u32 {
-        let (mut readable, mut writable) = (Vec::new(), Vec::new());
-        for desc in chain {
-            let bytes = (0..u64::from(desc.len())).map(|at| desc.addr().0 + at);
-            if desc.is_write_only() {
-                writable.extend(bytes);
-            } else {
-                let mut data = vec![0; desc.len() as usize];
-                self.memory.read_slice(&mut data, desc.addr()).unwrap();
-                readable.extend(data);
-            }
-        }
-        let Some((status_at, places)) = writable.split_last() else {
-            return 0;
-        };
-        if readable.len() < 16 {
-            return 0;
-        }
-        let (told, status) = self.serve(&readable, places.len());
-        let told = told.unwrap_or_default();
-        for (byte, place) in told.iter().zip(places) {
-            self.memory.write_obj(*byte, GuestAddress(*place)).unwrap();
-        }
-        self.memory
-            .write_obj(status, GuestAddress(*status_at))
-            .unwrap();
-        // `len` counts what was written without a gap (VIRTIO 1.3 §2.7.8.2): the status byte
-        // belongs to it when there is none before it.
-        let gapless = told.len() == places.len();
-        u32::try_from(told.len()).unwrap() + u32::from(gapless)
     }
 }
 
@@ -399,7 +296,7 @@ impl Side for Reference {
     }
 
     fn disk(&self) -> &[u8] {
-        &self.disk
+        &self.disk.bytes
     }
 
     fn burst(&mut self, requests: &[Request]) -> Vec<u32> {
@@ -409,7 +306,7 @@ impl Side for Reference {
         let memory = self.memory.clone();
         while let Some(chain) = self.queue.pop_descriptor_chain(&memory) {
             let head = chain.head_index();
-            let len = self.answer(chain);
+            let len = self.disk.answer(&memory, chain);
             self.queue.add_used(&memory, head, len).unwrap();
         }
         collect(&ids, || self.driver.used())

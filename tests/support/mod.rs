@@ -8,6 +8,7 @@ pub mod guest;
 pub mod netns;
 pub mod ovs;
 pub mod pcap;
+pub mod reference;
 #[path = "testpmd.rs"]
 pub mod testpmd;
 pub mod tmp;

@@ -468,6 +468,13 @@ impl Testpmd {
         self.cmd(&format!("start tx_first {bursts}"));
     }
 
+    /// The same with so many frames; in bursts of 32, or of all where there are fewer.
+    pub fn start_frames(&mut self, frame: &str, frames: u32) {
+        let burst = frames.min(32);
+        self.cmd(&format!("set burst {burst}"));
+        self.start_traffic(frame, frames / burst);
+    }
+
     /// Stops forwarding; the frames that this program itself dropped for want of room to send.
     pub fn stop(&mut self) -> u64 {
         let answer = self.cmd("stop");

@@ -194,7 +194,8 @@ pub(super) struct Pair<R> {
 }
 
 impl<R: LoadRing> Pair<R> {
-    /// Pair `number` in its places of `ram`, all receive buffers posted. Times count from `start`.
+    /// Pair `queue` in its places of `ram`, all receive buffers posted, of a device whose first is
+    /// pair number `first` of all. Times count from `start`.
     ///
     /// # Errors
     /// When the places are not in `ram`, or there are no eventfds.
@@ -202,10 +203,11 @@ impl<R: LoadRing> Pair<R> {
         config: &BenchNetConfig,
         ram: &Arc<GuestRam>,
         layout: &Layout,
-        number: u16,
+        queue: u16,
+        first: u64,
         start: Instant,
     ) -> Result<Pair<R>, BenchError> {
-        let [rx, tx] = Side::both(config, ram, layout, number)?;
+        let [rx, tx] = Side::both(config, ram, layout, queue)?;
         let in_flight = layout.in_flight(config);
         let mut pair = Pair {
             rx,
@@ -215,7 +217,7 @@ impl<R: LoadRing> Pair<R> {
                 FrameSize::Mix => MIX.into(),
             },
             turn: 0,
-            number: u64::from(number),
+            number: first + u64::from(queue),
             in_flight,
             least: (in_flight / 8).clamp(1, TURN),
             sample: match config.mode {

@@ -78,7 +78,7 @@ impl Report {
         }
         latency.insert("max".to_owned(), self.latency.max().into());
         json!({
-            "socket": self.config.socket.display().to_string(),
+            "sockets": self.config.sockets,
             "format": self.format(),
             "mode": self.mode(),
             "size": self.size(),
@@ -138,6 +138,14 @@ impl Report {
     }
 }
 
+/// How many queue pairs, of how many devices.
+fn devices(config: &BenchNetConfig) -> String {
+    match config.sockets.len() {
+        1 => config.queues.to_string(),
+        devices => format!("{} each of {devices} devices", config.queues),
+    }
+}
+
 impl fmt::Display for Report {
     /// The table, without a line end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -159,7 +167,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "queues    {}, {} rings of {}{}, {pages} pages",
-            config.queues,
+            devices(config),
             self.format(),
             config.ring_size,
             self.features()

@@ -50,27 +50,25 @@ pub fn run(config: &BenchNetConfig) -> Result<Report, BenchError> {
 }
 
 fn load<R: LoadRing>(config: &BenchNetConfig) -> Result<Report, BenchError> {
-    let client = connect(config, &config.socket)?;
+    let clients = config.sockets.iter().map(|socket| connect(config, socket));
+    let clients: Vec<_> = clients.collect::<Result<_, _>>()?;
     let far = config.far.as_ref().map(|far| connect(config, far));
     let far_client = far.transpose()?;
     let layout = Layout::new::<R::Format>(config);
-    let memory = layout.memory()?;
     let start = Instant::now();
-    let pair = |number| Pair::new(config, &memory.ram, &layout, number, start);
-    let pairs = (0..config.queues).map(pair).collect::<Result<_, _>>()?;
+    let near = |(number, client)| NearEnd::new(config, client, &layout, number, start);
     let far = |client| FarEnd::new(config, client, &layout);
     let mut load = Load::<R> {
         config,
-        client,
-        pairs,
+        near: (0..).zip(clients).map(near).collect::<Result<_, _>>()?,
         far: far_client.map(far).transpose()?,
         tally: Tally::default(),
         last_frame: start,
         last_look: start,
         seen: 0,
     };
-    load.start(&memory, &layout)?;
-    load.measure(&memory, layout.in_flight(config))
+    load.start(&layout)?;
+    load.measure(layout.in_flight(config))
 }
 
 /// A session with one of the back-end's ports, up to what is negotiated.
@@ -113,6 +111,41 @@ fn start_vrings<'a, F: RingFormat>(
         count = index + 1;
     }
     (0..count).try_for_each(|index| client.enable(index))
+}
+
+/// A port under load.
+struct NearEnd<R> {
+    client: Client,
+    memory: Memory,
+    pairs: Vec<Pair<R>>,
+}
+
+impl<R: LoadRing> NearEnd<R> {
+    /// Device `number`. The pairs of all devices are numbered through: no frame of one is taken
+    /// for another's.
+    fn new(
+        config: &BenchNetConfig,
+        client: Client,
+        layout: &Layout,
+        number: u64,
+        start: Instant,
+    ) -> Result<Self, BenchError> {
+        let memory = layout.memory()?;
+        let first = number * u64::from(config.queues);
+        let pair = |queue| Pair::new(config, &memory.ram, layout, queue, first, start);
+        Ok(Self {
+            client,
+            pairs: (0..config.queues).map(pair).collect::<Result<_, _>>()?,
+            memory,
+        })
+    }
+
+    fn start(&mut self, layout: &Layout, size: u16) -> Result<(), BenchError> {
+        let eventfds = self.pairs.iter().flat_map(Pair::eventfds);
+        start_vrings::<R::Format>(&mut self.client, &self.memory, layout, size, eventfds)?;
+        self.pairs.iter().for_each(Pair::wake);
+        self.client.fall_silent()
+    }
 }
 
 /// The port at the far end of the one under load: its frames are sent back.
@@ -190,8 +223,7 @@ fn features(config: &BenchNetConfig, client: &Client) -> Result<u64, BenchError>
 /// A measurement under way.
 struct Load<'a, R> {
     config: &'a BenchNetConfig,
-    client: Client,
-    pairs: Vec<Pair<R>>,
+    near: Vec<NearEnd<R>>,
     far: Option<FarEnd<R>>,
     tally: Tally,
     /// When it was seen last that a frame had arrived, and how many there were then.
@@ -203,19 +235,17 @@ struct Load<'a, R> {
 
 impl<R: LoadRing> Load<'_, R> {
     /// Starts and enables the vrings, those of the far end first.
-    fn start(&mut self, memory: &Memory, layout: &Layout) -> Result<(), BenchError> {
+    fn start(&mut self, layout: &Layout) -> Result<(), BenchError> {
         let size = self.config.ring_size;
         // First, so that there is somebody when the first frame is sent.
         if let Some(far) = &mut self.far {
             far.start(layout, size)?;
         }
-        let eventfds = self.pairs.iter().flat_map(Pair::eventfds);
-        start_vrings::<R::Format>(&mut self.client, memory, layout, size, eventfds)?;
-        self.pairs.iter().for_each(Pair::wake);
-        self.client.fall_silent()
+        let mut near = self.near.iter_mut();
+        near.try_for_each(|device| device.start(layout, size))
     }
 
-    fn measure(mut self, memory: &Memory, in_flight: u16) -> Result<Report, BenchError> {
+    fn measure(mut self, in_flight: u16) -> Result<Report, BenchError> {
         let warm_up = (self.config.duration / 10).min(WARM_UP_MAX);
         let mut line = Line::new(self.config.json, "Mpps");
         self.last_frame = Instant::now();
@@ -236,16 +266,16 @@ impl<R: LoadRing> Load<'_, R> {
         let latency = self.tally.latency.clone();
         let kicks = self.tally.kicks - kicks_before;
         self.drain()?;
-        if let Some(queue) = self.pairs.iter().position(Pair::is_dead) {
+        if let Some(queue) = self.pairs().position(Pair::is_dead) {
             return Err(BenchError::Unserved {
                 queue,
-                queues: self.config.queues,
+                queues: self.pairs().count(),
             });
         }
         Ok(Report {
             config: self.config.clone(),
             in_flight,
-            huge_pages: memory.huge,
+            huge_pages: self.near.iter().all(|device| device.memory.huge),
             elapsed,
             frames: frames - frames_before,
             bytes: bytes - bytes_before,
@@ -289,7 +319,8 @@ impl<R: LoadRing> Load<'_, R> {
                 turn.map_err(|fault| failed(queue, fault))?;
             }
         }
-        for (queue, pair) in self.pairs.iter_mut().enumerate() {
+        let pairs = self.near.iter_mut().flat_map(|device| &mut device.pairs);
+        for (queue, pair) in pairs.enumerate() {
             let mut turn = || -> Result<(), NotInFlight> {
                 pair.receive(&mut self.tally)?;
                 if send {
@@ -310,8 +341,9 @@ impl<R: LoadRing> Load<'_, R> {
         }
         if now - self.last_look >= LOOK_EVERY {
             self.last_look = now;
+            let near = self.near.iter().map(|device| &device.client);
             let far = self.far.as_ref().map(|far| &far.client);
-            if self.client.is_closed() || far.is_some_and(Client::is_closed) {
+            if near.chain(far).any(Client::is_closed) {
                 return Err(BenchError::Gone {
                     received: self.tally.received,
                     what: "frames",
@@ -323,7 +355,8 @@ impl<R: LoadRing> Load<'_, R> {
             return Err(self.silent(silence));
         }
         if silence >= WRITE_OFF_AFTER {
-            self.pairs.iter_mut().for_each(Pair::write_off);
+            let pairs = self.near.iter_mut().flat_map(|device| &mut device.pairs);
+            pairs.for_each(Pair::write_off);
         }
         Ok(())
     }
@@ -345,7 +378,12 @@ impl<R: LoadRing> Load<'_, R> {
     }
 
     fn missing(&self) -> u64 {
-        self.pairs.iter().map(Pair::missing).sum()
+        self.pairs().map(Pair::missing).sum()
+    }
+
+    /// The queue pairs of all devices.
+    fn pairs(&self) -> impl Iterator<Item = &Pair<R>> {
+        self.near.iter().flat_map(|device| &device.pairs)
     }
 
     fn silent(&self, silence: Duration) -> BenchError {

@@ -1,6 +1,6 @@
 //! The settings of `vringd bench net`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::super::error::{ConfigError, Problem};
@@ -10,8 +10,8 @@ use super::{duration, flag, online, packed, pid, queues, ring_size, small};
 /// What `bench net` was given, before it is understood.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BenchNetGiven {
-    /// The back-end's socket.
-    pub socket: PathBuf,
+    /// The back-end's sockets, one for each device.
+    pub sockets: Vec<PathBuf>,
     /// The socket of the port that frames come out of, if it is another.
     pub far: Option<PathBuf>,
     /// `--size`.
@@ -45,8 +45,8 @@ pub struct BenchNetGiven {
 /// What `bench net` does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BenchNetConfig {
-    /// The back-end's socket.
-    pub socket: PathBuf,
+    /// The back-end's sockets, one for each device.
+    pub sockets: Vec<PathBuf>,
     /// The socket of the port that frames come out of, if it is another.
     pub far: Option<PathBuf>,
     /// Length of the frames.
@@ -114,9 +114,12 @@ pub fn load_bench_net(
         BenchMode::Flood => in_flight.unwrap_or(ring_size),
         BenchMode::PingPong => 1,
     };
+    if given.far.is_some() && given.sockets.len() > 1 {
+        return Err(several_with_far(&given.sockets[1]));
+    }
     let one_core = |text: &str| core(text, online_cores);
     Ok(BenchNetConfig {
-        socket: given.socket.clone(),
+        sockets: given.sockets.clone(),
         far: given.far.clone(),
         size: flag("--size", given.size.as_ref(), frame_size)?.unwrap_or(FrameSize::Fixed(64)),
         queues: flag("--queues", given.queues.as_ref(), queues)?.unwrap_or(1),
@@ -135,6 +138,14 @@ pub fn load_bench_net(
         pid: flag("--pid", given.pid.as_ref(), pid)?,
         json: given.json,
     })
+}
+
+fn several_with_far(socket: &Path) -> ConfigError {
+    ConfigError::Flag {
+        flag: "--socket",
+        value: socket.display().to_string(),
+        problem: Box::new(Problem::Expected("one socket with --far".to_owned())),
+    }
 }
 
 fn frame_size(text: &str) -> Result<FrameSize, Problem> {
@@ -241,6 +252,14 @@ mod tests {
                 );
             }
         }
+        let error = load(|given| {
+            given.sockets = vec!["/a".into(), "/b".into()];
+            given.far = Some("/f".into());
+        });
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "--socket \"/b\": expected one socket with --far"
+        );
         let error = load(|given| {
             given.mode = Some("pingpong".to_owned());
             given.in_flight = Some("7".to_owned());

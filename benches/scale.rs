@@ -1,0 +1,204 @@
+//! What a frame costs with many devices on a worker, and on long rings, in turns.
+//!
+//! `vringd bench net` on core 0 floods one device with rings of 256, and then many, or one with
+//! longer rings, which vringd echoes on core 1. In all runs as many frames are in flight. A ratio
+//! of 1 says that a frame costs the same; each run stands between two measurements of the
+//! cache-line round trip between the cores, as in `rings`.
+//!
+//! `scripts/bench scale [ROW…] [--pairs N] [--seconds S] [--write]`, where a ROW is part of a row's
+//! name: `devices`, `"64 devices"`, `packed`. `--write` measures all rows and puts table and chart
+//! into docs/performance.md.
+
+#[path = "support/chart.rs"]
+mod chart;
+#[path = "support/generator.rs"]
+mod generator;
+#[path = "support/net.rs"]
+mod net;
+#[path = "../tests/support/testpmd.rs"]
+mod testpmd;
+#[path = "support/turns.rs"]
+mod turns;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use generator::Load;
+use net::{BackEnd, Mpps};
+use testpmd::RingPath;
+use turns::{BenchDir, Run, Turns, in_turns, median};
+use vringd::testing::probe::ProbeError;
+
+/// In flight over all devices.
+const FRAMES: u32 = 256;
+
+/// What is measured.
+#[derive(Clone, Copy)]
+struct Case {
+    path: RingPath,
+    devices: u32,
+    ring_size: u32,
+}
+
+impl Case {
+    /// What all others with rings of this format are compared with.
+    fn base(self) -> Case {
+        Case {
+            devices: 1,
+            ring_size: 256,
+            ..self
+        }
+    }
+
+    /// All rows, in the order of the table.
+    fn all() -> Vec<Case> {
+        let mut cases = Vec::new();
+        for path in [1, 5].into_iter().filter_map(RingPath::number) {
+            let case = |devices, ring_size| Case {
+                path,
+                devices,
+                ring_size,
+            };
+            cases.extend([2, 8, 64].map(|devices| case(devices, 256)));
+            cases.extend([1024, 4096, 32768].map(|size| case(1, size)));
+        }
+        cases
+    }
+
+    fn name(&self) -> String {
+        let format = if self.path.packed { "packed" } else { "split" };
+        let devices = if self.devices == 1 {
+            "device"
+        } else {
+            "devices"
+        };
+        format!(
+            "{} {devices}, {format} rings of {}",
+            self.devices, self.ring_size
+        )
+    }
+
+    fn run(&self, seconds: u32, dir: &BenchDir) -> Mpps {
+        let socket = |number| {
+            let socket = dir.path(&format!("{number}.sock"));
+            let _ = std::fs::remove_file(&socket);
+            socket
+        };
+        let sockets: Vec<PathBuf> = (0..self.devices).map(socket).collect();
+        let command = Command::new(env!("CARGO_BIN_EXE_vringd"));
+        let options = vec!["link=echo"; sockets.len()];
+        let back_end = BackEnd::vringd(command, "spin", &options, &sockets);
+        let load = Load {
+            path: &self.path,
+            size: "64",
+            ring_size: self.ring_size,
+            frames: FRAMES / self.devices,
+            time: Duration::from_secs(seconds.into()),
+        };
+        generator::flooded(back_end, &sockets, load)
+    }
+}
+
+/// What the command line asks for.
+struct Options {
+    rows: Vec<Case>,
+    pairs: usize,
+    seconds: u32,
+    write: bool,
+}
+
+impl Options {
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
+        let (mut pairs, mut seconds, mut write) = (5, 1, false);
+        let mut parts = Vec::new();
+        while let Some(arg) = args.next() {
+            let mut number = || {
+                let value = args.next().unwrap_or_default();
+                let number = value.parse::<u32>().ok().filter(|&number| number > 0);
+                number.ok_or(format!("{arg} takes a number above 0, not {value:?}"))
+            };
+            match arg.as_str() {
+                "--pairs" => pairs = number()? as usize,
+                "--seconds" => seconds = number()?,
+                "--write" => write = true,
+                // Added by cargo.
+                "--bench" => {}
+                _ => parts.push(arg),
+            }
+        }
+        let all = Case::all();
+        let is_part = |part: &String| all.iter().any(|case| case.name().contains(part.as_str()));
+        if let Some(part) = parts.iter().find(|part| !is_part(part)) {
+            return Err(format!("{part:?} is neither an option nor in a row's name"));
+        }
+        let wanted = |case: &Case| {
+            let name = case.name();
+            write || parts.is_empty() || parts.iter().any(|part| name.contains(part.as_str()))
+        };
+        Ok(Self {
+            rows: all.into_iter().filter(wanted).collect(),
+            pairs,
+            seconds,
+            write,
+        })
+    }
+}
+
+fn measure(case: &Case, options: &Options, dir: &BenchDir) -> Result<Vec<Turns<Mpps>>, ProbeError> {
+    let cases = [*case, case.base()];
+    let names = cases.map(|case| case.name());
+    let name = case.name();
+    let turns = in_turns(&name, options.pairs, &names, |which| {
+        Run::between_probes(|| cases[which].run(options.seconds, dir))
+    })?;
+    Ok(turns.into_iter().filter(|t| !t.runs.is_empty()).collect())
+}
+
+/// The line of the table.
+fn line(case: &Case, turns: &Turns<Mpps>) -> String {
+    let [this, base] = [0, 1].map(|which| median(turns.values(which, |mpps| mpps.0)));
+    let (ratio, (least, most)) = turns.ratio(|mpps| mpps.0);
+    format!(
+        "| {} | {this:.1} | {base:.1} | {ratio:.2} ({least:.2}–{most:.2}) | {} | {}, {:.0} ns |\n",
+        case.name(),
+        turns.runs.len(),
+        turns.distance.name(),
+        turns.probe_ns(),
+    )
+}
+
+fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
+    let dir = BenchDir::new(&std::env::temp_dir())?;
+    let mut table = "| load | Mpps | one device, rings of 256, Mpps | ratio (range) | pairs | \
+                     probe |\n|---|---|---|---|---|---|\n"
+        .to_owned();
+    let mut bars = Vec::new();
+    let mut complete = true;
+    for case in &options.rows {
+        let seen = measure(case, options, &dir)?;
+        let enough = |turns: &&Turns<Mpps>| turns.runs.len() >= options.pairs;
+        complete &= seen.iter().any(|turns| enough(&turns));
+        table.extend(seen.iter().map(|turns| line(case, turns)));
+        bars.extend(seen.iter().filter(enough).map(|turns| {
+            let (ratio, range) = turns.ratio(|mpps| mpps.0);
+            let format = if case.path.packed { "packed" } else { "split" };
+            chart::Bar {
+                panel: format!("{format} rings"),
+                label: format!("{} ({})", case.name(), turns.distance.name()),
+                ratio,
+                range,
+            }
+        }));
+    }
+    print!("{table}");
+    if options.write {
+        let title = "Frames per second, beside one device with rings of 256";
+        turns::write_docs("scale", &table, &chart::svg(title, &bars))?;
+    }
+    Ok(complete)
+}
+
+fn main() -> ExitCode {
+    turns::run_bench("scale", "pairs", Options::parse, bench)
+}
