@@ -496,7 +496,7 @@ impl Taken {
         Ok(())
     }
 
-    /// An interface is that of its namespace, a descriptor is a queue on its own.
+    /// An interface is that of its namespace, however it is used; a descriptor is a queue on its own.
     fn claim_interface(&mut self, table: &Table, link: &LinkConfig) -> Result<(), ConfigError> {
         let key = match table.entry("host") {
             Some(_) => ["link", "host"],
@@ -507,8 +507,13 @@ impl Taken {
                 (TapSource::Fds(fds), _) => fds
                     .iter()
                     .try_for_each(|fd| self.claim_as(table, key, &format!("fd={fd}"))),
-                (source, None) => self.claim_as(table, key, &source.to_string()),
-                (source, Some(netns)) => self.claim_as(table, key, &format!("{netns}/{source}")),
+                (TapSource::Name(name) | TapSource::Macvtap(name), netns) => {
+                    let name = match netns {
+                        Some(netns) => format!("{netns}/{name}"),
+                        None => name.clone(),
+                    };
+                    self.claim_as(table, key, &name)
+                }
             },
             LinkConfig::Xdp(interface) => self.claim_as(table, key, interface),
             _ => Ok(()),

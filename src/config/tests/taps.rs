@@ -111,6 +111,11 @@ fn one_tap_is_one_port_in_each_namespace() {
             ["socket=/1,link=macvtap:m", "socket=/2,link=macvtap:m"],
             "macvtap:m",
         ),
+        (["socket=/1,link=tap:i", "socket=/2,link=xdp:i"], "xdp:i"),
+        (
+            ["socket=/1,link=xdp:i", "socket=/2,link=macvtap:i"],
+            "macvtap:i",
+        ),
         (
             ["socket=/1,link=tap:fd=3+4", "socket=/2,link=tap:fd=5+3"],
             "tap:fd=5+3",
