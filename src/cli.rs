@@ -479,7 +479,8 @@ mod tests {
     #[test]
     fn bench_net_passes_its_values_on_as_text() {
         let line = "vringd bench net --socket /s --socket /t --far /f --size mix --queues 2 \
-                    --format packed --in-order --mergeable --event-idx --ring-size 256 --in-flight 9 \
+                    --format packed --in-order --mergeable --event-idx --ring-size 256 \
+                    --in-flight 9 \
                     --mode flood --duration 1s --core 3 --pid 7 --json";
         let some = |text: &str| Some(text.to_owned());
         let given = BenchNetGiven {

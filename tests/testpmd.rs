@@ -240,8 +240,17 @@ mod on_echo {
         let echo = Echo::start("testpmd-xstats", 2);
         let socket = echo.dir.path("net0.sock");
         let mut testpmd = echo.attach(&path, &path.front_end_with(&socket, 256, 2));
-        for frame in ["60", "64", "127", "128", "300", "1023", "1518"] {
+        for (frame, to) in [
+            ("60", "00:01:02:03:04:06"),
+            ("64", "01:00:5e:00:00:01"),
+            ("127", "00:01:02:03:04:06"),
+            ("128", "ff:ff:ff:ff:ff:ff"),
+            ("300", "33:33:00:00:00:01"),
+            ("1023", "ff:ff:ff:ff:ff:fe"),
+            ("1518", "00:01:02:03:04:06"),
+        ] {
             let before = testpmd.stats(0).rx_packets;
+            testpmd.cmd(&format!("set eth-peer 0 {to}"));
             testpmd.start_traffic(frame, 2);
             testpmd.wait_stats("frames keep coming", 0, |stats| {
                 stats.rx_packets > before + 5000
@@ -262,15 +271,21 @@ mod on_echo {
         };
         let mut compared = 0;
         for (name, value) in theirs {
-            let is_size = name.contains("_size_") || name.contains("_undersize_");
-            if name.contains("_q") && (is_size || name.contains("_good_")) {
+            let kinds = [
+                "_size_",
+                "_undersize_",
+                "_good_",
+                "_multicast_",
+                "_broadcast_",
+            ];
+            if name.contains("_q") && kinds.iter().any(|kind| name.contains(kind)) {
                 assert_eq!(ours(&name), Some(value), "{name}");
                 compared += u32::from(value > 0);
             }
         }
-        // Frames, bytes and seven of the eight bins, for two directions of two queues; a queue
-        // may have missed a size.
-        assert!(compared >= 4 * 8, "{compared}: {log}");
+        // Frames, bytes, groups, all, and seven of the eight bins, for two directions of two
+        // queues; a queue may have missed a size.
+        assert!(compared >= 4 * 10, "{compared}: {log}");
         testpmd.quit();
         echo.stop();
     }

@@ -496,7 +496,8 @@ impl Taken {
         Ok(())
     }
 
-    /// An interface is that of its namespace, however it is used; a descriptor is a queue on its own.
+    /// An interface is that of its namespace, however it is used; a descriptor is a queue on its
+    /// own.
     fn claim_interface(&mut self, table: &Table, link: &LinkConfig) -> Result<(), ConfigError> {
         let key = match table.entry("host") {
             Some(_) => ["link", "host"],

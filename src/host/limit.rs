@@ -247,6 +247,7 @@ impl Limit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::net::Cast;
 
     const SECOND: u64 = TICKS_PER_SECOND;
 
@@ -363,6 +364,7 @@ mod tests {
             count: 1,
             bytes: 1000,
             verdict: Verdict::Retry,
+            cast: Cast::Unicast,
         }; 50];
         assert_eq!(limit.police(&mut frames), 0);
         limit.set(Rates {
@@ -399,6 +401,7 @@ mod tests {
             count: 1,
             bytes: 60,
             verdict,
+            cast: Cast::Unicast,
         };
         let due = limit.count.due.load(Relaxed);
         limit.charge_frames(&[

@@ -9,7 +9,7 @@
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
-use crate::memory::{SEGMENTS_MAX, Segment, Segments};
+use crate::memory::{SEGMENTS_MAX, Segment, Segments, copy};
 
 /// Frames in a burst at most.
 pub const BURST_FRAMES_MAX: usize = 256;
@@ -184,6 +184,46 @@ pub enum Verdict {
     Dropped(DropReason),
 }
 
+/// Who a frame is for, by the address that it begins with.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Cast {
+    /// One station; also what nobody has looked at yet.
+    #[default]
+    Unicast,
+    /// A group.
+    Multicast,
+    /// All.
+    Broadcast,
+}
+
+impl Cast {
+    /// Of a frame that begins with `payload`. One byte is read of most.
+    #[inline(always)]
+    pub fn of(payload: &[Segment]) -> Cast {
+        match payload.first().and_then(copy::first) {
+            Some(byte) if byte & 1 != 0 => Cast::of_group(payload),
+            _ => Cast::Unicast,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn of_group(payload: &[Segment]) -> Cast {
+        let mut to = [0; 6];
+        copy::read(payload, 0, &mut to);
+        Cast::of_address(&to)
+    }
+
+    /// Of a frame that begins with this address.
+    pub fn of_address(to: &[u8]) -> Cast {
+        match to {
+            [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => Cast::Broadcast,
+            [first, ..] if first & 1 != 0 => Cast::Multicast,
+            _ => Cast::Unicast,
+        }
+    }
+}
+
 /// One frame of a burst.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame {
@@ -198,6 +238,8 @@ pub struct Frame {
     /// What became of it; sources set [`Verdict::Retry`], or `Dropped` for a frame that must not
     /// travel.
     pub verdict: Verdict,
+    /// Who it is for; set by the sink that copies it, who has its first line at hand.
+    pub cast: Cast,
 }
 
 impl Frame {

@@ -32,7 +32,7 @@ impl FrameSink for SinkPort {
 
 #[cfg(test)]
 mod tests {
-    use super::super::net::{FrameBurst, VnetHeader};
+    use super::super::net::{Cast, FrameBurst, VnetHeader};
     use super::*;
 
     #[test]
@@ -47,6 +47,7 @@ mod tests {
                 count: 0,
                 bytes: 60,
                 verdict,
+                cast: Cast::Unicast,
             });
         }
         let mut sink = SinkPort::new();

@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::memory::{Bounce, Segment, Segments, copy};
 
-use super::net::{BURST_FRAMES_MAX, DropReason, Frame, Verdict};
+use super::net::{BURST_FRAMES_MAX, Cast, DropReason, Frame, Verdict};
 
 use fdb::{Fdb, Station};
 pub use filter::Filter;
@@ -208,6 +208,16 @@ fn is_group(mac: u64) -> bool {
     mac >> 40 & 1 != 0
 }
 
+/// Who a frame to that address is for.
+#[inline]
+fn cast(mac: u64) -> Cast {
+    match mac {
+        0xffff_ffff_ffff => Cast::Broadcast,
+        _ if is_group(mac) => Cast::Multicast,
+        _ => Cast::Unicast,
+    }
+}
+
 /// The forms of one frame, made when a port asks for them.
 struct Forms {
     vlan: u16,
@@ -383,6 +393,7 @@ impl Switch {
         let front = self.look(rules, usize::from(index), frame, segments, ways)?;
         let vlan = rules.vlan.ingress(front.tag()).ok_or(DropReason::Vlan)?;
         self.learn(vlan, front.from, port, now);
+        frame.cast = cast(front.to);
         let mut forms = Forms {
             vlan,
             same: *frame,

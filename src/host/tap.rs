@@ -17,7 +17,7 @@ use crate::memory::{Bounce, Segment, Segments, copy};
 use crate::sys::tap::{Tap, TapFd, TapOffloads, WriteError};
 
 use super::net::{
-    DropReason, Frame, FrameBurst, FrameReader, FrameSink, FrameSource, Verdict, VnetHeader,
+    Cast, DropReason, Frame, FrameBurst, FrameReader, FrameSink, FrameSource, Verdict, VnetHeader,
     vnet_header_bytes,
 };
 
@@ -124,11 +124,14 @@ impl FrameSink for TapQueue {
             if frame.verdict != Verdict::Retry {
                 continue;
             }
-            let answer = self
-                .fd
-                .write_frame(&frame.header.encode(), frame.payload(segments));
+            let payload = frame.payload(segments);
+            let answer = self.fd.write_frame(&frame.header.encode(), payload);
             frame.verdict = match answer {
-                Ok(()) => Verdict::Sent,
+                Ok(()) => {
+                    // Not before: memory that the kernel can't read would be our end.
+                    frame.cast = Cast::of(payload);
+                    Verdict::Sent
+                }
                 Err(error) => Verdict::Dropped(self.reason(error)),
             };
         }
@@ -168,6 +171,7 @@ impl FrameSource for TapQueue {
                 count: 1,
                 bytes,
                 verdict: Verdict::Retry,
+                cast: Cast::Unicast,
             });
         }
         burst.frames.len()

@@ -9,7 +9,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use crate::memory::{Segments, copy};
 use crate::sys::xdp::{CHUNK, Xdp, XdpSocket};
 
-use super::net::{DropReason, Frame, FrameBurst, FrameSink, FrameSource, Verdict, VnetHeader};
+use super::net::{
+    Cast, DropReason, Frame, FrameBurst, FrameSink, FrameSource, Verdict, VnetHeader,
+};
 use super::offload::Offload;
 
 /// Bytes of an Ethernet header.
@@ -205,6 +207,7 @@ impl FrameSource for XdpQueue {
                 count: next - first,
                 bytes,
                 verdict: Verdict::Retry,
+                cast: Cast::Unicast,
             });
             (first, bytes) = (next, 0);
         }
@@ -236,6 +239,9 @@ impl FrameSink for XdpQueue {
                 } else {
                     self.send(frame, segments)
                 };
+                if frame.verdict == Verdict::Sent {
+                    frame.cast = Cast::of(frame.payload(segments));
+                }
             }
         }
         self.socket.publish();

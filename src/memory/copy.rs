@@ -46,6 +46,13 @@ pub fn write(to: &[Segment], mut skip: usize, from: &[u8]) -> usize {
     done
 }
 
+/// The first byte of `from`, if it has one.
+#[inline(always)]
+pub fn first(from: &Segment) -> Option<u8> {
+    // SAFETY: a segment that is not empty begins in a mapping that the caller's `GuestRam` holds.
+    (!from.is_empty()).then(|| unsafe { from.base().read_volatile() })
+}
+
 /// Writes zeros over the first `bytes` bytes of `to`, beginning `skip` bytes in.
 pub fn zero(to: &[Segment], mut skip: usize, bytes: usize) -> usize {
     let mut done = 0;

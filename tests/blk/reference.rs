@@ -1,6 +1,6 @@
 //! The daemon beside a disk on the `vhost-user-backend` crate: the same stream of requests, sound
-//! and unsound, goes to both through the same front-end, and status, used length, data and disk must
-//! be the same.
+//! and unsound, goes to both through the same front-end, and status, used length, data and disk
+//! must be the same.
 
 use std::collections::BTreeSet;
 use std::io;

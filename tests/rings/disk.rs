@@ -1,5 +1,6 @@
 //! The disk beside a reference: the same requests, in the oddest framings, to our handler on either
-//! ring, and to a reference over the split queue of the `virtio-queue` crate (`support::reference`). Status, used length, guest memory and disk must be the same.
+//! ring, and to a reference over the split queue of the `virtio-queue` crate
+//! (`support::reference`). Status, used length, guest memory and disk must be the same.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

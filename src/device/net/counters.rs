@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::host::net::{DropReason, Frame, Verdict};
+use crate::host::net::{Cast, DropReason, Frame, Verdict};
 use crate::sync::Counter;
 
 /// Names of the drop counters of the sending direction, in the order of [`DropReason::NAMES`].
@@ -67,6 +67,9 @@ pub const SIZES: [&str; 8] = [
     "size_1519_max_packets",
 ];
 
+/// Frames for groups and for all, with the names that DPDK's virtio drivers give them.
+const CASTS: [&str; 2] = ["multicast_packets", "broadcast_packets"];
+
 /// The bin of a frame.
 #[inline]
 fn bin(bytes: u64) -> usize {
@@ -97,6 +100,8 @@ pub struct Direction {
     software_segments: Counter,
     /// Frames delivered, by size.
     sizes: [Counter; SIZES.len()],
+    /// Frames delivered, for groups and for all.
+    casts: [Counter; CASTS.len()],
     drops: [Counter; DropReason::COUNT],
 }
 
@@ -110,6 +115,9 @@ impl Direction {
         self.sizes[bin(tally.run.0)].add(tally.run.1);
         if tally.rare {
             for (counter, &count) in self.sizes.iter().zip(&tally.sizes) {
+                counter.add(count);
+            }
+            for (counter, &count) in self.casts.iter().zip(&tally.casts) {
                 counter.add(count);
             }
             self.bounced.add(tally.bounced);
@@ -136,6 +144,11 @@ impl Direction {
         self.sizes.each_ref().map(Counter::get)
     }
 
+    /// Frames delivered, for groups and for all.
+    pub fn casts(&self) -> [u64; CASTS.len()] {
+        self.casts.each_ref().map(Counter::get)
+    }
+
     /// All of them, by the names that DPDK has for a queue of this direction (`rx` or `tx`) and
     /// number; our own names where it has none. Drops only where there were some.
     fn named(&self, direction: &str, queue: usize, drops: &[&str]) -> Vec<(String, u64)> {
@@ -150,6 +163,8 @@ impl Direction {
                 .zip(self.sizes())
                 .map(|(n, v)| count(n, v)),
         );
+        let casts = CASTS.into_iter().zip(self.casts());
+        all.extend(casts.map(|(n, v)| count(n, v)));
         let dropped = self.drops.each_ref().map(Counter::get);
         all.push(count("errors", dropped.iter().sum()));
         for (name, value) in drops.iter().zip(dropped).filter(|(_, value)| *value > 0) {
@@ -264,6 +279,8 @@ pub struct Tally {
     run: (u64, u64),
     /// The frames before them.
     sizes: [u64; SIZES.len()],
+    /// Frames for groups and for all.
+    casts: [u64; CASTS.len()],
     /// Something beside frames, bytes and one run was counted.
     rare: bool,
 }
@@ -271,9 +288,13 @@ pub struct Tally {
 impl Tally {
     /// A frame of `bytes` bytes was delivered.
     #[inline]
-    pub fn sent(&mut self, bytes: u64) {
+    pub fn sent(&mut self, bytes: u64, cast: Cast) {
         self.frames += 1;
         self.bytes += bytes;
+        if cast != Cast::Unicast {
+            self.casts[usize::from(cast == Cast::Broadcast)] += 1;
+            self.rare = true;
+        }
         if bytes != self.run.0 {
             self.end_run(bytes);
         }
@@ -322,7 +343,7 @@ impl Tally {
     #[inline]
     pub fn frame(&mut self, frame: &Frame) {
         match frame.verdict {
-            Verdict::Sent => self.sent(u64::from(frame.bytes)),
+            Verdict::Sent => self.sent(u64::from(frame.bytes), frame.cast),
             Verdict::Dropped(reason) => self.dropped(reason),
             Verdict::Retry => {}
         }
@@ -351,7 +372,7 @@ mod tests {
         for turn in 0..2 {
             let mut tally = Tally::default();
             for &size in &sizes[..sizes.len() - turn] {
-                tally.sent(size);
+                tally.sent(size, Cast::Unicast);
             }
             direction.add(&tally);
         }
@@ -370,7 +391,7 @@ mod tests {
     fn queues_that_were_never_used_are_not_listed() {
         let counters = NetCounters::new(3);
         let mut tally = Tally::default();
-        tally.sent(100);
+        tally.sent(100, Cast::Multicast);
         tally.dropped(DropReason::TooBig);
         counters.pair(1).unwrap().tx.add(&tally);
         let queues = counters.by_queue();
@@ -379,6 +400,8 @@ mod tests {
         assert_eq!(of("rx_q1_good_packets"), Some(0));
         assert_eq!(of("tx_q1_good_bytes"), Some(100));
         assert_eq!(of("tx_q1_size_65_127_packets"), Some(1));
+        assert_eq!(of("tx_q1_multicast_packets"), Some(1));
+        assert_eq!(of("tx_q1_broadcast_packets"), Some(0));
         assert_eq!(of("tx_q1_errors"), Some(1));
         assert_eq!(of("tx_q1_drop_too_big"), Some(1));
         assert_eq!(of("tx_q1_drop_sink"), None);
@@ -389,7 +412,7 @@ mod tests {
         let counters = NetCounters::new(2);
         for index in 0..2 {
             let mut tally = Tally::default();
-            tally.sent(60);
+            tally.sent(60, Cast::Unicast);
             tally.dropped(DropReason::TooBig);
             tally.bounced();
             let pair = counters.pair(index).unwrap();

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use crate::host::net::{
-    BURST_FRAMES_MAX, DropReason, Frame, Verdict, VnetHeader, vnet_header_bytes,
+    BURST_FRAMES_MAX, Cast, DropReason, Frame, Verdict, VnetHeader, vnet_header_bytes,
 };
 use crate::host::offload::Offload;
 use crate::memory::{SEGMENTS_MAX, Segment, Segments, copy};
@@ -281,7 +281,8 @@ impl RxHandler {
                     copy::one(payloads[first + 1], to.skip(done), bytes - done);
                 }
                 frame.verdict = Verdict::Sent;
-                tally.sent(frame.bytes.into());
+                frame.cast = Cast::of(&payloads[first..=first]);
+                tally.sent(frame.bytes.into(), frame.cast);
                 copied += 1;
             }
         }
@@ -374,7 +375,7 @@ impl RxHandler {
     }
 
     /// Pass 2: headers and payloads.
-    fn copy_all(&mut self, frames: &[Frame], payloads: &Segments) {
+    fn copy_all(&mut self, frames: &mut [Frame], payloads: &Segments) {
         let segments = self.segments.as_slice();
         for (index, take) in self.takes.iter().enumerate() {
             if let Some(ahead) = self.takes.get(index + PREFETCH_FRAMES) {
@@ -383,7 +384,7 @@ impl RxHandler {
                     &segments[ahead.first],
                 );
             }
-            let frame = &frames[take.frame];
+            let frame = &mut frames[take.frame];
             let to = &segments[take.first..take.first + take.segments];
             #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
             let num_buffers = take.chains as u16;
@@ -402,6 +403,7 @@ impl RxHandler {
                 self.header,
                 frame.bytes as usize,
             );
+            frame.cast = Cast::of(frame.payload(payloads));
         }
     }
 
@@ -436,8 +438,9 @@ impl RxHandler {
         let reason = match gathered {
             Ok(Gather::Chains(..)) if self.offload.fetch(frame, payloads) => {
                 frame.verdict = Verdict::Sent;
+                frame.cast = Cast::of(frame.payload(payloads));
                 self.copy_pieces();
-                self.use_pieces(vq, tally);
+                self.use_pieces(vq, frame.cast, tally);
                 let pieces = self.offload.pieces();
                 tally.completed(self.offload.is_segmented().then_some(pieces));
                 return Ok(());
@@ -501,11 +504,11 @@ impl RxHandler {
     }
 
     /// Pass 3 for pieces.
-    fn use_pieces<Q: ChainQueue>(&mut self, vq: &mut Q, tally: &mut Tally) {
+    fn use_pieces<Q: ChainQueue>(&mut self, vq: &mut Q, cast: Cast, tally: &mut Tally) {
         let mut chains = self.chains.drain(..);
         for take in self.takes.drain(..) {
             let bytes = self.offload.piece_bytes(take.frame);
-            tally.sent(bytes as u64);
+            tally.sent(bytes as u64, cast);
             let bytes = self.header + bytes;
             put_taken(vq, &mut chains, self.segments.as_slice(), &take, bytes);
         }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::host::net::{
-    BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, Verdict, VnetHeader, vnet_header_bytes,
+    BURST_FRAMES_MAX, Cast, DropReason, Frame, FrameBurst, Verdict, VnetHeader, vnet_header_bytes,
 };
 use crate::memory::{Segment, copy};
 use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault, Single};
@@ -149,6 +149,7 @@ impl TxHandler {
                     count: 1,
                     bytes,
                     verdict: verdict(false, bytes),
+                    cast: Cast::Unicast,
                 }
             }));
         if self.offloads {
@@ -190,6 +191,7 @@ impl TxHandler {
             count: chain.readable,
             bytes,
             verdict: verdict(chain.writable > 0, bytes),
+            cast: Cast::Unicast,
         }
     }
 

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::host::net::{DropReason, VnetHeader, vnet_header_bytes};
+use crate::host::net::{Cast, DropReason, VnetHeader, vnet_header_bytes};
 use crate::memory::{Bounce, SEGMENTS_MAX, Segment, Segments, copy};
 use crate::ring::{ChainQueue, RingFault};
 
@@ -265,6 +265,7 @@ impl RxWindow {
             self.tally.dropped(DropReason::NoOffload);
             return;
         }
+        let cast = self.cast();
         let (mut left, mut gone) = (bytes, 0);
         for chain in self.chains.drain(..usize::from(count)) {
             let next = gone + chain.segments;
@@ -273,7 +274,15 @@ impl RxWindow {
             gone = next;
         }
         self.segments.drop_front(gone);
-        self.tally.sent((bytes - self.header) as u64);
+        self.tally.sent((bytes - self.header) as u64, cast);
+    }
+
+    /// Who the first frame in the window is for; its header may end where a buffer does.
+    fn cast(&self) -> Cast {
+        let mut front = [0; VnetHeader::BYTES + 6];
+        let front = &mut front[..self.header + 6];
+        copy::read(self.segments.as_slice(), 0, front);
+        Cast::of_address(&front[self.header..])
     }
 
     /// Makes the header that the host wrote one that this guest may see; whether it can be. The

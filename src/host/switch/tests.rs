@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::net::{FrameBurst, VnetHeader};
+use super::super::net::{Cast, FrameBurst, VnetHeader};
 use super::*;
 use crate::memory::{Access, GuestRam};
 
@@ -70,6 +70,7 @@ impl Bench {
             count: u32::try_from(burst.segments.len()).unwrap(),
             bytes: len,
             verdict: Verdict::Retry,
+            cast: Cast::Unicast,
         });
         let FrameBurst {
             frames, segments, ..
@@ -310,6 +311,7 @@ fn burst(bench: &Bench, frames: &[Vec<u8>]) -> FrameBurst {
             count: 1,
             bytes: len,
             verdict: Verdict::Retry,
+            cast: Cast::Unicast,
         });
     }
     burst

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::net::{Frame, VnetHeader};
+use super::super::net::{Cast, Frame, VnetHeader};
 use super::*;
 use crate::host::net::FrameBurst;
 use crate::memory::{Access, GuestRam, Segments, copy};
@@ -88,6 +88,7 @@ fn burst(ram: &GuestRam, frames: &[(VnetHeader, &[u8])], cut: usize) -> FrameBur
             count: u32::try_from(burst.segments.len() - first).unwrap(),
             bytes: u32::try_from(bytes.len()).unwrap(),
             verdict: Verdict::Retry,
+            cast: Cast::Unicast,
         });
     }
     burst

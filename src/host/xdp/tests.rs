@@ -39,6 +39,7 @@ fn burst(ram: &GuestRam, frames: &[Vec<u8>], cut: usize) -> FrameBurst {
             count: u32::try_from(burst.segments.len() - first).unwrap(),
             bytes: u32::try_from(bytes.len()).unwrap(),
             verdict: Verdict::Retry,
+            cast: Cast::Unicast,
         });
     }
     burst

@@ -287,6 +287,21 @@ fn a_driver_sees_only_what_it_acknowledged() {
 }
 
 #[test]
+fn groups_and_all_are_counted_wherever_the_address_lies() {
+    let mut port = Port::new(64, MRG);
+    for to in [[0xff; 6], [1, 0, 0x5e, 0, 0, 9], [2, 0, 0, 0, 0, 7]] {
+        // The address in three buffers.
+        for bytes in [14, 3, 2000] {
+            port.vq.offer_rx(&[bytes]);
+        }
+        assert_eq!(port.refill(), Refill::Ready);
+        port.read_plain(&[&to[..], &[7; 100]].concat());
+    }
+    assert_eq!(port.counters.rx.casts(), [1, 1]);
+    assert_eq!(port.counters.rx.frames(), 3);
+}
+
+#[test]
 fn a_fault_ends_the_window() {
     let mut port = Port::new(8, TSO);
     port.vq.offer_rx(&[200]);
