@@ -1,7 +1,8 @@
 //! Disks of the real daemon, with a front-end of our own that decides on every descriptor.
 //!
-//! `matrix` has every request in every shape, `reference` the same ones for a disk of another make, `durable` what must be on the disk when, `encrypted`
-//! what is there in ciphertext; in `faults` the disk is sick, in `locks` somebody else uses it.
+//! `matrix` has every request in every shape, `reference` the same ones for a disk of another make,
+//! `durable` what must be on the disk when, `encrypted` what is there in ciphertext; in `faults`
+//! the disk is sick, in `resize` it grows and shrinks, in `locks` somebody else uses it.
 
 mod support;
 
@@ -18,4 +19,5 @@ mod blk {
     mod locks;
     mod matrix;
     mod reference;
+    mod resize;
 }

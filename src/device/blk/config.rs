@@ -17,6 +17,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::sync::Counter;
 
 use super::super::{ConfigWriteError, DeviceKind, DeviceModel, RingOptions};
+use super::size::DiskSize;
 use super::{RangeLimits, SECTOR_BYTES};
 
 /// Data segments of one request that drivers are told to stay below: with header and status, a
@@ -151,7 +152,7 @@ impl BlkTopology {
 pub struct BlkSetup {
     /// Its name in the configuration.
     pub name: String,
-    /// Capacity in bytes, a multiple of `block_size`.
+    /// Capacity in bytes at first, a multiple of `block_size`.
     pub capacity_bytes: u64,
     /// Logical block size in bytes.
     pub block_size: u32,
@@ -178,6 +179,7 @@ pub struct BlkModel {
     queues: Box<[Arc<BlkCounters>]>,
     /// Not `writeback` of config space; read by the workers at each write.
     write_through: Arc<AtomicBool>,
+    size: Arc<DiskSize>,
 }
 
 impl BlkModel {
@@ -186,6 +188,7 @@ impl BlkModel {
         let queues = (0..setup.queues).map(|_| Arc::default()).collect();
         let write_through = Arc::new(AtomicBool::new(setup.write_through));
         BlkModel {
+            size: Arc::new(DiskSize::new(setup.capacity_bytes)),
             setup,
             queues,
             write_through,
@@ -195,6 +198,11 @@ impl BlkModel {
     /// How it is set up.
     pub fn setup(&self) -> &BlkSetup {
         &self.setup
+    }
+
+    /// How large it is, as it changes.
+    pub fn size(&self) -> &Arc<DiskSize> {
+        &self.size
     }
 
     /// Whether writes are durable when they are acknowledged, as it changes.
@@ -267,6 +275,10 @@ impl DeviceModel for BlkModel {
             })
     }
 
+    fn config_changes(&self) -> bool {
+        true
+    }
+
     fn vrings_max(&self) -> u16 {
         self.setup.queues
     }
@@ -284,7 +296,7 @@ impl DeviceModel for BlkModel {
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(
             offset::CAPACITY,
-            &(self.setup.capacity_bytes / SECTOR_BYTES).to_le_bytes(),
+            &(self.size.told() / SECTOR_BYTES).to_le_bytes(),
         );
         put(offset::SIZE_MAX, &SIZE_MAX.to_le_bytes());
         put(offset::SEG_MAX, &SEG_MAX.to_le_bytes());

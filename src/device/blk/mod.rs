@@ -8,6 +8,7 @@
 mod config;
 mod ranges;
 mod request;
+mod size;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use ranges::Progress;
 pub use ranges::RangeLimits;
 use request::{HEADER_BYTES, parse};
 pub use request::{Limits, Reject, Request};
+pub use size::DiskSize;
 use slots::{Slot, Slots};
 
 /// A sector of VIRTIO 1.3 §5.2.4 in bytes, whatever the block size.
@@ -66,6 +68,7 @@ impl Durability {
 #[derive(Debug)]
 pub struct BlkHandler {
     limits: Limits,
+    size: Arc<DiskSize>,
     serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
     durability: Durability,
     slots: Slots,
@@ -88,13 +91,14 @@ impl BlkHandler {
         let slots = size.min(SLOTS_MAX);
         Some(BlkHandler {
             limits: Limits {
-                capacity_bytes: setup.capacity_bytes,
+                capacity_bytes: model.size().end(),
                 block_size: setup.block_size,
                 read_only: setup.read_only,
                 discard: features & (1 << VIRTIO_BLK_F_DISCARD) != 0,
                 write_zeroes: features & (1 << VIRTIO_BLK_F_WRITE_ZEROES) != 0,
                 ranges: setup.ranges,
             },
+            size: Arc::clone(model.size()),
             serial,
             durability: Durability {
                 always: features & (1 << VIRTIO_BLK_F_FLUSH) == 0,
@@ -119,6 +123,7 @@ impl BlkHandler {
         scratch: &mut Segments,
         budget: usize,
     ) -> Result<usize, RingFault> {
+        self.limits.capacity_bytes = self.size.end();
         let mut work = self.reap(vq, io)?;
         self.resubmit(io);
         let mut taken = 0;
