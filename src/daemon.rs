@@ -12,10 +12,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{
     BlkBackend, BlkConfig, CallsConfig, Config, ConfigError, EncryptConfig, IdlePolicy, LinkConfig,
-    NetConfig, Placement, PortRates, RingsConfig, UplinkConfig,
+    NetConfig, Placement, PortRates, RingsConfig, SickConfig, UplinkConfig,
 };
 use crate::control::session::{self, FrontEnds, Link, Served, Surroundings};
-use crate::device::blk::{BlkModel, BlkSetup, BlkTopology, RangeLimits};
+use crate::device::blk::{BlkModel, BlkSetup, BlkTopology, RangeLimits, SickPolicy};
 use crate::device::net::{NetCounters, NetModel, NetOptions, Offloads};
 use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
 use crate::engine::{
@@ -416,9 +416,17 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
         topology,
         ranges,
         serial: blk.serial.clone(),
+        sick: sick_policy(blk.sick),
         rings: ring_options(blk.rings),
     });
     Ok(Parts::Blk(Arc::new(model), backing))
+}
+
+fn sick_policy(sick: SickConfig) -> SickPolicy {
+    SickPolicy {
+        hold: sick.hold,
+        io_timeout: sick.io_timeout,
+    }
 }
 
 /// Reads the key of the disk `name`.
