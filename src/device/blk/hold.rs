@@ -84,7 +84,8 @@ impl Held {
         if self.count == 0 {
             let (seconds, failed) = (self.since.elapsed().as_secs(), self.failed);
             tracing::info!(
-                "{label}: nothing waits for space any more, after {seconds} s; {failed} of it failed"
+                "{label}: nothing waits for space any more, after {seconds} s; {failed} of it \
+                 failed"
             );
         }
     }
