@@ -12,10 +12,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{
     BlkBackend, BlkConfig, CallsConfig, Config, ConfigError, EncryptConfig, IdlePolicy, LinkConfig,
-    NetConfig, Placement, PortRates, RingsConfig, UplinkConfig,
+    NetConfig, Placement, PortRates, RingsConfig, SickConfig, UplinkConfig,
 };
-use crate::control::session::{self, FrontEnds, Link, Served};
-use crate::device::blk::{BlkModel, BlkSetup, BlkTopology, RangeLimits};
+use crate::control::session::{self, FrontEnds, Link, Served, Surroundings};
+use crate::device::blk::{BlkModel, BlkSetup, BlkTopology, RangeLimits, SickPolicy};
 use crate::device::net::{NetCounters, NetModel, NetOptions, Offloads};
 use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
 use crate::engine::{
@@ -35,6 +35,7 @@ use crate::sys::xdp::{Xdp, XdpError};
 
 mod doors;
 mod links;
+mod sizes;
 
 /// Why the daemon did not start. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +130,8 @@ struct Running {
     devices: Vec<Device>,
     /// With their names.
     uplinks: Vec<(String, Uplink)>,
+    /// Of the disks, in the order of the settings.
+    sizes: Vec<sizes::Size>,
     engine: Engine,
 }
 
@@ -181,15 +184,22 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
     let exit = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(start("eventfd"))?;
     let mut devices = Vec::new();
     let links = links.into_iter().chain(iter::repeat_with(Link::default));
+    let mut sizes = Vec::new();
     for (((parts, handle), door), link) in parts.into_iter().zip(handles).zip(doors).zip(links) {
+        let (size, medium) = sizes::watch(&parts.parts)
+            .map_err(start("size of a disk"))?
+            .unzip();
+        sizes.extend(size);
+        let around = Surroundings { link, medium };
         let device =
-            serve(&parts.parts, handle, door, link, &exit).map_err(start("session thread"))?;
+            serve(&parts.parts, handle, door, around, &exit).map_err(start("session thread"))?;
         devices.push(device);
     }
     announce(&config);
     let running = Running {
         devices,
         uplinks,
+        sizes,
         engine,
     };
     wait(&signals, &running, config, reload);
@@ -375,7 +385,7 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
             (backing, bytes, ranges)
         }
         &BlkBackend::Ram(bytes) => {
-            let store = Store::new(bytes).map_err(|source| DaemonError::Ram {
+            let store = Store::growable(bytes).map_err(|source| DaemonError::Ram {
                 name: blk.name.clone(),
                 bytes,
                 source,
@@ -406,9 +416,17 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
         topology,
         ranges,
         serial: blk.serial.clone(),
+        sick: sick_policy(blk.sick),
         rings: ring_options(blk.rings),
     });
     Ok(Parts::Blk(Arc::new(model), backing))
+}
+
+fn sick_policy(sick: SickConfig) -> SickPolicy {
+    SickPolicy {
+        hold: sick.hold,
+        io_timeout: sick.io_timeout,
+    }
 }
 
 /// Reads the key of the disk `name`.
@@ -436,7 +454,7 @@ fn serve(
     parts: &Parts,
     handle: Arc<DeviceHandle>,
     front_ends: Box<dyn FrontEnds>,
-    link: Link,
+    around: Surroundings,
     exit: &EventFd,
 ) -> io::Result<Device> {
     let model: Arc<dyn DeviceModel> = match parts {
@@ -448,7 +466,7 @@ fn serve(
         device: Arc::clone(&model),
         runner,
     };
-    let thread = session::spawn(served, front_ends, link, exit.try_clone()?)?;
+    let thread = session::spawn(served, front_ends, around, exit.try_clone()?)?;
     Ok(Device {
         parts: parts.clone(),
         model,
@@ -552,6 +570,7 @@ fn change(running: &Running, config: &mut Config, new: Config) {
     if new.uplinks != config.uplinks {
         tracing::warn!("what else has changed of uplinks takes a restart");
     }
+    sizes::change(&running.sizes, &mut config.blks, &new.blks);
     if new.blks != config.blks || new.engine != config.engine {
         tracing::warn!("what has changed of disks or of the engine takes a restart");
     }

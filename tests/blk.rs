@@ -2,7 +2,8 @@
 //!
 //! `matrix` has every request in every shape, `reference` the same ones for a disk of another make,
 //! `durable` what must be on the disk when, `encrypted` what is there in ciphertext; in `faults`
-//! the disk is sick, in `locks` somebody else uses it.
+//! the disk is sick, in `hold` it is full or slow, in `resize` it grows and shrinks, in `locks`
+//! somebody else uses it.
 
 mod support;
 
@@ -16,7 +17,9 @@ mod blk {
     mod durable;
     mod encrypted;
     mod faults;
+    mod hold;
     mod locks;
     mod matrix;
     mod reference;
+    mod resize;
 }

@@ -21,6 +21,7 @@ mod keyvalue;
 mod links;
 mod net;
 mod rates;
+mod sick;
 mod size;
 mod switch;
 #[cfg(test)]
@@ -232,6 +233,8 @@ pub struct BlkConfig {
     pub lock: bool,
     /// A write is acknowledged when it is durable, until the driver says otherwise.
     pub write_through: bool,
+    /// What is done when it is full or slow.
+    pub sick: SickConfig,
     /// The guest may give space back.
     pub discard: bool,
     /// What GET_ID answers: ASCII, at most 20 bytes; by default the start of the name.
@@ -242,6 +245,15 @@ pub struct BlkConfig {
     pub cores: Vec<usize>,
     /// What is chosen about its virtqueues.
     pub rings: RingsConfig,
+}
+
+/// What is done about a disk that is full or slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SickConfig {
+    /// What finds no space waits for it, and does not fail.
+    pub hold: bool,
+    /// Requests that take longer are told of; `None`: none are.
+    pub io_timeout: Option<Duration>,
 }
 
 /// How a disk is encrypted: with AES-256-XTS.

@@ -105,6 +105,8 @@ fn flags_and_file_give_the_same_settings() {
         discard = false
         cache = "writethrough"
         lock = "off"
+        on_enospc = "hold"
+        io_timeout = "off"
         serial = "A 1"
         block_size = 4096
 
@@ -128,7 +130,8 @@ fn flags_and_file_give_the_same_settings() {
             &[
                 &format!(
                     "name=root,socket=systemd:root,path={},queues=4,read_only=true,direct=off,\
-                     discard=off,cache=writethrough,lock=off,serial=A 1,block_size=4K",
+                     discard=off,cache=writethrough,lock=off,on_enospc=hold,\
+                     io_timeout=off,serial=A 1,block_size=4K",
                     disk.replace(',', ",,")
                 ),
                 "socket=fd:7,backend=ram:1M,fault=eio=7+delay_us=20+drop_flush",
@@ -178,6 +181,10 @@ fn flags_and_file_give_the_same_settings() {
                 read_only: true,
                 direct: Some(false),
                 fault: None,
+                sick: SickConfig {
+                    hold: true,
+                    io_timeout: None,
+                },
                 lock: false,
                 write_through: true,
                 discard: false,
@@ -203,6 +210,10 @@ fn flags_and_file_give_the_same_settings() {
                     drop_flush: true,
                     ..FaultPlan::default()
                 }),
+                sick: SickConfig {
+                    hold: false,
+                    io_timeout: Some(Duration::from_secs(30)),
+                },
                 lock: true,
                 write_through: false,
                 discard: true,

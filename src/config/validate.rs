@@ -23,7 +23,7 @@ use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, KeySource,
     LinkConfig, Machine, Placement, RingsConfig, SocketConfig, SocketSource,
 };
-use super::{encrypt, net, switch, uplink, wires};
+use super::{encrypt, net, sick, switch, uplink, wires};
 
 /// 128 pairs are the 256 vrings that a kick message can name.
 pub(super) const QUEUES_MAX: u64 = 128;
@@ -65,6 +65,8 @@ struct RawBlk {
     cache: Option<String>,
     lock: Option<String>,
     fault: Option<Vec<String>>,
+    on_enospc: Option<String>,
+    io_timeout: Option<TextOrNumber>,
     discard: Option<bool>,
     encrypt: Option<String>,
     encrypt_sector: Option<TextOrNumber>,
@@ -405,6 +407,7 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
         read_only: raw.read_only.unwrap_or(false),
         direct: raw.direct,
         fault: parse_faults(raw.fault.as_deref()).map_err(in_key("fault"))?,
+        sick: sick::check(table, raw.on_enospc.as_deref(), raw.io_timeout)?,
         lock: parse_lock(raw.lock.as_deref()).map_err(in_key("lock"))?,
         write_through: parse_cache(raw.cache.as_deref()).map_err(in_key("cache"))?,
         discard: raw.discard.unwrap_or(true),

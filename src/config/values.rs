@@ -316,7 +316,7 @@ pub(super) fn parse_faults(items: Option<&[String]>) -> Result<Option<FaultPlan>
             "eio" | "enospc" | "short" => (1, 1 << 30),
             "eintr" | "eagain" => (2, 1 << 30),
             "reorder" => (2, 256),
-            "delay_us" => (1, 1_000_000),
+            "delay_us" => (1, 60_000_000),
             _ => {
                 return Err(Problem::UnknownKind {
                     what: "fault",

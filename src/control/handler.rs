@@ -197,7 +197,7 @@ impl DeviceSession {
 
     /// The protocol features that the device offers.
     pub(super) fn protocol_offered(&self) -> u64 {
-        if self.device.has_link_status() {
+        if self.device.config_changes() {
             proto::ALWAYS | proto::BACKEND_REQ
         } else {
             proto::ALWAYS

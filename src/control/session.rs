@@ -5,7 +5,7 @@
 //! vring is stopped and guest memory unmapped before the next begins.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -43,6 +43,39 @@ pub struct Link {
     pub tells: Option<Arc<Presence>>,
 }
 
+/// What a disk is on, which may become larger or smaller while it is served.
+pub trait Medium: Send {
+    /// Readable when it is worth a look.
+    fn news(&self) -> RawFd;
+
+    /// Looks at it; `in_use` by a front-end, or not. Whether config space has changed by that.
+    /// There is no news after it, until there is more.
+    fn look(&mut self, in_use: bool) -> bool;
+}
+
+/// What may change about a device without a message.
+#[derive(Default)]
+pub struct Surroundings {
+    /// Its link, if it has one.
+    pub link: Link,
+    /// What it is on, if that may change.
+    pub medium: Option<Box<dyn Medium>>,
+}
+
+impl core::fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Surroundings")
+            .field("link", &self.link)
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<Link> for Surroundings {
+    fn from(link: Link) -> Surroundings {
+        Surroundings { link, medium: None }
+    }
+}
+
 /// A device and what runs its vrings.
 #[derive(Debug, Clone)]
 pub struct Served {
@@ -60,16 +93,22 @@ pub struct Served {
 pub fn spawn(
     served: Served,
     front_ends: Box<dyn FrontEnds>,
-    link: Link,
+    around: impl Into<Surroundings>,
     exit: EventFd,
 ) -> io::Result<JoinHandle<bool>> {
     let name = format!("ctl-{}", served.device.name());
+    let Surroundings { link, medium } = around.into();
+    let mut wake = Wake::new(exit, link.watch.as_ref())?;
+    if let Some(medium) = &medium {
+        wake.also(medium.news())?;
+    }
     let sessions = Sessions {
         name: format!("{} {}", served.device.kind(), served.device.name()),
-        wake: Wake::new(exit, link.watch.as_ref())?,
+        wake,
         served,
         front_ends,
         link,
+        medium,
         was_up: true,
     };
     std::thread::Builder::new()
@@ -83,6 +122,7 @@ struct Sessions {
     served: Served,
     front_ends: Box<dyn FrontEnds>,
     link: Link,
+    medium: Option<Box<dyn Medium>>,
     wake: Wake,
     /// The link, as the log has it.
     was_up: bool,
@@ -121,6 +161,9 @@ impl Sessions {
             }
             let seen = look(&mut self.link.watch, &self.wake, &self.name);
             self.served.device.set_link(seen.up);
+            if let Some(medium) = &mut self.medium {
+                medium.look(false);
+            }
             let closed = self.link.ends_session && !seen.up;
             if self.was_up != seen.up {
                 let what = match (seen.up, self.link.ends_session) {
@@ -146,6 +189,7 @@ impl Sessions {
         let Sessions {
             name,
             link,
+            medium,
             wake,
             was_up,
             served,
@@ -159,7 +203,9 @@ impl Sessions {
                 if link.ends_session && seen.was_down {
                     return Some(SessionEnd::LinkDown);
                 }
-                if served.device.set_link(seen.up) {
+                let mut changed = served.device.set_link(seen.up);
+                changed |= medium.as_mut().is_some_and(|medium| medium.look(true));
+                if changed {
                     lock(session).config_changed();
                 }
                 if *was_up != seen.up {

@@ -95,6 +95,10 @@ pub trait DeviceModel: Send + Sync + core::fmt::Debug {
     fn has_link_status(&self) -> bool {
         false
     }
+    /// Whether config space may change by itself, of which a front-end is told.
+    fn config_changes(&self) -> bool {
+        self.has_link_status()
+    }
     /// The link is up, or down: whether config space has changed by that.
     fn set_link(&self, _up: bool) -> bool {
         false

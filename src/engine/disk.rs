@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -217,8 +218,9 @@ impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
     }
 
     fn drain(&mut self, cx: &mut WorkerCx) -> bool {
+        self.handler.stop_holding();
         self.poll(cx, 0);
-        self.handler.in_flight() == 0
+        self.handler.is_drained()
     }
 
     fn base(&self) -> u32 {
@@ -274,6 +276,10 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
             HostDisk::Faulty(disk) if disk.0.holds() => Armed::Bounded,
             _ => Armed::Sleep,
         }
+    }
+
+    fn due(&mut self) -> Option<Instant> {
+        self.handler.due()
     }
 }
 

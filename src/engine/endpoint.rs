@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -79,6 +80,8 @@ pub(crate) trait GuestDisk: VringEndpoint {
     fn poll(&mut self, cx: &mut WorkerCx, budget: usize) -> usize;
     /// Kicks on, unless nothing could be taken anyway.
     fn arm(&mut self) -> Armed;
+    /// When it must be polled next whatever comes; whoever asks sleeps until then.
+    fn due(&mut self) -> Option<Instant>;
 }
 
 /// A vring with the device logic behind it.

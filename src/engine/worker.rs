@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -440,7 +440,8 @@ impl Worker {
         let armed = self.arm();
         if armed != Armed::Work && self.mailbox.is_empty() {
             let bounded = armed == Armed::Bounded || self.kickless > 0 || self.stopping;
-            let timeout = if bounded { BOUNDED_SLEEP_MS } else { -1 };
+            let due = self.due_within_ms();
+            let timeout = if bounded { BOUNDED_SLEEP_MS } else { due };
             self.counters.parks.add(1);
             self.counters.bounded_parks.add(u64::from(bounded));
             let mut events = [EpollEvent::default(); 16];
@@ -454,6 +455,19 @@ impl Worker {
             }
         }
         self.idle.woke();
+    }
+
+    /// Milliseconds until some disk must be polled whatever comes; -1 for never.
+    fn due_within_ms(&mut self) -> i32 {
+        let mut first: Option<Instant> = None;
+        for &slot in &self.disks {
+            let due = self.slots.disk(slot).and_then(GuestDisk::due);
+            first = first.into_iter().chain(due).min();
+        }
+        let Some(due) = first else { return -1 };
+        // Rounded up: a millisecond too early would be spent in turns that find nothing.
+        let left = due.saturating_duration_since(Instant::now());
+        i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
     }
 
     fn arm(&mut self) -> Armed {

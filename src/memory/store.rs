@@ -4,6 +4,7 @@
 //! sector at the same time; what is read then is as undefined as on any disk.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vm_memory::MmapRegion;
 
@@ -12,10 +13,15 @@ use super::{Segment, copy};
 /// What memory is given back in.
 const PAGE: usize = 4096;
 
+/// How many times its size at first a store can become.
+const GROWTH: usize = 16;
+
 /// A range of zero-initialised memory.
 #[derive(Debug)]
 pub struct Store {
     map: MmapRegion<()>,
+    /// Bytes of it that are there: the rest can't be touched yet.
+    len: AtomicUsize,
 }
 
 impl Store {
@@ -26,15 +32,59 @@ impl Store {
     pub fn new(bytes: u64) -> io::Result<Store> {
         let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
         let map = MmapRegion::new(bytes).map_err(|error| io::Error::other(error.to_string()))?;
-        Ok(Store { map })
+        let len = AtomicUsize::new(bytes);
+        Ok(Store { map, len })
+    }
+
+    /// As [`Store::new`], with addresses kept free behind it for [`Store::grow`], as far as there
+    /// are some.
+    ///
+    /// # Errors
+    /// When the address space has no room.
+    pub fn growable(bytes: u64) -> io::Result<Store> {
+        let wanted = usize::try_from(bytes).map_err(io::Error::other)?;
+        let reserved = wanted.checked_next_multiple_of(PAGE);
+        let reserved = reserved.and_then(|bytes| bytes.checked_mul(GROWTH));
+        let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let map =
+            reserved.and_then(|bytes| MmapRegion::build(None, bytes, libc::PROT_NONE, flags).ok());
+        let Some(map) = map else {
+            return Store::new(bytes);
+        };
+        let len = AtomicUsize::new(0);
+        let store = Store { map, len };
+        store.grow(bytes)?;
+        Ok(store)
+    }
+
+    /// Makes it `bytes` bytes long, which is no less than it was. What is new is zero.
+    ///
+    /// # Errors
+    /// When no addresses were kept for that; nothing has changed then.
+    pub fn grow(&self, bytes: u64) -> io::Result<()> {
+        let wanted = usize::try_from(bytes).map_err(io::Error::other)?;
+        let (len, room) = (self.len.load(Ordering::Relaxed), self.map.size());
+        if wanted < len || wanted > room {
+            return Err(io::Error::other(format!(
+                "memory of {len} bytes can become at most {room} bytes long, and not shorter"
+            )));
+        }
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let pages = wanted.next_multiple_of(PAGE).min(room);
+        // SAFETY: the pages lie in our own private anonymous mapping; they only become accessible.
+        if unsafe { libc::mprotect(self.map.as_ptr().cast(), pages, protection) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // Segments may reach that far from now on.
+        self.len.store(wanted, Ordering::Release);
+        Ok(())
     }
 
     /// The bytes from `offset` on, `len` at most; valid as long as the store.
     pub fn segment(&self, offset: u64, len: usize) -> Segment {
-        let offset = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(self.map.size());
-        let len = len.min(self.map.size() - offset);
+        let all = self.len.load(Ordering::Acquire);
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX).min(all);
+        let len = len.min(all - offset);
         Segment::new(self.map.as_ptr().wrapping_add(offset), len)
     }
 
@@ -63,6 +113,29 @@ fn give_back(pages: Segment) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_grows_in_its_place_and_what_is_new_is_zero() {
+        let store = Store::growable(5000).unwrap();
+        let whole = |store: &Store| store.segment(0, usize::MAX);
+        assert_eq!(whole(&store).len(), 5000);
+        copy::write(&[whole(&store)], 0, &[0x5a; 5000]);
+        let base = whole(&store).base();
+        store.grow(70_000).unwrap();
+        assert_eq!((whole(&store).base(), whole(&store).len()), (base, 70_000));
+        let mut got = vec![0xff; 70_000];
+        copy::read(&[whole(&store)], 0, &mut got);
+        assert!(got[..5000] == [0x5a; 5000] && got[5000..] == [0; 65_000]);
+        copy::write(&[whole(&store)], 69_999, &[7]);
+        for bytes in [69_999, 8192 * 16 + 1, u64::MAX] {
+            let refused = store.grow(bytes).unwrap_err().to_string();
+            assert!(refused.contains("at most 131072 bytes"), "{refused}");
+        }
+        assert_eq!(whole(&store).len(), 70_000);
+        let fixed = Store::new(8192).unwrap();
+        fixed.grow(8192).unwrap();
+        assert!(fixed.grow(12288).is_err());
+    }
 
     #[test]
     fn exactly_the_range_becomes_zero_with_and_without_its_memory() {

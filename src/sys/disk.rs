@@ -147,9 +147,22 @@ impl DiskFile {
         })
     }
 
-    /// Size in bytes.
+    /// Size in bytes when it was opened.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Size in bytes as it is now.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn bytes_now(&self) -> io::Result<u64> {
+        end_of(&self.file)
+    }
+
+    /// Whether it is a regular file, and no block device.
+    pub fn is_regular(&self) -> bool {
+        self.file.metadata().is_ok_and(|found| found.is_file())
     }
 
     /// Whether the page cache is bypassed.
@@ -347,6 +360,10 @@ mod tests {
         file.as_file().set_len(1 << 20).unwrap();
         let disk = DiskFile::open(file.as_path(), OPTIONS).unwrap();
         assert_eq!(disk.bytes(), 1 << 20);
+        file.as_file().set_len(3 << 20).unwrap();
+        assert_eq!(disk.bytes_now().unwrap(), 3 << 20);
+        file.as_file().set_len(1 << 20).unwrap();
+        assert!(disk.is_regular());
         assert_eq!(
             disk.is_direct(),
             disk.mem_align() > 1 || disk.offset_align() > 1

@@ -177,7 +177,7 @@ impl Presence {
 #[derive(Debug)]
 pub struct Wake {
     exit: EventFd,
-    /// Over both, when there is a link to be watched.
+    /// Over both, when there is a link (or something else) to be watched.
     both: Option<Epoll>,
 }
 
@@ -198,6 +198,25 @@ impl Wake {
             exit,
             both: Some(epoll),
         })
+    }
+
+    /// Readable when `fd` is, too.
+    ///
+    /// # Errors
+    /// What epoll(7) says.
+    pub fn also(&mut self, fd: RawFd) -> io::Result<()> {
+        let event = || EpollEvent::new(EventSet::IN, 0);
+        let both = match self.both.take() {
+            Some(both) => both,
+            None => {
+                let both = Epoll::new()?;
+                both.ctl(ControlOperation::Add, self.exit.as_raw_fd(), event())?;
+                both
+            }
+        };
+        both.ctl(ControlOperation::Add, fd, event())?;
+        self.both = Some(both);
+        Ok(())
     }
 
     /// Whether it is the exit.

@@ -52,6 +52,8 @@ pub mod testnet;
 pub mod uring;
 #[expect(unsafe_code, reason = "getpwnam_r, getgrnam_r")]
 pub mod users;
+#[expect(unsafe_code, reason = "inotify")]
+pub mod watch;
 #[expect(
     unsafe_code,
     reason = "bpf(2), rings that are shared with the kernel, socket options"

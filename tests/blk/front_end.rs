@@ -1,5 +1,6 @@
 //! A front-end of one queue of a disk, of our own: the `vhost` crate's messages and the rings of
 //! `src/testing`, so that a test decides on every descriptor. One request at a time.
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -40,6 +41,10 @@ const TABLE: u64 = 0x2_0000;
 const READABLE: u64 = 0x10_0000;
 const WRITABLE: u64 = 0x40_0000;
 const RAM: u64 = 0x70_0000;
+/// What is posted and not waited for, in places of so many bytes: readable ones in the first half,
+/// writable ones in the second.
+const POSTED: u64 = 0x30_0000;
+const PLACE: u64 = 0x1_0000;
 const AROUND: u8 = 0xa7;
 
 /// How a request lies in memory: where its readable and its writable bytes are cut into
@@ -76,6 +81,10 @@ pub struct FrontEnd<D: Driver> {
     driver: D,
     kick: EventFd,
     features: u64,
+    /// Where the back-end says that config space has changed.
+    channel: Option<UnixStream>,
+    /// Ids, places and lengths of what is posted and not answered.
+    posted: Vec<(u16, u64, usize)>,
     _alive: Sender<()>,
 }
 
@@ -104,7 +113,9 @@ impl<D: Driver> FrontEnd<D> {
         assert_eq!(offered & needed, needed);
         let features = offered & (needed | features);
         let protocol = front.get_protocol_features().unwrap();
-        let wanted = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK;
+        let wanted = VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ;
         front.set_protocol_features(protocol & wanted).unwrap();
         front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         front.set_features(features).unwrap();
@@ -139,8 +150,98 @@ impl<D: Driver> FrontEnd<D> {
             ram,
             kick,
             features,
+            channel: None,
+            posted: Vec::new(),
             _alive: alive,
         }
+    }
+
+    /// Asks to be told when config space changes.
+    pub fn listen(&mut self) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        self.front.set_backend_request_fd(&theirs).unwrap();
+        ours.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.channel = Some(ours);
+    }
+
+    /// Waits for the word that config space has changed.
+    pub fn wait_config_change(&mut self) {
+        let mut message = [0; 12];
+        let mut channel = self.channel.as_ref().expect("it listens");
+        channel.read_exact(&mut message).expect("word in time");
+        // CONFIG_CHANGE_MSG, version 1, no body.
+        assert_eq!(message[..], [2u32, 1, 0].map(u32::to_ne_bytes).concat());
+    }
+
+    /// Whether nothing was said of config space.
+    pub fn hears_nothing(&mut self) -> bool {
+        let mut channel = self.channel.as_ref().expect("it listens");
+        channel.set_nonblocking(true).unwrap();
+        let read = channel.read(&mut [0; 12]);
+        channel.set_nonblocking(false).unwrap();
+        read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+
+    /// The disk's size in sectors, from config space.
+    pub fn sectors(&mut self) -> u64 {
+        u64::from_le_bytes(self.config()[..8].try_into().unwrap())
+    }
+
+    /// GET_VRING_BASE: the queue is stopped when this returns.
+    pub fn stop(&mut self) {
+        self.front.get_vring_base(0).expect("a base");
+    }
+
+    /// Posts a request without waiting for it, in memory of its own: the `place`th of sixteen.
+    pub fn post(&mut self, place: u64, kind: u32, sector: u64, out: &[u8], data_in: usize) {
+        let readable = POSTED + place * PLACE;
+        let writable = readable + PLACE / 2;
+        assert!(place < 16 && out.len() + 16 <= 0x8000 && data_in < 0x8000);
+        let mut bytes = kind.to_le_bytes().to_vec();
+        bytes.extend([0; 4]);
+        bytes.extend(sector.to_le_bytes());
+        bytes.extend(out);
+        write_guest(&self.ram, readable, &bytes);
+        write_guest(&self.ram, writable, &vec![AROUND; data_in + 1]);
+        let len = |bytes: usize| u32::try_from(bytes).unwrap();
+        let bufs = [
+            Buf::readable(readable, len(bytes.len())),
+            Buf::writable(writable, len(data_in + 1)),
+        ];
+        let id = self.driver.add(&bufs).expect("room in the ring");
+        self.posted.push((id, place, data_in));
+        if self.driver.publish() {
+            self.kick.write(1).expect("the kick eventfd takes a write");
+        }
+    }
+
+    /// How many requests that were posted are not known to be answered.
+    pub fn waits(&self) -> usize {
+        self.posted.len()
+    }
+
+    /// What was posted in some place, if it is answered by now.
+    pub fn answered(&mut self) -> Option<(u64, Answer)> {
+        let (id, used) = self.driver.used()?;
+        let at = self.posted.iter().position(|posted| posted.0 == id);
+        let (_, place, data_in) = self.posted.swap_remove(at.expect("posted before"));
+        let writable = POSTED + place * PLACE + PLACE / 2;
+        let mut data = read_guest(&self.ram, writable, data_in + 1);
+        let status = data.pop().expect("a status byte");
+        Some((place, Answer { status, used, data }))
+    }
+
+    /// Waits for the answer to all that was posted; by place.
+    pub fn all_answers(&mut self) -> Vec<(u64, Answer)> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut answers = Vec::new();
+        while !self.posted.is_empty() {
+            assert!(Instant::now() < deadline, "no answer: {:?}", self.posted);
+            answers.extend(self.answered());
+            std::thread::yield_now();
+        }
+        answers.sort_by_key(|(place, _)| *place);
+        answers
     }
 
     /// What was negotiated.

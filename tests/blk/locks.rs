@@ -13,7 +13,7 @@ use vringd::testing::driver::SplitDriver;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a daemon says that can't start.
-fn refused(image: &Path, keys: &str) -> String {
+pub fn refused(image: &Path, keys: &str) -> String {
     let dir = TempDir::new("refused");
     let socket = dir.path("s");
     let (socket, image) = (socket.display(), image.display());

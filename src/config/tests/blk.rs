@@ -128,6 +128,14 @@ fn refused_blk_flags_name_key_and_value() {
             "--blk disk0: fault = \"eintr=1\": not in 2..=1073741824",
         ),
         (
+            "socket=/b,backend=ram:1M,on_enospc=wait",
+            "--blk disk0: on_enospc = \"wait\": unknown on_enospc \"wait\" (known: report, hold)",
+        ),
+        (
+            "socket=/b,backend=ram:1M,io_timeout=99ms",
+            "--blk disk0: io_timeout = \"99ms\": expected \"off\" or a duration from 100ms",
+        ),
+        (
             "socket=/b,backend=ram:1M,cache=none",
             "--blk disk0: cache = \"none\": unknown cache \"none\" (known: \
              writeback, writethrough)",

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -17,6 +18,8 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::sync::Counter;
 
 use super::super::{ConfigWriteError, DeviceKind, DeviceModel, RingOptions};
+use super::sick::{self, SickPolicy};
+use super::size::DiskSize;
 use super::{RangeLimits, SECTOR_BYTES};
 
 /// Data segments of one request that drivers are told to stay below: with header and status, a
@@ -112,6 +115,14 @@ pub struct BlkCounters {
     pub unaligned: Counter,
     /// Operations that went wrong because that was asked for.
     pub injected: Counter,
+    /// Requests that wait for space now.
+    pub held: Counter,
+    /// Attempts to carry out such requests again.
+    pub held_retries: Counter,
+    /// Requests that were in flight for longer than they should be.
+    pub timeouts: Counter,
+    /// Since when the oldest request is in flight, in milliseconds of the model's time; 0 for none.
+    pub(super) oldest: Counter,
 }
 
 /// What is told of the medium below, in logical blocks.
@@ -151,7 +162,7 @@ impl BlkTopology {
 pub struct BlkSetup {
     /// Its name in the configuration.
     pub name: String,
-    /// Capacity in bytes, a multiple of `block_size`.
+    /// Capacity in bytes at first, a multiple of `block_size`.
     pub capacity_bytes: u64,
     /// Logical block size in bytes.
     pub block_size: u32,
@@ -167,6 +178,8 @@ pub struct BlkSetup {
     pub ranges: RangeLimits,
     /// What GET_ID answers, at most 20 bytes.
     pub serial: String,
+    /// What is done when it is full or slow.
+    pub sick: SickPolicy,
     /// What was chosen about its vrings.
     pub rings: RingOptions,
 }
@@ -178,6 +191,8 @@ pub struct BlkModel {
     queues: Box<[Arc<BlkCounters>]>,
     /// Not `writeback` of config space; read by the workers at each write.
     write_through: Arc<AtomicBool>,
+    size: Arc<DiskSize>,
+    born: Instant,
 }
 
 impl BlkModel {
@@ -186,15 +201,27 @@ impl BlkModel {
         let queues = (0..setup.queues).map(|_| Arc::default()).collect();
         let write_through = Arc::new(AtomicBool::new(setup.write_through));
         BlkModel {
+            size: Arc::new(DiskSize::new(setup.capacity_bytes)),
             setup,
             queues,
             write_through,
+            born: Instant::now(),
         }
     }
 
     /// How it is set up.
     pub fn setup(&self) -> &BlkSetup {
         &self.setup
+    }
+
+    /// How large it is, as it changes.
+    pub fn size(&self) -> &Arc<DiskSize> {
+        &self.size
+    }
+
+    /// What the times in the counters count from.
+    pub(super) fn born(&self) -> Instant {
+        self.born
     }
 
     /// Whether writes are durable when they are acknowledged, as it changes.
@@ -267,6 +294,10 @@ impl DeviceModel for BlkModel {
             })
     }
 
+    fn config_changes(&self) -> bool {
+        true
+    }
+
     fn vrings_max(&self) -> u16 {
         self.setup.queues
     }
@@ -284,7 +315,7 @@ impl DeviceModel for BlkModel {
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(
             offset::CAPACITY,
-            &(self.setup.capacity_bytes / SECTOR_BYTES).to_le_bytes(),
+            &(self.size.told() / SECTOR_BYTES).to_le_bytes(),
         );
         put(offset::SIZE_MAX, &SIZE_MAX.to_le_bytes());
         put(offset::SEG_MAX, &SEG_MAX.to_le_bytes());
@@ -325,6 +356,10 @@ impl DeviceModel for BlkModel {
                 .iter()
                 .fold(0, |sum: u64, queue| sum.wrapping_add(of(queue).get()))
         };
+        let ages = self
+            .queues
+            .iter()
+            .map(|c| sick::age_ms(&c.oldest, self.born));
         vec![
             ("reads", sum(|c| &c.reads)),
             ("read_bytes", sum(|c| &c.read_bytes)),
@@ -343,6 +378,10 @@ impl DeviceModel for BlkModel {
             ("short_ios", sum(|c| &c.short_ios)),
             ("unaligned", sum(|c| &c.unaligned)),
             ("injected", sum(|c| &c.injected)),
+            ("held", sum(|c| &c.held)),
+            ("held_retries", sum(|c| &c.held_retries)),
+            ("timeouts", sum(|c| &c.timeouts)),
+            ("oldest_ms", ages.max().unwrap_or(0)),
         ]
     }
 }

@@ -6,8 +6,12 @@
 //! is no room for one, as used with length 0.
 
 mod config;
+mod hold;
+mod overdue;
 mod ranges;
 mod request;
+mod sick;
+mod size;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -15,6 +19,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
@@ -29,6 +34,9 @@ use ranges::Progress;
 pub use ranges::RangeLimits;
 use request::{HEADER_BYTES, parse};
 pub use request::{Limits, Reject, Request};
+use sick::Sick;
+pub use sick::SickPolicy;
+pub use size::DiskSize;
 use slots::{Slot, Slots};
 
 /// A sector of VIRTIO 1.3 §5.2.4 in bytes, whatever the block size.
@@ -66,6 +74,7 @@ impl Durability {
 #[derive(Debug)]
 pub struct BlkHandler {
     limits: Limits,
+    size: Arc<DiskSize>,
     serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
     durability: Durability,
     slots: Slots,
@@ -73,6 +82,7 @@ pub struct BlkHandler {
     waiting: VecDeque<u16>,
     /// Where the ranges of a request are read to.
     ranges: Vec<ranges::Range>,
+    sick: Sick,
     counters: Arc<BlkCounters>,
 }
 
@@ -86,15 +96,17 @@ impl BlkHandler {
             *to = from;
         }
         let slots = size.min(SLOTS_MAX);
+        let label = format!("blk {} queue {index}", setup.name);
         Some(BlkHandler {
             limits: Limits {
-                capacity_bytes: setup.capacity_bytes,
+                capacity_bytes: model.size().end(),
                 block_size: setup.block_size,
                 read_only: setup.read_only,
                 discard: features & (1 << VIRTIO_BLK_F_DISCARD) != 0,
                 write_zeroes: features & (1 << VIRTIO_BLK_F_WRITE_ZEROES) != 0,
                 ranges: setup.ranges,
             },
+            size: Arc::clone(model.size()),
             serial,
             durability: Durability {
                 always: features & (1 << VIRTIO_BLK_F_FLUSH) == 0,
@@ -103,6 +115,7 @@ impl BlkHandler {
             slots: Slots::new(slots),
             waiting: VecDeque::with_capacity(usize::from(slots)),
             ranges: Vec::new(),
+            sick: Sick::new(setup.sick, slots, label, model.born()),
             counters: Arc::clone(model.queue_counters(index)?),
         })
     }
@@ -119,7 +132,11 @@ impl BlkHandler {
         scratch: &mut Segments,
         budget: usize,
     ) -> Result<usize, RingFault> {
+        self.limits.capacity_bytes = self.size.end();
         let mut work = self.reap(vq, io)?;
+        if self.sick.looks() && self.sick.look(&self.slots, &self.counters) {
+            work += self.retry_held(vq, io);
+        }
         self.resubmit(io);
         let mut taken = 0;
         while taken < budget && self.waiting.is_empty() && self.slots.has_room() {
@@ -141,6 +158,23 @@ impl BlkHandler {
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.slots.in_flight()
+    }
+
+    /// When this must be polled next whatever comes; whoever asks sleeps until then.
+    pub fn due(&mut self) -> Option<Instant> {
+        self.sick.due(&self.slots, &self.counters)
+    }
+
+    /// The queue stops: what waits for space is tried once more, at the next poll, and fails if
+    /// there is none.
+    pub fn stop_holding(&mut self) {
+        self.sick.end();
+    }
+
+    /// Whether no request is in flight; then nothing more is shown of any.
+    pub fn is_drained(&mut self) -> bool {
+        self.sick.due(&self.slots, &self.counters);
+        self.slots.in_flight() == 0
     }
 
     /// Whether another request could be taken now.
@@ -283,6 +317,39 @@ impl BlkHandler {
         }
     }
 
+    /// Tries again what waits for space. Returns how many requests were answered instead, because
+    /// the disk has become smaller meanwhile.
+    #[cold]
+    fn retry_held<Q: ChainQueue>(&mut self, vq: &mut Q, io: &mut dyn BlkIo) -> usize {
+        let mut answered = 0;
+        for _ in 0..self.sick.held.waiting() {
+            let Some(index) = self.sick.held.take() else {
+                break;
+            };
+            let slot = self.slots.get(index);
+            let end = match slot.request {
+                Request::Out { offset, bytes } => Some(offset + u64::from(bytes)),
+                _ => ranges::end_of_next(slot),
+            };
+            if end.is_some_and(|end| end > self.limits.capacity_bytes) {
+                self.answer(vq, index, STATUS_IOERR);
+                answered += 1;
+            } else {
+                self.counters.held_retries.add(1);
+                self.submit(io, index);
+            }
+        }
+        answered
+    }
+
+    /// Takes note that a request that waited for space was answered.
+    #[cold]
+    fn answered_held(&mut self, index: u16, ok: bool) {
+        self.slots.get(index).held = false;
+        self.sick.held.answered(ok, &self.sick.label);
+        self.counters.held.set(self.sick.held.count());
+    }
+
     fn reap<Q: ChainQueue>(&mut self, vq: &mut Q, io: &mut dyn BlkIo) -> Result<usize, RingFault> {
         let mut count = 0;
         while let Some(completion) = io.reap() {
@@ -321,6 +388,11 @@ impl BlkHandler {
             Err(EFAULT) => {
                 self.answer(vq, index, STATUS_IOERR);
                 return Err(RingFault::Memory);
+            }
+            Err(errno) if self.sick.held.takes(errno, slot) => {
+                self.sick.held.put(index, slot, &self.sick.label);
+                self.counters.held.set(self.sick.held.count());
+                return Ok(());
             }
             Err(_) => STATUS_IOERR,
         };
@@ -385,8 +457,12 @@ impl BlkHandler {
         } else {
             last
         };
+        let held = slot.held;
         if let Some(chain) = slot.chain.take() {
             vq.put_used(chain, written, &slot.segments[first..]);
+        }
+        if held {
+            self.answered_held(index, ok);
         }
         self.slots.free(index);
     }

@@ -170,6 +170,12 @@ pub(super) fn next_op(slot: &Slot) -> BlkOp<'static> {
     }
 }
 
+/// Where what a request needs next ends on the disk, if it is not a flush.
+pub(super) fn end_of_next(slot: &Slot) -> Option<u64> {
+    let range = slot.ranges.list.get(slot.ranges.next)?;
+    Some(range.offset + u64::from(range.bytes))
+}
+
 /// How far a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {

@@ -32,6 +32,8 @@ pub(super) struct Slot {
     pub(super) done: u32,
     /// Index of the first data segment that is not done, after the first `done` bytes.
     pub(super) next: usize,
+    /// It has waited for space.
+    pub(super) held: bool,
     /// Ranges of a DISCARD or WRITE_ZEROES; apart, so that slots stay small.
     pub(super) ranges: Box<Ranges>,
     /// The memory table that the segments belong to (see [`Slots::oldest_epoch`]).
@@ -57,6 +59,7 @@ impl Slots {
             status_only: 1,
             done: 0,
             next: 0,
+            held: false,
             ranges: Box::default(),
             epoch: 0,
             generation: 0,
@@ -122,6 +125,13 @@ impl Slots {
         let slot = &mut self.slots[usize::from(index)];
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(index);
+    }
+
+    /// What is in each slot: its generation, and the request in flight.
+    pub(super) fn requests(&self) -> impl Iterator<Item = (u16, Option<Request>)> {
+        self.slots
+            .iter()
+            .map(|slot| (slot.generation, slot.chain.as_ref().map(|_| slot.request)))
     }
 
     /// From now on requests belong to another memory table. Returns its number.

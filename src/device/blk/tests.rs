@@ -31,6 +31,10 @@ struct Rig {
 
 impl Rig {
     fn new(features: u64) -> Rig {
+        Rig::with(features, SickPolicy::default())
+    }
+
+    fn with(features: u64, sick: SickPolicy) -> Rig {
         let ram = GuestRam::for_test(&[(0, 0x20_0000)]);
         let memory = RingMemory::new::<Split>(&ram, 0, 64);
         let setup = BlkSetup {
@@ -41,6 +45,7 @@ impl Rig {
             queues: 1,
             read_only: false,
             serial: "serial-of-disk0".into(),
+            sick,
             ..BlkSetup::default()
         };
         let model = BlkModel::new(setup);
@@ -352,3 +357,4 @@ proptest! {
 }
 
 mod ranges;
+mod sick;
