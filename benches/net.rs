@@ -12,8 +12,8 @@
 //! - `pingpong`: the round trip of one frame of `vringd bench net`: through an echo, through a wire
 //!   and back, or through a tap in a bridge which sends every frame back to the port it came from.
 //!   vringd's worker spins, or is adaptive; DPDK always spins.
-//! - `tap 65535 tso`: bytes that a tap takes per second of the daemon's CPU time, in TCP frames that
-//!   the kernel may cut when it has to, beside frames of 1514 bytes from the same front-end.
+//! - `tap 65535 tso`: bytes that a tap takes per second of the daemon's CPU time, in TCP frames
+//!   that the kernel may cut when it has to, beside frames of 1514 bytes from the same front-end.
 //!
 //! `scripts/bench net [ROW…] [--pairs N] [--seconds S] [--size BYTES] [--write]`, where a ROW is
 //! part of a row's name: `wire`, `"wire 64"`, `pingpong`. `--size` measures frames of that size
