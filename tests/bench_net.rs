@@ -212,7 +212,7 @@ mod tests {
             ("--format split", 64),
             ("--format packed --tso --size 65535 --ring-size 64", 65535),
         ] {
-            let taken = || daemon.counter("n0", "tx_frames");
+            let taken = || daemon.counter("n0", "tx_drop_sink");
             let before = taken();
             let output = bench(&format!(
                 "--socket {socket} --mode send {arguments} --duration 300ms --json"

@@ -19,8 +19,7 @@ mod front_end;
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use vringd::sys::testnet::{ETHERTYPE, PacketSocket, VNET_HEADER};
     use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
@@ -138,57 +137,6 @@ mod tests {
     #[test]
     fn frames_go_both_ways_and_nothing_outlives_the_daemon_with_packed_rings() {
         both_ways::<PackedDriver>("interrupt");
-    }
-
-    /// Whether a worker of process `pid` has itself woken by a socket, edge-triggered: the one of
-    /// the interface, as all else that wakes it is an eventfd.
-    fn socket_wakes(pid: u32) -> bool {
-        let of = |what: &str| format!("/proc/{pid}/{what}");
-        let link = |fd: &str| std::fs::read_link(of(&format!("fd/{fd}"))).unwrap_or_default();
-        let watched = |epoll: &str| {
-            let info = std::fs::read_to_string(of(&format!("fdinfo/{epoll}"))).unwrap_or_default();
-            let mut words = info.lines().map(|line| line.split_whitespace());
-            words.any(|mut words| match [(); 4].map(|()| words.next()) {
-                [Some("tfd:"), Some(fd), Some("events:"), Some("80000001")] => {
-                    link(fd).to_string_lossy().starts_with("socket:")
-                }
-                _ => false,
-            })
-        };
-        let fds = std::fs::read_dir(of("fd")).unwrap();
-        let mut names = fds.map(|fd| fd.unwrap().file_name().to_string_lossy().into_owned());
-        names.any(|fd| link(&fd).ends_with("anon_inode:[eventpoll]") && watched(&fd))
-    }
-
-    #[test]
-    fn an_interface_is_watched_by_who_sleeps_and_not_by_who_is_busy() {
-        let (netns, dir) = (cable(1, 1500), TempDir::new("xdpwatch"));
-        let socket = dir.path("net0.sock");
-        let daemon = daemon(&netns, &socket, "", "adaptive");
-        let peer = peer(&netns);
-        let mut front_end = FrontEnd::<SplitDriver>::connect(&socket, 1);
-        for seed in 0..2 {
-            let asleep = || socket_wakes(daemon.pid()).then_some(());
-            wait_until("the worker sleeps", PATIENCE, asleep);
-            peer.send(&PLAIN, &frame(100, seed));
-            wait_until("the frame that wakes it", PATIENCE, || {
-                front_end.poll(0).filter(|got| *got == frame(100, seed))
-            });
-            let (load, done) = (frame(60, 9), AtomicBool::new(false));
-            let start = Instant::now();
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    while !done.load(Ordering::Relaxed) && start.elapsed() < PATIENCE {
-                        peer.send(&PLAIN, &load);
-                    }
-                });
-                while socket_wakes(daemon.pid()) && start.elapsed() < PATIENCE {
-                    (0..200).for_each(|_| drop(front_end.poll(0)));
-                }
-                done.store(true, Ordering::Relaxed);
-                assert!(start.elapsed() < PATIENCE, "watched all the time");
-            });
-        }
     }
 
     #[test]
