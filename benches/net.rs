@@ -12,10 +12,12 @@
 //! - `pingpong`: the round trip of one frame of `vringd bench net`: through an echo, through a wire
 //!   and back, or through a tap in a bridge which sends every frame back to the port it came from.
 //!   vringd's worker spins, or is adaptive; DPDK always spins.
+//! - `tap 65535 tso`: bytes that a tap takes per second of the daemon's CPU time, in TCP frames
+//!   that the kernel may cut when it has to, beside frames of 1514 bytes from the same front-end.
 //!
 //! `scripts/bench net [ROW…] [--pairs N] [--seconds S] [--size BYTES] [--write]`, where a ROW is
 //! part of a row's name: `wire`, `"wire 64"`, `pingpong`. `--size` measures frames of that size
-//! only. `--write` measures all rows and puts table and chart into docs/performance.md.
+//! only. `--write` puts what was measured into the table and the chart of docs/performance.md.
 
 #[path = "support/chart.rs"]
 mod chart;
@@ -27,7 +29,7 @@ mod support;
 mod turns;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -64,6 +66,9 @@ struct Case {
     way: Way,
     /// One frame at a time, there and back, with this idle policy; else as many as there can be.
     pingpong: Option<&'static str>,
+    /// Frames that the kernel may cut, sent by our own front-end; their peer is those that are
+    /// short already.
+    tso: bool,
     /// Bytes of a frame.
     size: u32,
     path: RingPath,
@@ -77,6 +82,7 @@ impl Case {
         let case = |way, size, path| Case {
             way,
             pingpong: None,
+            tso: false,
             size,
             path,
         };
@@ -88,6 +94,10 @@ impl Case {
         }
         let size = size.unwrap_or(64);
         cases.extend([Way::Tap, Way::Xdp].map(|way| case(way, size, packed)));
+        cases.push(Case {
+            tso: true,
+            ..case(Way::Tap, 65535, packed)
+        });
         for way in [Way::Ports(Link::Echo), Way::Ports(Link::Wire), Way::Tap] {
             cases.extend(["spin", "adaptive"].map(|idle| Case {
                 pingpong: Some(idle),
@@ -106,6 +116,7 @@ impl Case {
         let format = if self.path.packed { "packed" } else { "split" };
         match self.pingpong {
             Some(idle) => format!("pingpong {way} {idle}"),
+            None if self.tso => format!("{way} {} tso", self.size),
             None => format!("{way} {} {format}", self.size),
         }
     }
@@ -113,6 +124,7 @@ impl Case {
     /// What DPDK's back-end is called: its drivers.
     fn peer(&self) -> &'static str {
         match self.way {
+            _ if self.tso => "vringd, 1514 bytes",
             Way::Ports(_) => "net_vhost",
             Way::Tap => "net_vhost, net_tap",
             Way::Xdp => "net_vhost, net_af_xdp",
@@ -122,6 +134,7 @@ impl Case {
     /// The part of the chart that it is in.
     fn panel(&self) -> &'static str {
         match (self.pingpong, self.way) {
+            _ if self.tso => "bytes per second of CPU time, beside 1514-byte frames",
             (Some(_), _) => "round trips, one frame",
             (None, Way::Ports(_)) => "between guests",
             (None, Way::Tap | Way::Xdp) => "guest to host",
@@ -188,8 +201,8 @@ impl Options {
         if let Some(size) = size.filter(|size| !(60..=1518).contains(size)) {
             return Err(format!("--size is 60 to 1518 bytes, not {size}"));
         }
-        if write && (size.is_some() || !parts.is_empty()) {
-            return Err("--write measures all rows as they are".to_owned());
+        if write && size.is_some() {
+            return Err("--write measures rows as they are".to_owned());
         }
         let all = Case::all(size);
         let is_part = |part: &String| all.iter().any(|case| case.name().contains(part.as_str()));
@@ -213,6 +226,8 @@ impl Options {
 #[derive(Clone, Copy)]
 enum Found {
     Rate(Mpps),
+    /// Bytes per nanosecond of the back-end's CPU time.
+    Bytes(f64),
     /// Round trips of a frame.
     Times {
         p50_us: f64,
@@ -225,6 +240,7 @@ impl Found {
     fn speed(&self) -> f64 {
         match self {
             Self::Rate(mpps) => mpps.0,
+            Self::Bytes(per_ns) => *per_ns,
             Self::Times { p50_us, .. } => 1.0 / p50_us,
         }
     }
@@ -232,7 +248,7 @@ impl Found {
     /// What nearly all round trips take at most; a rate has none.
     fn p99_us(&self) -> f64 {
         match *self {
-            Self::Rate(_) => f64::NAN,
+            Self::Rate(_) | Self::Bytes(_) => f64::NAN,
             Self::Times { p99_us, .. } => p99_us,
         }
     }
@@ -242,6 +258,7 @@ impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rate(mpps) => mpps.fmt(f),
+            Self::Bytes(per_ns) => write!(f, "{per_ns:.2} GB per CPU second"),
             Self::Times { p50_us, p99_us } => write!(f, "p50 {p50_us:.2}, p99 {p99_us:.2} µs"),
         }
     }
@@ -264,7 +281,7 @@ fn namespace(way: Way) -> Netns {
 fn run(ours: bool, case: &Case, options: &Options, dir: &BenchDir) -> Found {
     let netns = namespace(case.way);
     let sockets = case.sockets(dir);
-    let back_end = if ours {
+    let back_end = if ours || case.tso {
         case.vringd(&sockets, &netns)
     } else {
         case.dpdk(&sockets, &netns)
@@ -276,6 +293,10 @@ fn run(ours: bool, case: &Case, options: &Options, dir: &BenchDir) -> Found {
         let found = ping_pong(&sockets, options.seconds);
         drop(back_end);
         return found;
+    }
+    if case.tso {
+        let size = if ours { case.size } else { 1514 };
+        return bytes_taken(&back_end, &sockets[0], size, options.seconds);
     }
     let load = Load {
         path: &case.path,
@@ -301,18 +322,11 @@ fn reflect(netns: &Netns) {
 
 /// Round trips, to the other end and back where there are two sockets.
 fn ping_pong(sockets: &[PathBuf], seconds: u32) -> Found {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vringd"));
-    command
-        .args(["bench", "net", "--json", "--mode", "pingpong"])
-        .args(["--format", "packed", "--core", &FRONT_END_CORE.to_string()])
-        .args(["--duration", &format!("{seconds}s")]);
+    let mut command = bench_net("pingpong", seconds);
     for (flag, socket) in ["--socket", "--far"].into_iter().zip(sockets) {
         command.arg(flag).arg(socket);
     }
-    let output = command.stderr(Stdio::inherit()).output();
-    let output = output.expect("vringd was built with this bench");
-    assert!(output.status.success(), "{command:?}: {}", output.status);
-    let found: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let found = report(&mut command);
     let us = |which: &str| {
         let ns = found["latency_ns"][which].as_f64();
         ns.expect("a number in the report") / 1e3
@@ -321,6 +335,37 @@ fn ping_pong(sockets: &[PathBuf], seconds: u32) -> Found {
         p50_us: us("p50"),
         p99_us: us("p99"),
     }
+}
+
+/// What a back-end takes of frames of `size` bytes, for its CPU time.
+fn bytes_taken(back_end: &BackEnd, socket: &Path, size: u32, seconds: u32) -> Found {
+    let mut command = bench_net("send", seconds);
+    command
+        .args(["--tso", "--ring-size", "256", "--size", &size.to_string()])
+        .args(["--pid", &back_end.pid().to_string()])
+        .arg("--socket")
+        .arg(socket);
+    let found = report(&mut command);
+    let number = |which: &str| found[which].as_f64().expect("a number in the report");
+    Found::Bytes(number("frames") * f64::from(size) / number("backend_cpu_ns"))
+}
+
+/// Our own front-end.
+fn bench_net(mode: &str, seconds: u32) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vringd"));
+    command
+        .args(["bench", "net", "--json", "--mode", mode])
+        .args(["--format", "packed", "--core", &FRONT_END_CORE.to_string()])
+        .args(["--duration", &format!("{seconds}s")]);
+    command
+}
+
+/// What it reports.
+fn report(command: &mut Command) -> Value {
+    let output = command.stderr(Stdio::inherit()).output();
+    let output = output.expect("vringd was built with this bench");
+    assert!(output.status.success(), "{command:?}: {}", output.status);
+    serde_json::from_slice(&output.stdout).expect("one JSON object")
 }
 
 /// A line of the table.
@@ -335,6 +380,7 @@ impl Row {
         let middle = |of: fn(&Found) -> f64| median(self.turns.values(peer, of));
         match self.turns.runs[0][peer].value {
             Found::Rate(_) => Found::Rate(Mpps(middle(Found::speed))),
+            Found::Bytes(_) => Found::Bytes(middle(Found::speed)),
             Found::Times { .. } => Found::Times {
                 p50_us: middle(|found| 1.0 / found.speed()),
                 p99_us: middle(Found::p99_us),
@@ -378,34 +424,57 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
         complete &= seen.iter().any(|row| row.turns.runs.len() >= options.pairs);
         rows.extend(seen);
     }
-    let mut table = "| load | vringd | DPDK | ratio (range) | pairs | probe |\n\
-                     |---|---|---|---|---|---|\n"
-        .to_owned();
-    for row in &rows {
-        table.push_str(&format!("{row}\n"));
-    }
-    print!("{table}");
+    let lines: Vec<_> = rows.iter().map(Row::to_string).collect();
+    println!("{HEAD}{}", lines.join("\n"));
     if options.write {
-        write_docs(&table, &rows, options.pairs)?;
+        write_docs(lines, options.pairs)?;
     }
     Ok(complete)
 }
 
-/// The chart has the rows with all pairs.
-fn write_docs(table: &str, rows: &[Row], pairs: usize) -> Result<(), String> {
-    let complete = rows.iter().filter(|row| row.turns.runs.len() >= pairs);
-    let bar = |row: &Row| {
-        let (ratio, range) = row.turns.ratio(Found::speed);
-        chart::Bar {
-            panel: row.case.panel().to_owned(),
-            label: format!("{} ({})", row.case.name(), row.turns.distance.name()),
-            ratio,
-            range,
-        }
+/// The table's first lines.
+const HEAD: &str = "| load | vringd | beside | ratio (range) | pairs | probe |\n\
+                    |---|---|---|---|---|---|\n";
+
+/// What was measured takes the place of what stands there for the same loads.
+fn write_docs(new: Vec<String>, pairs: usize) -> Result<(), String> {
+    let old = turns::table_in_docs("net")?;
+    let old: Vec<_> = old.lines().map(str::to_owned).collect();
+    let of = |lines: &[String], name: &str| -> Vec<String> {
+        let is_its = |line: &&String| line.starts_with(&format!("| {name} |"));
+        lines.iter().filter(is_its).cloned().collect()
     };
-    let bars: Vec<_> = complete.map(bar).collect();
+    let mut table = HEAD.to_owned();
+    let mut bars = Vec::new();
+    for case in Case::all(None) {
+        let mut lines = of(&new, &case.name());
+        if lines.is_empty() {
+            lines = of(&old, &case.name());
+        }
+        for line in lines {
+            table.push_str(&format!("{line}\n"));
+            bars.extend(bar(&case, &line, pairs));
+        }
+    }
     let title = "Frames per second, or round trips, vringd / DPDK";
-    turns::write_docs("net", table, &chart::svg(title, &bars))
+    turns::write_docs("net", &table, &chart::svg(title, &bars))
+}
+
+/// The bar of a line of the table; the chart has those with all pairs.
+fn bar(case: &Case, line: &str, pairs: usize) -> Option<chart::Bar> {
+    let cells: Vec<_> = line.split('|').map(str::trim).collect();
+    let &[_, name, _, _, ratio, made, probe, _] = cells.as_slice() else {
+        return None;
+    };
+    let (ratio, range) = ratio.strip_suffix(')')?.split_once(" (")?;
+    let (least, most) = range.split_once('–')?;
+    let (distance, _) = probe.split_once(',')?;
+    (made.parse::<usize>().ok()? >= pairs).then_some(chart::Bar {
+        panel: case.panel().to_owned(),
+        label: format!("{name} ({distance})"),
+        ratio: ratio.parse().ok()?,
+        range: (least.parse().ok()?, most.parse().ok()?),
+    })
 }
 
 fn main() -> ExitCode {

@@ -248,10 +248,14 @@ struct BenchNetArgs {
     #[arg(long, value_name = "N")]
     in_flight: Option<String>,
 
-    /// What to measure: flood (frames per second) or pingpong (one frame at a time)
-    /// [default: flood]
+    /// What to measure: flood (frames per second), pingpong (one frame at a time) or send (frames
+    /// per second that the back-end takes, whether they come back or not) [default: flood]
     #[arg(long, value_name = "MODE")]
     mode: Option<String>,
+
+    /// Send TCP segments of up to 65535 bytes, which the back-end has to cut; with --mode send
+    #[arg(long)]
+    tso: bool,
 
     /// How long to measure: 5s, 300ms [default: 5s]
     #[arg(long, value_name = "TIME")]
@@ -284,6 +288,7 @@ impl BenchNetArgs {
             ring_size: self.ring_size,
             in_flight: self.in_flight,
             mode: self.mode,
+            tso: self.tso,
             duration: self.duration,
             core: self.core,
             pid: self.pid,
@@ -481,7 +486,7 @@ mod tests {
         let line = "vringd bench net --socket /s --socket /t --far /f --size mix --queues 2 \
                     --format packed --in-order --mergeable --event-idx --ring-size 256 \
                     --in-flight 9 \
-                    --mode flood --duration 1s --core 3 --pid 7 --json";
+                    --mode send --tso --duration 1s --core 3 --pid 7 --json";
         let some = |text: &str| Some(text.to_owned());
         let given = BenchNetGiven {
             sockets: vec![PathBuf::from("/s"), PathBuf::from("/t")],
@@ -494,7 +499,8 @@ mod tests {
             event_idx: true,
             ring_size: some("256"),
             in_flight: some("9"),
-            mode: some("flood"),
+            mode: some("send"),
+            tso: true,
             duration: some("1s"),
             core: some("3"),
             pid: some("7"),

@@ -202,6 +202,39 @@ mod tests {
         }
     }
 
+    #[test]
+    fn frames_that_are_only_sent_count_when_they_are_taken() {
+        let directory = TempDir::new("bench");
+        let socket = directory.path("s").display().to_string();
+        let net = format!("name=n0,socket={socket},link=sink");
+        let daemon = Daemon::start(&["run", "--net", &net]);
+        for (arguments, bytes) in [
+            ("--format split", 64),
+            ("--format packed --tso --size 65535 --ring-size 64", 65535),
+        ] {
+            let taken = || daemon.counter("n0", "tx_drop_sink");
+            let before = taken();
+            let output = bench(&format!(
+                "--socket {socket} --mode send {arguments} --duration 300ms --json"
+            ));
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let count = |key: &str| report[key].as_u64().unwrap_or_else(|| panic!("{report}"));
+            assert!(count("frames") > 0, "{report}");
+            assert_eq!((count("sent"), count("lost")), (count("received"), 0));
+            assert_eq!(taken() - before, count("sent"), "{report}");
+            let gbit = report["mpps"]
+                .as_f64()
+                .map(|mpps| mpps * f64::from(bytes) * 8e-3);
+            let told = report["gbit_per_s"].as_f64();
+            assert!(
+                gbit.zip(told)
+                    .is_some_and(|(a, b)| (a - b).abs() < 0.01 * a),
+                "{report}"
+            );
+        }
+    }
+
     /// What a run between two ports reports: every frame sent came back.
     fn there_and_back(directory: &TempDir, arguments: &str) -> Value {
         let [near, far] = ["a", "b"].map(|name| directory.path(name).display().to_string());

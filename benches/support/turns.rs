@@ -149,6 +149,18 @@ impl Drop for BenchDir {
     }
 }
 
+/// What stands between the marks of this `name` in docs/performance.md.
+#[allow(dead_code, reason = "others write all rows at once")]
+pub(crate) fn table_in_docs(name: &str) -> Result<String, String> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/performance.md");
+    let text = std::fs::read_to_string(&page);
+    let text = text.map_err(|error| format!("{}: {error}", page.display()))?;
+    let begin = text.split_once(&format!("<!-- {name}: begin -->\n"));
+    let table = begin.and_then(|(_, rest)| rest.split_once(&format!("<!-- {name}: end -->")));
+    let (table, _) = table.ok_or(format!("{} has no marks for the table", page.display()))?;
+    Ok(table.to_owned())
+}
+
 /// Puts a table between the marks of this `name` in docs/performance.md, and an image beside it.
 pub(crate) fn write_docs(name: &str, table: &str, svg: &str) -> Result<(), String> {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");

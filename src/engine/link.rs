@@ -201,7 +201,7 @@ fn leave(
     match sink {
         End::Tap(tap) => {
             let (tap, source) = (&mut ports.taps[*tap], source?);
-            burst.limit = BURST_FRAMES_MAX;
+            burst.limit = batch.collect(source);
             let turn = forward(source, tap, burst);
             if tap.take_guest_fault() {
                 source.latch(RingFault::Memory);

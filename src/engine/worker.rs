@@ -28,6 +28,11 @@ use super::mailbox::{Command, Mailbox, Stopped};
 const DISK_BUDGET: usize = 64;
 /// Sleep at most this long when something may come without a kick.
 const BOUNDED_SLEEP_MS: i32 = 1;
+/// Turns after a sleep before the host's interfaces are not watched any more: more than a worker
+/// makes that sleeps now and then.
+const TURNS_WATCHED: u32 = 1024;
+/// Already there (errno 17 on every Linux).
+const EEXIST: i32 = 17;
 /// How long the end of a worker waits for operations that nobody waited for before.
 const QUIESCE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -172,6 +177,10 @@ pub(crate) struct Worker {
     burst: FrameBurst,
     idle: Idle,
     epoll: Epoll,
+    /// The host's interfaces are in it: see [`Worker::watch_hosts`].
+    hosts_watched: bool,
+    /// Turns since the last sleep, up to [`TURNS_WATCHED`].
+    turns_awake: u32,
     mailbox: Arc<Mailbox>,
     counters: Arc<WorkerCounters>,
     /// Some slot waits to be stopped.
@@ -208,12 +217,6 @@ impl Worker {
         cpu::pin_to_core(config.core).map_err(io::Error::other)?;
         let epoll = Epoll::new()?;
         watch(&epoll, config.mailbox.wake_fd(), EventSet::EDGE_TRIGGERED)?;
-        for tap in &config.ports.taps {
-            watch(&epoll, tap, EventSet::EDGE_TRIGGERED)?;
-        }
-        for xdp in &config.ports.xdps {
-            watch(&epoll, xdp, EventSet::EDGE_TRIGGERED)?;
-        }
         let uring = if config.needs_uring {
             Some(Uring::new()?)
         } else {
@@ -243,6 +246,8 @@ impl Worker {
             burst: FrameBurst::new(),
             idle: Idle::new(config.policy),
             epoll,
+            hosts_watched: false,
+            turns_awake: 0,
             mailbox: config.mailbox,
             counters: config.counters,
             stopping: false,
@@ -256,6 +261,9 @@ impl Worker {
                 self.obey();
             }
             let work = self.turn();
+            if self.hosts_watched {
+                self.stay_awake();
+            }
             if self.stopping {
                 self.answer_stops();
             }
@@ -437,9 +445,12 @@ impl Worker {
         // Nobody keeps time while we sleep.
         self.flush_calls(true);
         self.mailbox.parking().announce();
+        // Before they are looked at: a frame that comes between wakes us.
+        let watched = self.hosts_watched || self.watch_hosts(true).is_ok();
+        self.hosts_watched = watched;
         let armed = self.arm();
         if armed != Armed::Work && self.mailbox.is_empty() {
-            let bounded = armed == Armed::Bounded || self.kickless > 0 || self.stopping;
+            let bounded = !watched || armed == Armed::Bounded || self.kickless > 0 || self.stopping;
             let due = self.due_within_ms();
             let timeout = if bounded { BOUNDED_SLEEP_MS } else { due };
             self.counters.parks.add(1);
@@ -449,6 +460,7 @@ impl Worker {
             let _ = self.epoll.wait(timeout, &mut events);
         }
         self.mailbox.parking().awake();
+        self.turns_awake = 0;
         for slot in &mut self.slots.0 {
             if let Some(endpoint) = &mut slot.endpoint {
                 endpoint.vring().disarm();
@@ -468,6 +480,40 @@ impl Worker {
         // Rounded up: a millisecond too early would be spent in turns that find nothing.
         let left = due.saturating_duration_since(Instant::now());
         i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+    }
+
+    /// Has the host's interfaces wake us, or lets them be. While somebody waits for a socket, the
+    /// kernel looks whom to wake with each frame that it has sent or received: a tenth of the time
+    /// that it has for a short one. So they are watched by who sleeps, and not for long after.
+    fn watch_hosts(&self, watch: bool) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
+        let taps = self.ports.taps.iter().map(raw);
+        let fds = taps.chain(self.ports.xdps.iter().map(raw));
+        let mut answer = Ok(());
+        for fd in fds {
+            let how = if watch {
+                ControlOperation::Add
+            } else {
+                ControlOperation::Delete
+            };
+            match self.epoll.ctl(how, fd, event) {
+                // One queue may be there twice.
+                Err(error) if error.raw_os_error() == Some(EEXIST) => {}
+                Err(error) => answer = Err(error),
+                Ok(()) => {}
+            }
+        }
+        answer
+    }
+
+    /// A turn without sleep: after many the interfaces are let be.
+    fn stay_awake(&mut self) {
+        self.turns_awake += 1;
+        if self.turns_awake == TURNS_WATCHED {
+            // What stays in costs time and no more.
+            let _ = self.watch_hosts(false);
+            self.hosts_watched = false;
+        }
     }
 
     fn arm(&mut self) -> Armed {

@@ -1,8 +1,9 @@
 //! `TapQueue`: one queue of a tap as the host side of a link.
 //!
-//! Frames go to the kernel straight from the sender's memory, one system call each, behind the
-//! header that was checked and rebuilt; frames from the kernel are read straight into the
-//! receiver's buffers. Checksums and segmentation stay undone both ways.
+//! Frames go to the kernel one system call each, behind the header that was checked and rebuilt:
+//! long ones straight from the sender's memory, short ones copied into one piece before. Frames
+//! from the kernel are read straight into the receiver's buffers. Checksums and segmentation stay
+//! undone both ways.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -60,6 +61,9 @@ pub fn leave_all_undone(tap: &Tap) -> io::Result<()> {
 const POOL_FRAMES: usize = 64;
 /// Bytes of each of these buffers: the longest frame, its header, and a cache line's alignment.
 const POOL_BYTES: usize = 65600;
+
+/// Frames between the one that is written and the one whose payload is fetched.
+const FETCH_AHEAD: usize = 4;
 
 /// One queue of a tap.
 #[derive(Debug)]
@@ -120,15 +124,23 @@ impl AsRawFd for TapQueue {
 
 impl FrameSink for TapQueue {
     fn transmit(&mut self, frames: &mut [Frame], segments: &Segments) {
-        for frame in frames {
+        for at in 0..frames.len() {
+            // The kernel would wait for each payload to come from the sender's core.
+            if let Some(next) = frames.get(at + FETCH_AHEAD)
+                && let Some(first) = next.payload(segments).first()
+            {
+                copy::prefetch_read(first);
+            }
+            let frame = &mut frames[at];
             if frame.verdict != Verdict::Retry {
                 continue;
             }
             let payload = frame.payload(segments);
-            let answer = self.fd.write_frame(&frame.header.encode(), payload);
+            let header = frame.header.encode();
+            let answer = self.fd.write_frame(&header, payload, frame.bytes as usize);
             frame.verdict = match answer {
                 Ok(()) => {
-                    // Not before: memory that the kernel can't read would be our end.
+                    // Of long ones not before: memory that the kernel can't read would be our end.
                     frame.cast = Cast::of(payload);
                     Verdict::Sent
                 }

@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::memory::{Segment, Segments};
+use crate::memory::{Segment, Segments, copy};
 
 mod place;
 
@@ -31,6 +31,9 @@ const VNET_HEADER_INT: libc::c_int = 12;
 pub const QUEUES_MAX: u16 = 256;
 /// Segments that one system call takes (IOV_MAX), the header among them.
 const IOV_MAX: usize = 1024;
+/// Bytes of the longest payload that is put behind its header before it is written: for so few, a
+/// list of segments costs the kernel more than a copy costs us.
+const SHORT_MAX: usize = 2048;
 /// Flags that every queue has.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 /// Frames that are thrown away at most when a queue is emptied: the longest queue that taps have
@@ -300,6 +303,7 @@ impl Tap {
             file,
             header: Arc::clone(&self.header),
             iov: Segments::with_capacity(IOV_MAX),
+            short: Box::new([0; VNET_HEADER + SHORT_MAX]),
         })
     }
 
@@ -393,6 +397,8 @@ pub struct TapFd {
     header: Arc<AtomicUsize>,
     /// Header and payload of the frame being written.
     iov: Segments,
+    /// The same of a short frame, in one piece.
+    short: Box<[u8; VNET_HEADER + SHORT_MAX]>,
 }
 
 impl TapFd {
@@ -416,19 +422,50 @@ impl TapFd {
         }
     }
 
-    /// Writes one frame: `header`, then `payload`.
+    /// Writes one frame: `header`, then the `bytes` bytes of `payload`.
     ///
     /// # Errors
     /// [`WriteError`]; nothing was written then.
+    #[inline]
     pub fn write_frame(
         &mut self,
         header: &[u8; VNET_HEADER],
         payload: &[Segment],
+        bytes: usize,
     ) -> Result<(), WriteError> {
+        let header = &header[..self.header.load(Ordering::Relaxed).min(VNET_HEADER)];
+        if bytes <= SHORT_MAX {
+            self.write_short(header, payload, bytes)
+        } else {
+            self.write_list(header, payload)
+        }
+    }
+
+    #[inline]
+    fn write_short(
+        &mut self,
+        header: &[u8],
+        payload: &[Segment],
+        bytes: usize,
+    ) -> Result<(), WriteError> {
+        let (head, rest) = self.short.split_at_mut(header.len());
+        head.copy_from_slice(header);
+        let len = header.len() + copy::read(payload, 0, &mut rest[..bytes]);
+        let at = self.short.as_ptr();
+        // Not by way of libc's write(2), which is a cancellation point and pays for that.
+        let fd = libc::c_long::from(self.file.as_raw_fd());
+        // SAFETY: `at` has `len` bytes, which are ours.
+        let answer = unsafe { libc::syscall(libc::SYS_write, fd, at, len) };
+        if answer >= 0 {
+            return Ok(());
+        }
+        Err(refusal())
+    }
+
+    fn write_list(&mut self, header: &[u8], payload: &[Segment]) -> Result<(), WriteError> {
         self.iov.clear();
         // The kernel only reads through it.
-        let bytes = self.header.load(Ordering::Relaxed).min(VNET_HEADER);
-        let header = Segment::new(header.as_ptr().cast_mut(), bytes);
+        let header = Segment::new(header.as_ptr().cast_mut(), header.len());
         if !self.iov.push(header) || !payload.iter().all(|&segment| self.iov.push(segment)) {
             return Err(WriteError::TooManySegments);
         }
@@ -440,16 +477,7 @@ impl TapFd {
         if bytes >= 0 {
             return Ok(());
         }
-        Err(
-            match io::Error::last_os_error()
-                .raw_os_error()
-                .unwrap_or_default()
-            {
-                libc::EAGAIN | libc::ENOBUFS => WriteError::Full,
-                libc::EFAULT => WriteError::Inaccessible,
-                other => WriteError::Refused(other),
-            },
-        )
+        Err(refusal())
     }
 
     /// Throws away the frames that wait in the queue: they were meant for a guest that is gone.
@@ -460,6 +488,17 @@ impl TapFd {
         (0..DISCARD_MAX)
             .take_while(|_| matches!(self.read_frame(&window), Ok(Some(_))))
             .count()
+    }
+}
+
+/// Why the last write failed.
+#[cold]
+fn refusal() -> WriteError {
+    let error = io::Error::last_os_error();
+    match error.raw_os_error().unwrap_or_default() {
+        libc::EAGAIN | libc::ENOBUFS => WriteError::Full,
+        libc::EFAULT => WriteError::Inaccessible,
+        other => WriteError::Refused(other),
     }
 }
 

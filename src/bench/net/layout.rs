@@ -3,7 +3,7 @@
 use super::super::BenchError;
 use super::super::memory::{GPA, LINE, Memory, PAGE, TO_UVA};
 use super::pair::longest;
-use crate::config::BenchNetConfig;
+use crate::config::{BenchMode, BenchNetConfig};
 use crate::ring::RingFormat;
 
 /// Where the frame begins in a buffer: after the virtio-net header of VIRTIO 1.3 §5.1.6.
@@ -55,13 +55,15 @@ impl Layout {
     pub(super) fn new<F: RingFormat>(config: &BenchNetConfig) -> Layout {
         let whole = u32::from(longest(config.size)) + u32::from(FRAME_AT);
         // What is sent back from the far end is sent from one buffer.
-        let capacity = if config.mergeable && config.far.is_none() {
+        let one_way = config.mode == BenchMode::Send;
+        let capacity = if one_way || config.mergeable && config.far.is_none() {
             whole.min(MERGEABLE_BYTES)
         } else {
             whole
         };
         // Every buffer of a merged frame holds payload, the first a header too.
-        let buffers_per_frame = u16::try_from(whole.div_ceil(capacity)).unwrap_or(u16::MAX);
+        let buffers_per_frame = if one_way { 1 } else { whole.div_ceil(capacity) };
+        let buffers_per_frame = u16::try_from(buffers_per_frame).unwrap_or(u16::MAX);
         let lines = (whole as usize).div_ceil(LINE).max(STRIDE_MIN / LINE);
         let stride = (lines | 1) * LINE;
         let rings = F::area_bytes(config.ring_size).map(|bytes| bytes.next_multiple_of(LINE));

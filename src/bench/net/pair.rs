@@ -13,6 +13,7 @@ use super::super::BenchError;
 use super::super::histogram::Histogram;
 use super::super::ring::{LoadRing, NotInFlight, Setup};
 use super::layout::{FRAME_AT, Layout, Place};
+use super::tcp::head;
 use crate::config::{BenchMode, BenchNetConfig, FrameSize};
 use crate::memory::{Area, GuestRam, MemoryError};
 
@@ -172,6 +173,10 @@ pub(super) struct Pair<R> {
     rx: Side<R>,
     tx: Side<R>,
     lengths: Box<[u16]>,
+    /// Nothing is awaited but that the back-end takes what is sent.
+    one_way: bool,
+    /// Then the length of the frame with each id.
+    on_way: Box<[u16]>,
     /// Place in `lengths` of the next frame.
     turn: usize,
     number: u64,
@@ -216,12 +221,14 @@ impl<R: LoadRing> Pair<R> {
                 FrameSize::Fixed(bytes) => [bytes].into(),
                 FrameSize::Mix => MIX.into(),
             },
+            one_way: config.mode == BenchMode::Send,
+            on_way: vec![0; usize::from(config.ring_size)].into(),
             turn: 0,
             number: first + u64::from(queue),
             in_flight,
             least: (in_flight / 8).clamp(1, TURN),
             sample: match config.mode {
-                BenchMode::Flood => SAMPLE - 1,
+                BenchMode::Flood | BenchMode::Send => SAMPLE - 1,
                 BenchMode::PingPong => 0,
             },
             mergeable: config.mergeable,
@@ -239,14 +246,21 @@ impl<R: LoadRing> Pair<R> {
     }
 
     /// Addresses of the frames: a broadcast is forwarded by whoever forwards at all, and with a
-    /// port at the far end there is somebody to send to.
+    /// port at the far end there is somebody to send to. Who only takes frames gets those for a
+    /// station that is not there.
     fn fill(&mut self, config: &BenchNetConfig) {
-        let to = match config.far {
-            Some(_) => FAR,
-            None => [0xff; 6],
+        let to = if config.far.is_some() || self.one_way {
+            FAR
+        } else {
+            [0xff; 6]
         };
         for id in 0..config.ring_size {
             let at = self.tx.at(id) + usize::from(FRAME_AT);
+            if config.tso {
+                // All frames have one length.
+                self.put_head(id, self.lengths[0]);
+                continue;
+            }
             address(&self.tx.buffers, at, to, NEAR);
             // EtherType 0x88b5, which is for local experiments (IEEE 802).
             self.tx.buffers.store16(at + 12, 0xb588);
@@ -280,12 +294,40 @@ impl<R: LoadRing> Pair<R> {
         self.awaited_from = self.sent;
     }
 
+    /// Writes the head of a frame that the back-end has to cut.
+    fn put_head(&self, id: u16, length: u16) {
+        let at = self.tx.at(id);
+        let words = head(length);
+        for (index, word) in words.as_chunks::<2>().0.iter().enumerate() {
+            let word = u16::from_le_bytes(*word);
+            self.tx.buffers.store16(at + 2 * index, word);
+        }
+    }
+
+    /// What the back-end took is all that is seen of a frame that does not come back.
+    fn take_back(&mut self, tally: &mut Tally) -> Result<(), NotInFlight> {
+        let mut frames = 0;
+        while frames < u64::from(TURN)
+            && let Some((id, _)) = self.tx.ring.used()?
+        {
+            self.tx.ring.ids().put(id);
+            tally.bytes += u64::from(self.on_way[usize::from(id)]);
+            frames += 1;
+        }
+        tally.received += frames;
+        self.received += frames;
+        Ok(())
+    }
+
     /// Takes what came back, up to a turn's worth.
     ///
     /// # Errors
     /// When the device breaks the rules of its ring.
     #[inline]
     pub(super) fn receive(&mut self, tally: &mut Tally) -> Result<(), NotInFlight> {
+        if self.one_way {
+            return self.take_back(tally);
+        }
         let (mut buffers, mut frames, mut now) = (0, 0, None);
         while buffers < TURN {
             let Some((id, written)) = self.rx.ring.used()? else {
@@ -379,10 +421,14 @@ impl<R: LoadRing> Pair<R> {
             self.turn = 0;
         }
         let (at, to) = (self.tx.at(id), &self.tx.buffers);
-        to.store64(at + NUMBER_AT, self.sent);
-        to.store64(at + TIME_AT, now);
-        to.store64(at + CHECK_AT, self.sent ^ MAGIC);
-        to.store64(at + LENGTH_AT, u64::from(length) | self.number << 16);
+        if self.one_way {
+            self.on_way[usize::from(id)] = length;
+        } else {
+            to.store64(at + NUMBER_AT, self.sent);
+            to.store64(at + TIME_AT, now);
+            to.store64(at + CHECK_AT, self.sent ^ MAGIC);
+            to.store64(at + LENGTH_AT, u64::from(length) | self.number << 16);
+        }
         self.sent += 1;
         self.tx.post(id, u32::from(length) + u32::from(FRAME_AT));
     }

@@ -27,7 +27,7 @@ pub struct Report {
     pub bytes: u64,
     /// Frames sent.
     pub sent: u64,
-    /// Frames received.
+    /// Frames received, or in mode `send` taken by the back-end.
     pub received: u64,
     /// Frames that never came back.
     pub lost: u64,
@@ -87,6 +87,7 @@ impl Report {
             "in_flight": self.in_flight,
             "in_order": self.config.in_order,
             "mergeable": self.config.mergeable,
+            "tso": self.config.tso,
             "event_idx": self.config.event_idx,
             "core": self.config.core,
             "huge_pages": self.huge_pages,
@@ -117,6 +118,7 @@ impl Report {
         match self.config.mode {
             BenchMode::Flood => "flood",
             BenchMode::PingPong => "pingpong",
+            BenchMode::Send => "send",
         }
     }
 
@@ -127,11 +129,34 @@ impl Report {
         }
     }
 
+    /// What became of the frames, and when.
+    fn write_fate(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.config.mode == BenchMode::Send {
+            return write!(
+                f,
+                "frames    {} sent, {} taken, {} left, {} kicks",
+                self.sent, self.received, self.lost, self.kicks
+            );
+        }
+        write!(f, "latency  ")?;
+        for (_, name, per_mille) in PERCENTILES {
+            write!(f, " {name} {},", self.latency.percentile(per_mille))?;
+        }
+        let (max, samples) = (self.latency.max(), self.latency.samples());
+        writeln!(f, " max {max} ns ({samples} samples)")?;
+        write!(
+            f,
+            "frames    {} sent, {} received, {} lost, {} mismatched, {} kicks",
+            self.sent, self.received, self.lost, self.mismatched, self.kicks
+        )
+    }
+
     fn features(&self) -> String {
         let flags = [
             (self.config.in_order, "in-order"),
             (self.config.mergeable, "mergeable"),
             (self.config.event_idx, "event-idx"),
+            (self.config.tso, "tso"),
         ];
         let set = flags.into_iter().filter(|(set, _)| *set);
         set.map(|(_, name)| format!(", {name}")).collect()
@@ -178,17 +203,7 @@ impl fmt::Display for Report {
             self.mpps(),
             self.gbit_per_s()
         )?;
-        write!(f, "latency  ")?;
-        for (_, name, per_mille) in PERCENTILES {
-            write!(f, " {name} {},", self.latency.percentile(per_mille))?;
-        }
-        let (max, samples) = (self.latency.max(), self.latency.samples());
-        writeln!(f, " max {max} ns ({samples} samples)")?;
-        write!(
-            f,
-            "frames    {} sent, {} received, {} lost, {} mismatched, {} kicks",
-            self.sent, self.received, self.lost, self.mismatched, self.kicks
-        )?;
+        self.write_fate(f)?;
         if let (Some(per_frame), Some(share)) = (self.backend_ns_per_frame(), self.backend_share())
         {
             write!(

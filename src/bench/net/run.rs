@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -210,6 +212,16 @@ fn features(config: &BenchNetConfig, client: &Client) -> Result<u64, BenchError>
             "VIRTIO_F_EVENT_IDX",
         ),
         (queues(), VIRTIO_NET_F_MQ, "VIRTIO_NET_F_MQ"),
+        (
+            flag(config.tso, "--tso"),
+            VIRTIO_NET_F_CSUM,
+            "VIRTIO_NET_F_CSUM",
+        ),
+        (
+            flag(config.tso, "--tso"),
+            VIRTIO_NET_F_HOST_TSO4,
+            "VIRTIO_NET_F_HOST_TSO4",
+        ),
     ];
     let mask = require(client.features(), wanted)?;
     let mq = PROTOCOL_MQ.trailing_zeros();

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use super::super::error::{ConfigError, Problem};
 use super::super::size::parse_digits;
-use super::{duration, flag, online, packed, pid, queues, ring_size, small};
+use super::{duration, flag, online, packed, pid, queues, refused, ring_size, small};
+
+/// Bytes of the longest frame that is to be sent as it is.
+const PLAIN_MAX: u16 = 9000;
 
 /// What `bench net` was given, before it is understood.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub struct BenchNetGiven {
     pub in_flight: Option<String>,
     /// `--mode`.
     pub mode: Option<String>,
+    /// `--tso`.
+    pub tso: bool,
     /// `--duration`.
     pub duration: Option<String>,
     /// `--core`.
@@ -67,6 +72,8 @@ pub struct BenchNetConfig {
     pub in_flight: u16,
     /// What is measured.
     pub mode: BenchMode,
+    /// Frames are TCP segments whose checksum, and cutting to 1500 bytes, is left to the back-end.
+    pub tso: bool,
     /// How long it is measured, more than zero.
     pub duration: Duration,
     /// The core to run on.
@@ -80,7 +87,7 @@ pub struct BenchNetConfig {
 /// Length of frames in bytes, without virtio-net header and checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameSize {
-    /// All the same, 60..=9000.
+    /// All the same, 60..=9000, or with segmentation left to the back-end 65535.
     Fixed(u16),
     /// 7 of 64, 4 of 590 and 1 of 1518, in rotation.
     Mix,
@@ -93,6 +100,8 @@ pub enum BenchMode {
     Flood,
     /// The time that one frame takes there and back, one at a time.
     PingPong,
+    /// Frames per second that the back-end takes; none is awaited.
+    Send,
 }
 
 /// Understands and checks everything that was given; `online_cores` are those of this machine.
@@ -107,16 +116,24 @@ pub fn load_bench_net(
     let ring_size = flag("--ring-size", given.ring_size.as_ref(), ring_size)?.unwrap_or(1024);
     let most = u64::from(ring_size);
     let in_flight = flag("--in-flight", given.in_flight.as_ref(), |text| match mode {
-        BenchMode::Flood => small(text, 1, most),
-        BenchMode::PingPong => Err(Problem::OnlyWith("--mode flood")),
+        BenchMode::Flood | BenchMode::Send => small(text, 1, most),
+        BenchMode::PingPong => Err(Problem::OnlyWith("--mode flood or send")),
     })?;
     let in_flight = match mode {
-        BenchMode::Flood => in_flight.unwrap_or(ring_size),
+        BenchMode::Flood | BenchMode::Send => in_flight.unwrap_or(ring_size),
         BenchMode::PingPong => 1,
     };
     if given.far.is_some() && given.sockets.len() > 1 {
         return Err(several_with_far(&given.sockets[1]));
     }
+    let one_way = mode == BenchMode::Send;
+    let far = given.far.as_ref().filter(|_| one_way);
+    let far = far.map(|path| path.display().to_string());
+    only_with("--far", far, "--mode flood or pingpong")?;
+    let tso = (given.tso && !one_way).then(String::new);
+    only_with("--tso", tso, "--mode send")?;
+    let longest = if given.tso { u16::MAX } else { PLAIN_MAX };
+    let frame_size = |text: &str| frame_size(text, longest);
     let one_core = |text: &str| core(text, online_cores);
     Ok(BenchNetConfig {
         sockets: given.sockets.clone(),
@@ -130,6 +147,7 @@ pub fn load_bench_net(
         ring_size,
         in_flight,
         mode,
+        tso: given.tso,
         duration: flag("--duration", given.duration.as_ref(), duration)?
             .unwrap_or(Duration::from_secs(5)),
         core: flag("--core", given.core.as_ref(), one_core)?
@@ -148,24 +166,40 @@ fn several_with_far(socket: &Path) -> ConfigError {
     }
 }
 
-fn frame_size(text: &str) -> Result<FrameSize, Problem> {
+/// Refuses a flag that is `useless` without another.
+fn only_with(
+    flag: &'static str,
+    useless: Option<String>,
+    other: &'static str,
+) -> Result<(), ConfigError> {
+    match useless {
+        Some(value) => Err(refused(flag, &value, Problem::OnlyWith(other))),
+        None => Ok(()),
+    }
+}
+
+fn frame_size(text: &str, longest: u16) -> Result<FrameSize, Problem> {
     if text == "mix" {
-        return Ok(FrameSize::Mix);
+        return match longest {
+            PLAIN_MAX => Ok(FrameSize::Mix),
+            _ => Err(Problem::Expected("bytes, with --tso".to_owned())),
+        };
     }
     if !text.starts_with(|first: char| first.is_ascii_digit()) {
         return Err(Problem::Expected("bytes, or mix".to_owned()));
     }
-    small(text, 60, 9000).map(FrameSize::Fixed)
+    small(text, 60, longest.into()).map(FrameSize::Fixed)
 }
 
 fn mode(text: &str) -> Result<BenchMode, Problem> {
     match text {
         "flood" => Ok(BenchMode::Flood),
         "pingpong" => Ok(BenchMode::PingPong),
+        "send" => Ok(BenchMode::Send),
         _ => Err(Problem::UnknownKind {
             what: "mode",
             given: text.to_owned(),
-            known: "flood, pingpong",
+            known: "flood, pingpong, send",
         }),
     }
 }
@@ -218,6 +252,14 @@ mod tests {
         assert_eq!((config.mode, config.in_flight), (BenchMode::PingPong, 1));
         let config = load(|given| given.ring_size = some("64")).unwrap();
         assert_eq!(config.in_flight, 64);
+        let config = load(|given| {
+            given.mode = some("send");
+            given.tso = true;
+            given.size = some("65535");
+        });
+        let config = config.unwrap();
+        assert_eq!((config.mode, config.in_flight), (BenchMode::Send, 1024));
+        assert_eq!((config.tso, config.size), (true, FrameSize::Fixed(65535)));
     }
 
     #[test]
@@ -266,7 +308,19 @@ mod tests {
         });
         assert_eq!(
             error.unwrap_err().to_string(),
-            "--in-flight \"7\": only has a meaning with --mode flood"
+            "--in-flight \"7\": only has a meaning with --mode flood or send"
+        );
+        assert_eq!(
+            load(|given| given.tso = true).unwrap_err().to_string(),
+            "--tso \"\": only has a meaning with --mode send"
+        );
+        let error = load(|given| {
+            given.mode = Some("send".to_owned());
+            given.far = Some("/tmp/far.sock".into());
+        });
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "--far \"/tmp/far.sock\": only has a meaning with --mode flood or pingpong"
         );
     }
 }

@@ -288,7 +288,7 @@ fn frames_that_the_kernel_refuses_are_dropped_and_the_next_goes_on() {
         let packets = PacketSocket::bind("t0");
         let ram = GuestRam::for_test(&[(0, RAM)]);
         let (good, short) = (frame(100, 1), [0; 5]);
-        let many = frame(1100, 2);
+        let many = frame(2100, 2);
         let plain = VnetHeader::default();
         let mut burst = burst(&ram, &[(plain, &short), (plain, &many), (plain, &good)], 1);
         queue.transmit(&mut burst.frames, &burst.segments);
@@ -335,7 +335,8 @@ fn memory_that_went_away_is_the_senders_fault() {
         let mut queue = TapQueue::new(&tap, 0).unwrap();
         let packets = PacketSocket::bind("t0");
         let ram = GuestRam::for_test(&[(0, RAM)]);
-        let bytes = frame(100, 1);
+        // Longer than what is copied before it is written: the kernel reads it from there.
+        let bytes = frame(3000, 1);
         let mut burst = burst(&ram, &[(VnetHeader::default(), &bytes)], 64);
         // The front-end shrinks the file behind the guest's memory.
         ram.specs()[0].file.set_len(0).unwrap();
@@ -346,7 +347,7 @@ fn memory_that_went_away_is_the_senders_fault() {
         );
         assert!(queue.take_guest_fault());
         assert!(!queue.take_guest_fault());
-        packets.send(&[0; 10], &bytes);
+        packets.send(&[0; 10], &frame(100, 1));
         let window = &burst.segments;
         let start = Instant::now();
         let error = loop {
