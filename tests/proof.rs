@@ -1,4 +1,4 @@
-//! Proofs on disks in real guests: what a power cut leaves.
+//! Proofs on disks in real guests: what a power cut leaves, what fio and file systems find again,
 //! what dm-crypt reads of an encrypted image.
 //!
 //! Needs what scripts/guest-image --tools needs. `VRINGD_SOAK=60` (scripts/soak) makes each load
@@ -22,5 +22,7 @@ mod proof {
     mod journal;
     mod log_writes;
 
+    mod load;
+    mod plain;
     mod power_cut;
 }
