@@ -399,6 +399,7 @@ mod tests {
             let mut guest = Guest::boot(&GuestConfig {
                 disks: vec![disk],
                 nics: vec![nic],
+                ..GuestConfig::default()
             });
             both_work(&mut guest);
             let features = guest.features("/sys/class/net/eth0/device");
@@ -430,6 +431,7 @@ mod tests {
         let config = GuestConfig {
             disks: vec![disk(&dir, "disk0", 2, true)],
             nics: vec![nic(&dir, 2, true)],
+            ..GuestConfig::default()
         };
         let mut guest = Guest::boot(&config);
         both_work(&mut guest);
@@ -465,6 +467,7 @@ mod tests {
             let config = GuestConfig {
                 disks: vec![disk(&dir, "disk0", 1, packed)],
                 nics: vec![nic(&dir, 1, packed)],
+                ..GuestConfig::default()
             };
             let mut guest = Guest::boot(&config);
             both_work(&mut guest);

@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::deadline::wait_until;
+use super::initrd;
 use super::tmp::TempDir;
 
 /// A boot takes about 5 s, a loaded machine a multiple.
@@ -44,6 +45,17 @@ pub struct Nic {
 pub struct GuestConfig {
     pub disks: Vec<Disk>,
     pub nics: Vec<Nic>,
+    /// The guest for proofs on disks (scripts/guest-image --tools), and what it has besides.
+    pub tools: Option<Tools>,
+}
+
+/// What a guest with tools has besides.
+#[derive(Clone, Default)]
+pub struct Tools {
+    /// Raw files that QEMU itself serves: block devices after those of [`GuestConfig::disks`].
+    pub drives: Vec<PathBuf>,
+    /// Programs of this machine, which are in the guest's /proof.
+    pub programs: Vec<PathBuf>,
 }
 
 /// A running guest.
@@ -55,17 +67,29 @@ pub struct Guest {
 }
 
 /// The kernel and initramfs, built once.
-fn image() -> &'static Path {
-    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
-    IMAGE.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let built = Command::new(root.join("scripts/guest-image")).status();
-        assert!(
-            built.expect("scripts/guest-image runs").success(),
-            "no guest image"
-        );
-        root.join("build/guest")
-    })
+fn image() -> [PathBuf; 2] {
+    static IMAGE: OnceLock<()> = OnceLock::new();
+    IMAGE.get_or_init(|| build_image(&[]));
+    ["vmlinuz", "initrd.gz"].map(|file| built("guest", file))
+}
+
+/// The same of the guest for proofs on disks.
+fn tools_image() -> [PathBuf; 2] {
+    static IMAGE: OnceLock<()> = OnceLock::new();
+    IMAGE.get_or_init(|| build_image(&["--tools"]));
+    ["vmlinuz", "initrd"].map(|file| built("guest-tools", file))
+}
+
+fn built(image: &str, file: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    root.join("build").join(image).join(file)
+}
+
+fn build_image(arguments: &[&str]) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/guest-image");
+    let done = Command::new(script).args(arguments).status();
+    let done = done.expect("scripts/guest-image runs").success();
+    assert!(done, "no guest image {arguments:?}");
 }
 
 /// QEMU's version.
@@ -119,6 +143,14 @@ fn device_arguments(config: &GuestConfig) -> Vec<String> {
             disk.extra
         ));
     }
+    let drives = config.tools.iter().flat_map(|tools| &tools.drives);
+    for drive in drives {
+        args.push("-drive".into());
+        args.push(format!(
+            "file={},if=virtio,format=raw,cache=unsafe",
+            drive.display()
+        ));
+    }
     for (number, nic) in config.nics.iter().enumerate() {
         args.push("-chardev".into());
         args.push(format!(
@@ -146,7 +178,14 @@ fn device_arguments(config: &GuestConfig) -> Vec<String> {
 impl Guest {
     /// Boots a guest and waits until it takes commands.
     pub fn boot(config: &GuestConfig) -> Guest {
-        let (image, dir) = (image(), TempDir::new("guest"));
+        let dir = TempDir::new("guest");
+        let ([kernel, initrd], mib) = match &config.tools {
+            None => (image(), 512),
+            Some(tools) => {
+                let [kernel, initrd] = tools_image();
+                ([kernel, initrd::with_programs(initrd, tools, &dir)], 1024)
+            }
+        };
         let (shell, qmp) = (dir.path("shell.sock"), dir.path("qmp.sock"));
         let mut command = Command::new("qemu-system-x86_64");
         command
@@ -158,9 +197,10 @@ impl Guest {
                 "-smp",
                 "2",
                 "-m",
-                "512",
+                &mib.to_string(),
+                "-object",
+                &format!("memory-backend-memfd,id=mem,size={mib}M,share=on"),
             ])
-            .args(["-object", "memory-backend-memfd,id=mem,size=512M,share=on"])
             .args([
                 "-machine",
                 "q35,memory-backend=mem",
@@ -169,9 +209,9 @@ impl Guest {
                 "-nodefaults",
             ])
             .arg("-kernel")
-            .arg(image.join("vmlinuz"))
+            .arg(kernel)
             .arg("-initrd")
-            .arg(image.join("initrd.gz"))
+            .arg(initrd)
             .args(["-append", "console=ttyS0 quiet panic=1"])
             .arg("-serial")
             .arg(format!("file:{}", dir.path("console").display()))

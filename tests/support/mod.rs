@@ -5,6 +5,7 @@
 pub mod daemon;
 pub mod deadline;
 pub mod guest;
+pub mod initrd;
 pub mod netns;
 pub mod ovs;
 pub mod pcap;
