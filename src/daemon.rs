@@ -22,7 +22,7 @@ use crate::engine::{
     self, Backing, DeviceHandle, Encryption, Engine, EngineOptions, Host, LinkSpec, Member, Parts,
     Uplink,
 };
-use crate::host::limit::PortLimits;
+use crate::host::limit::{DiskLimits, LimitSet, PortLimits};
 use crate::memory::Store;
 use crate::sys::disk::{DiskError, DiskFile, DiskOptions};
 use crate::sys::key::{DiskKey, KeyError};
@@ -34,6 +34,7 @@ use crate::sys::tap::{Tap, TapError, TapPlace, TapSource};
 use crate::sys::xdp::{Xdp, XdpError};
 
 mod doors;
+mod limits;
 mod links;
 
 /// Why the daemon did not start. Nothing is left behind.
@@ -129,6 +130,8 @@ struct Running {
     devices: Vec<Device>,
     /// With their names.
     uplinks: Vec<(String, Uplink)>,
+    /// Limits that disks share, as the settings list them.
+    groups: Arc<[LimitSet]>,
     engine: Engine,
 }
 
@@ -156,10 +159,11 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
             cores: net.cores.clone(),
         });
     }
-    for blk in &config.blks {
+    let groups = limits::groups(&config);
+    for (number, blk) in config.blks.iter().enumerate() {
         doors.push(open(DeviceKind::Blk, &blk.name, &blk.socket)?);
         parts.push(Member {
-            parts: blk_parts(blk)?,
+            parts: blk_parts(blk, limits::disk(number, blk, &config, &groups))?,
             cores: blk.cores.clone(),
         });
     }
@@ -190,6 +194,7 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
     let running = Running {
         devices,
         uplinks,
+        groups,
         engine,
     };
     wait(&signals, &running, config, reload);
@@ -341,7 +346,7 @@ fn ring_options(rings: RingsConfig) -> RingOptions {
     }
 }
 
-fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
+fn blk_parts(blk: &BlkConfig, limits: Arc<DiskLimits>) -> Result<Parts, DaemonError> {
     let mut topology = BlkTopology::default();
     let (backing, capacity_bytes, mut ranges) = match &blk.backend {
         BlkBackend::Path(path) => {
@@ -407,6 +412,7 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
         ranges,
         serial: blk.serial.clone(),
         rings: ring_options(blk.rings),
+        limits,
     });
     Ok(Parts::Blk(Arc::new(model), backing))
 }
@@ -552,6 +558,7 @@ fn change(running: &Running, config: &mut Config, new: Config) {
     if new.uplinks != config.uplinks {
         tracing::warn!("what else has changed of uplinks takes a restart");
     }
+    limits::change(running, config, &new);
     if new.blks != config.blks || new.engine != config.engine {
         tracing::warn!("what has changed of disks or of the engine takes a restart");
     }

@@ -2,7 +2,7 @@
 //!
 //! `matrix` has every request in every shape, `reference` the same ones for a disk of another make,
 //! `durable` what must be on the disk when, `encrypted` what is there in ciphertext; in `faults`
-//! the disk is sick, in `locks` somebody else uses it.
+//! the disk is sick, in `locks` somebody else uses it, in `limits` it may do so much in a second.
 
 mod support;
 
@@ -16,6 +16,7 @@ mod blk {
     mod durable;
     mod encrypted;
     mod faults;
+    mod limits;
     mod locks;
     mod matrix;
     mod reference;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -266,7 +267,7 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
     }
 
     fn arm(&mut self) -> Armed {
-        // With every slot taken a completion comes first, and wakes us.
+        // With every slot taken a completion comes first, and wakes us. A limit has a time.
         if self.handler.has_room() && self.vring.set_kicks(true) {
             return Armed::Work;
         }
@@ -274,6 +275,10 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
             HostDisk::Faulty(disk) if disk.0.holds() => Armed::Bounded,
             _ => Armed::Sleep,
         }
+    }
+
+    fn wait(&self) -> Option<Duration> {
+        self.handler.wait()
     }
 }
 

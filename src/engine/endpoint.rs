@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -79,6 +80,8 @@ pub(crate) trait GuestDisk: VringEndpoint {
     fn poll(&mut self, cx: &mut WorkerCx, budget: usize) -> usize;
     /// Kicks on, unless nothing could be taken anyway.
     fn arm(&mut self) -> Armed;
+    /// How long until a request may pass that a limit holds up; `None` when there is none.
+    fn wait(&self) -> Option<Duration>;
 }
 
 /// A vring with the device logic behind it.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crossbeam::channel::Sender;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::host::net::FrameBurst;
 use crate::memory::{SEGMENTS_MAX, Segments};
@@ -172,6 +173,8 @@ pub(crate) struct Worker {
     burst: FrameBurst,
     idle: Idle,
     epoll: Epoll,
+    /// Ends a sleep when a limit lets something pass: epoll counts in milliseconds.
+    alarm: TimerFd,
     mailbox: Arc<Mailbox>,
     counters: Arc<WorkerCounters>,
     /// Some slot waits to be stopped.
@@ -214,6 +217,8 @@ impl Worker {
         for xdp in &config.ports.xdps {
             watch(&epoll, xdp, EventSet::EDGE_TRIGGERED)?;
         }
+        let alarm = TimerFd::new()?;
+        watch(&epoll, &alarm, EventSet::EDGE_TRIGGERED)?;
         let uring = if config.needs_uring {
             Some(Uring::new()?)
         } else {
@@ -243,6 +248,7 @@ impl Worker {
             burst: FrameBurst::new(),
             idle: Idle::new(config.policy),
             epoll,
+            alarm,
             mailbox: config.mailbox,
             counters: config.counters,
             stopping: false,
@@ -437,7 +443,7 @@ impl Worker {
         // Nobody keeps time while we sleep.
         self.flush_calls(true);
         self.mailbox.parking().announce();
-        let armed = self.arm();
+        let armed = self.arm().max(self.set_alarm());
         if armed != Armed::Work && self.mailbox.is_empty() {
             let bounded = armed == Armed::Bounded || self.kickless > 0 || self.stopping;
             let timeout = if bounded { BOUNDED_SLEEP_MS } else { -1 };
@@ -454,6 +460,25 @@ impl Worker {
             }
         }
         self.idle.woke();
+    }
+
+    /// Sees to it that a sleep ends when a limit lets something pass. One that was set for an
+    /// earlier sleep may still end this one: that does no harm.
+    fn set_alarm(&mut self) -> Armed {
+        let mut least: Option<Duration> = None;
+        for &slot in &self.disks {
+            if let Some(wait) = self.slots.disk(slot).and_then(|disk| disk.wait()) {
+                least = Some(least.map_or(wait, |least| least.min(wait)));
+            }
+        }
+        match least {
+            None => Armed::Sleep,
+            Some(Duration::ZERO) => Armed::Work,
+            Some(wait) => match self.alarm.reset(wait, None) {
+                Ok(()) => Armed::Sleep,
+                Err(_) => Armed::Bounded,
+            },
+        }
     }
 
     fn arm(&mut self) -> Armed {

@@ -76,6 +76,8 @@ pub struct FrontEnd<D: Driver> {
     driver: D,
     kick: EventFd,
     features: u64,
+    /// Requests that were posted and have no answer yet: the chain, and the place.
+    posted: Vec<(u16, usize)>,
     _alive: Sender<()>,
 }
 
@@ -139,6 +141,7 @@ impl<D: Driver> FrontEnd<D> {
             ram,
             kick,
             features,
+            posted: Vec::new(),
             _alive: alive,
         }
     }
@@ -159,6 +162,41 @@ impl<D: Driver> FrontEnd<D> {
     pub fn set_config(&mut self, offset: u32, byte: u8) -> bool {
         let flags = VhostUserConfigFlags::WRITABLE;
         self.front.set_config(offset, flags, &[byte]).is_ok()
+    }
+
+    /// Stops the queue; returns where it stands.
+    pub fn base(&mut self) -> u32 {
+        self.front.get_vring_base(0).unwrap()
+    }
+
+    /// Posts a request about the first `bytes` bytes of the disk, without waiting for its answer.
+    /// Each that is posted at a time has a place of its own.
+    pub fn post(&mut self, place: usize, kind: u32, bytes: usize) {
+        let [header, status] = places(place);
+        write_guest(&self.ram, header, &kind.to_le_bytes());
+        write_guest(&self.ram, header + 4, &[0; 12]);
+        let len = u32::try_from(bytes).unwrap();
+        let data = match kind {
+            OUT => Buf::readable(header + 16, len),
+            _ => Buf::writable(status + 1, len),
+        };
+        let bufs = [Buf::readable(header, 16), data, Buf::writable(status, 1)];
+        let id = self.driver.add(&bufs).expect("the ring has room");
+        if self.driver.publish() {
+            self.kick.write(1).expect("the kick eventfd takes a write");
+        }
+        self.posted.push((id, place));
+    }
+
+    /// The place and the status of a request that was posted and has an answer now.
+    pub fn posted(&mut self) -> Option<(usize, u8)> {
+        let (id, _) = self.driver.used()?;
+        let at = self.posted.iter().position(|(posted, _)| *posted == id);
+        let (_, place) = self
+            .posted
+            .swap_remove(at.expect("an answer to what was posted"));
+        let [_, status] = places(place);
+        Some((place, read_guest(&self.ram, status, 1)[0]))
     }
 
     /// Posts a request with `out` behind its header and room for `data_in` bytes before its status,
@@ -211,6 +249,12 @@ impl<D: Driver> FrontEnd<D> {
         let status = data.pop().expect("a status byte");
         Answer { status, used, data }
     }
+}
+
+/// Where the header and the status of a posted request are, with its data behind one of them.
+fn places(place: usize) -> [u64; 2] {
+    let place = u64::try_from(place).unwrap() * 0x4000;
+    [READABLE + place, WRITABLE + place]
 }
 
 fn eventfd() -> EventFd {

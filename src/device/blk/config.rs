@@ -14,6 +14,7 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use crate::host::limit::DiskLimits;
 use crate::sync::Counter;
 
 use super::super::{ConfigWriteError, DeviceKind, DeviceModel, RingOptions};
@@ -112,6 +113,10 @@ pub struct BlkCounters {
     pub unaligned: Counter,
     /// Operations that went wrong because that was asked for.
     pub injected: Counter,
+    /// Requests that a limit held up. Those behind them in the ring are not among them.
+    pub throttled: Counter,
+    /// How long the queue had requests that a limit held up, in nanoseconds.
+    pub throttled_ns: Counter,
 }
 
 /// What is told of the medium below, in logical blocks.
@@ -169,6 +174,8 @@ pub struct BlkSetup {
     pub serial: String,
     /// What was chosen about its vrings.
     pub rings: RingOptions,
+    /// How much may pass.
+    pub limits: Arc<DiskLimits>,
 }
 
 /// The model of a disk.
@@ -343,6 +350,8 @@ impl DeviceModel for BlkModel {
             ("short_ios", sum(|c| &c.short_ios)),
             ("unaligned", sum(|c| &c.unaligned)),
             ("injected", sum(|c| &c.injected)),
+            ("throttled", sum(|c| &c.throttled)),
+            ("throttled_us", sum(|c| &c.throttled_ns) / 1000),
         ]
     }
 }

@@ -11,16 +11,19 @@ mod request;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
 };
 
 use crate::host::blk::{BlkIo, BlkOp, Completion};
+use crate::host::limit::Direction;
 use crate::memory::{Segment, Segments, copy};
 use crate::ring::{Chain, ChainQueue, Popped, RingFault};
 
@@ -30,6 +33,7 @@ pub use ranges::RangeLimits;
 use request::{HEADER_BYTES, parse};
 pub use request::{Limits, Reject, Request};
 use slots::{Slot, Slots};
+use throttle::Throttle;
 
 /// A sector of VIRTIO 1.3 §5.2.4 in bytes, whatever the block size.
 pub const SECTOR_BYTES: u64 = 512;
@@ -71,6 +75,8 @@ pub struct BlkHandler {
     slots: Slots,
     /// Slots whose operation the host had no room for, in order.
     waiting: VecDeque<u16>,
+    /// Requests that a limit holds up.
+    throttle: Throttle,
     /// Where the ranges of a request are read to.
     ranges: Vec<ranges::Range>,
     counters: Arc<BlkCounters>,
@@ -86,6 +92,8 @@ impl BlkHandler {
             *to = from;
         }
         let slots = size.min(SLOTS_MAX);
+        let counters = Arc::clone(model.queue_counters(index)?);
+        let limits = Arc::clone(&setup.limits);
         Some(BlkHandler {
             limits: Limits {
                 capacity_bytes: setup.capacity_bytes,
@@ -102,13 +110,15 @@ impl BlkHandler {
             },
             slots: Slots::new(slots),
             waiting: VecDeque::with_capacity(usize::from(slots)),
+            throttle: Throttle::new(limits, index, slots, Arc::clone(&counters)),
             ranges: Vec::new(),
-            counters: Arc::clone(model.queue_counters(index)?),
+            counters,
         })
     }
 
     /// Answers what the host completed, then takes up to `budget` new requests. Returns how many
-    /// requests were answered or taken.
+    /// requests were answered or taken. With no budget at all, what waits for a limit is not held
+    /// up any longer: the queue is about to stop.
     ///
     /// # Errors
     /// The ring's fault, after everything before it was done.
@@ -121,15 +131,15 @@ impl BlkHandler {
     ) -> Result<usize, RingFault> {
         let mut work = self.reap(vq, io)?;
         self.resubmit(io);
-        let mut taken = 0;
-        while taken < budget && self.waiting.is_empty() && self.slots.has_room() {
-            scratch.clear();
-            match vq.pop(scratch)? {
-                Popped::Chain(chain) => self.begin(vq, io, chain, scratch),
-                Popped::Empty | Popped::Wait => break,
-            }
-            taken += 1;
+        let limited = self.throttle.begin();
+        if limited {
+            work += self.release(io, budget == 0);
         }
+        let taken = self.take(vq, io, scratch, budget);
+        if limited {
+            self.throttle.settle();
+        }
+        let taken = taken?;
         work += taken;
         if taken > 0 {
             // What completes at once is answered in the same turn.
@@ -138,14 +148,42 @@ impl BlkHandler {
         Ok(work)
     }
 
+    #[inline]
+    fn take<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        io: &mut dyn BlkIo,
+        scratch: &mut Segments,
+        budget: usize,
+    ) -> Result<usize, RingFault> {
+        let mut taken = 0;
+        while taken < budget && self.has_room() {
+            scratch.clear();
+            match vq.pop(scratch)? {
+                Popped::Chain(chain) => self.begin(vq, io, chain, scratch),
+                Popped::Empty | Popped::Wait => break,
+            }
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.slots.in_flight()
     }
 
     /// Whether another request could be taken now.
+    #[inline]
     pub fn has_room(&self) -> bool {
-        self.waiting.is_empty() && self.slots.has_room()
+        self.waiting.is_empty() && self.slots.has_room() && self.throttle.is_open()
+    }
+
+    /// How long until a request may pass that a limit holds up; `None` when there is none.
+    pub fn wait(&self) -> Option<Duration> {
+        // While the host has no room, a completion comes first.
+        let has_room = self.waiting.is_empty();
+        has_room.then(|| self.throttle.wait()).flatten()
     }
 
     /// Segments of new requests belong to another memory table from now on; returns its number.
@@ -189,7 +227,7 @@ impl BlkHandler {
                     _ => {}
                 }
                 slot.segments.push(last_byte(writable));
-                self.submit(io, index);
+                self.offer(io, index);
             }
             Err(reject) => self.reject(vq, chain, writable, reject),
         }
@@ -238,8 +276,36 @@ impl BlkHandler {
         if slot.ranges.list.is_empty() {
             self.answer(vq, index, STATUS_OK);
         } else {
-            self.submit(io, index);
+            self.offer(io, index);
         }
+    }
+
+    /// Hands the new request in slot `index` to the host, unless a limit holds it up.
+    #[inline]
+    fn offer(&mut self, io: &mut dyn BlkIo, index: u16) {
+        if self.throttle.is_active()
+            && let Some((direction, bytes)) = cost(self.slots.get(index))
+            && !self.throttle.admits(index, direction, bytes)
+        {
+            return;
+        }
+        self.submit(io, index);
+    }
+
+    /// Hands the requests to the host that no limit holds up any more, or all with `force`.
+    #[cold]
+    fn release(&mut self, io: &mut dyn BlkIo, force: bool) -> usize {
+        let mut count = 0;
+        while force || self.waiting.is_empty() {
+            let Some((index, direction)) = self.throttle.release(force) else {
+                break;
+            };
+            let bytes = cost(self.slots.get(index)).map_or(0, |(_, bytes)| bytes);
+            self.throttle.passed(direction, bytes);
+            self.submit(io, index);
+            count += 1;
+        }
+        count
     }
 
     /// Hands the rest of the request in slot `index` to the host.
@@ -389,6 +455,18 @@ impl BlkHandler {
             vq.put_used(chain, written, &slot.segments[first..]);
         }
         self.slots.free(index);
+    }
+}
+
+/// What the request in `slot` is to a limit; `None` for one that is free. What is given up moves no
+/// data: it counts as a write of no bytes.
+fn cost(slot: &Slot) -> Option<(Direction, u64)> {
+    match slot.request {
+        Request::In { bytes, .. } => Some((Direction::Read, bytes.into())),
+        Request::Out { bytes, .. } => Some((Direction::Write, bytes.into())),
+        Request::Discard => Some((Direction::Write, 0)),
+        Request::WriteZeroes => Some((Direction::Write, ranges::bytes(&slot.ranges.list))),
+        Request::Flush | Request::GetId => None,
     }
 }
 

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::device::DeviceModel;
+use crate::host::limit::DiskLimits;
 use crate::memory::GuestRam;
 use crate::ring::{Split, Virtqueue};
 use crate::testing::disk::{Ending, TestDisk};
@@ -31,6 +32,10 @@ struct Rig {
 
 impl Rig {
     fn new(features: u64) -> Rig {
+        Rig::with(features, Arc::default())
+    }
+
+    fn with(features: u64, limits: Arc<DiskLimits>) -> Rig {
         let ram = GuestRam::for_test(&[(0, 0x20_0000)]);
         let memory = RingMemory::new::<Split>(&ram, 0, 64);
         let setup = BlkSetup {
@@ -41,6 +46,7 @@ impl Rig {
             queues: 1,
             read_only: false,
             serial: "serial-of-disk0".into(),
+            limits,
             ..BlkSetup::default()
         };
         let model = BlkModel::new(setup);
@@ -351,4 +357,5 @@ proptest! {
     }
 }
 
+mod limits;
 mod ranges;
