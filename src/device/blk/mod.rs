@@ -157,7 +157,10 @@ impl BlkHandler {
         budget: usize,
     ) -> Result<usize, RingFault> {
         let mut taken = 0;
-        while taken < budget && self.has_room() {
+        while taken < budget && self.waiting.is_empty() && self.slots.has_room() {
+            if self.throttle.is_active() && !self.throttle.is_open() {
+                break;
+            }
             scratch.clear();
             match vq.pop(scratch)? {
                 Popped::Chain(chain) => self.begin(vq, io, chain, scratch),
@@ -227,7 +230,11 @@ impl BlkHandler {
                     _ => {}
                 }
                 slot.segments.push(last_byte(writable));
-                self.offer(io, index);
+                if self.throttle.is_active() {
+                    self.offer(io, index);
+                } else {
+                    self.submit(io, index);
+                }
             }
             Err(reject) => self.reject(vq, chain, writable, reject),
         }
@@ -276,15 +283,19 @@ impl BlkHandler {
         if slot.ranges.list.is_empty() {
             self.answer(vq, index, STATUS_OK);
         } else {
-            self.offer(io, index);
+            if self.throttle.is_active() {
+                self.offer(io, index);
+            } else {
+                self.submit(io, index);
+            }
         }
     }
 
-    /// Hands the new request in slot `index` to the host, unless a limit holds it up.
-    #[inline]
+    /// Hands the new request in slot `index` to the host, unless a limit holds it up. Apart, like
+    /// all that is about limits: disks without any must not pay for it.
+    #[cold]
     fn offer(&mut self, io: &mut dyn BlkIo, index: u16) {
-        if self.throttle.is_active()
-            && let Some((direction, bytes)) = cost(self.slots.get(index))
+        if let Some((direction, bytes)) = cost(self.slots.get(index))
             && !self.throttle.admits(index, direction, bytes)
         {
             return;

@@ -64,7 +64,6 @@ impl Throttle {
     }
 
     /// Whether another request may be taken from the ring.
-    #[inline]
     pub(super) fn is_open(&self) -> bool {
         !self.active || !self.holds() || self.passes_any()
     }
@@ -105,6 +104,7 @@ impl Throttle {
     }
 
     /// The turn is over.
+    #[cold]
     pub(super) fn settle(&mut self) {
         let waits = self.held.each_ref().map(|held| !held.is_empty());
         self.limits.settle(waits);

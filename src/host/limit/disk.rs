@@ -271,6 +271,7 @@ impl QueueLimits {
     }
 
     /// A turn begins: looks at the clock and at the limits.
+    #[cold]
     pub fn begin(&mut self) {
         self.now = ticks((self.disk.clock)());
         let joined = self.disk.group.load(Relaxed);
