@@ -282,12 +282,10 @@ impl BlkHandler {
         slot.ranges.next = 0;
         if slot.ranges.list.is_empty() {
             self.answer(vq, index, STATUS_OK);
+        } else if self.throttle.is_active() {
+            self.offer(io, index);
         } else {
-            if self.throttle.is_active() {
-                self.offer(io, index);
-            } else {
-                self.submit(io, index);
-            }
+            self.submit(io, index);
         }
     }
 
