@@ -101,6 +101,7 @@ where
             stop_timeout: run.stop_timeout,
             nets: run.net,
             blks: run.blk,
+            groups: run.group,
         }),
         Command::Check(check) => Action::Check(Given {
             file: Some(check.config),
@@ -143,7 +144,7 @@ enum Command {
 #[derive(Debug, Args)]
 #[command(max_term_width = 100)]
 struct RunArgs {
-    /// TOML file with [engine], [[net]] and [[blk]], whose keys are those of the flags
+    /// TOML file with [engine], [[net]], [[blk]] and [[group]], whose keys are those of the flags
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -177,9 +178,15 @@ struct RunArgs {
     /// Add a disk; needs socket, and path or backend (ram:SIZE, null:SIZE). Also: name, mode,
     /// queues, read_only, direct, cache, lock, fault, discard, encrypt, encrypt_sector, key_file,
     /// key_fd, serial, block_size, cores, ring_reset, call_max_used, call_max_us, socket_owner,
-    /// socket_group, socket_mode
+    /// socket_group, socket_mode, read_iops, write_iops, iops, read_bytes, write_bytes, bytes,
+    /// rate_burst, group
     #[arg(long, value_name = "KEY=VALUE,...")]
     blk: Vec<String>,
+
+    /// Add limits that the disks with group=NAME share; needs name. Also: read_iops, write_iops,
+    /// iops, read_bytes, write_bytes, bytes, rate_burst
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    group: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -447,7 +454,7 @@ mod tests {
     #[test]
     fn run_passes_its_values_on_as_text() {
         let line = "vringd run --core 1,2 --idle spin --placement auto --stop-timeout 3s \
-                    --net a=1 --blk b=2 \
+                    --net a=1 --blk b=2 --group g=3 \
                     --net c=3 --config f.toml --log-level debug";
         let given = Given {
             file: Some(PathBuf::from("f.toml")),
@@ -457,6 +464,7 @@ mod tests {
             stop_timeout: Some("3s".to_owned()),
             nets: vec!["a=1".to_owned(), "c=3".to_owned()],
             blks: vec!["b=2".to_owned()],
+            groups: vec!["g=3".to_owned()],
         };
         let expected = Invocation {
             log_level: Level::Debug,

@@ -22,7 +22,7 @@ use crate::engine::{
     self, Backing, DeviceHandle, Encryption, Engine, EngineOptions, Host, LinkSpec, Member, Parts,
     Uplink,
 };
-use crate::host::limit::PortLimits;
+use crate::host::limit::{DiskLimits, LimitSet, PortLimits};
 use crate::memory::Store;
 use crate::sys::disk::{DiskError, DiskFile, DiskOptions};
 use crate::sys::key::{DiskKey, KeyError};
@@ -34,6 +34,7 @@ use crate::sys::tap::{Tap, TapError, TapPlace, TapSource};
 use crate::sys::xdp::{Xdp, XdpError};
 
 mod doors;
+mod limits;
 mod links;
 mod sizes;
 
@@ -132,6 +133,8 @@ struct Running {
     uplinks: Vec<(String, Uplink)>,
     /// Of the disks, in the order of the settings.
     sizes: Vec<sizes::Size>,
+    /// Limits that disks share, as the settings list them.
+    groups: Arc<[LimitSet]>,
     engine: Engine,
 }
 
@@ -159,10 +162,11 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
             cores: net.cores.clone(),
         });
     }
-    for blk in &config.blks {
+    let groups = limits::groups(&config);
+    for (number, blk) in config.blks.iter().enumerate() {
         doors.push(open(DeviceKind::Blk, &blk.name, &blk.socket)?);
         parts.push(Member {
-            parts: blk_parts(blk)?,
+            parts: blk_parts(blk, limits::disk(number, blk, &config, &groups))?,
             cores: blk.cores.clone(),
         });
     }
@@ -200,6 +204,7 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
         devices,
         uplinks,
         sizes,
+        groups,
         engine,
     };
     wait(&signals, &running, config, reload);
@@ -351,7 +356,7 @@ fn ring_options(rings: RingsConfig) -> RingOptions {
     }
 }
 
-fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
+fn blk_parts(blk: &BlkConfig, limits: Arc<DiskLimits>) -> Result<Parts, DaemonError> {
     let mut topology = BlkTopology::default();
     let (backing, capacity_bytes, mut ranges) = match &blk.backend {
         BlkBackend::Path(path) => {
@@ -418,6 +423,7 @@ fn blk_parts(blk: &BlkConfig) -> Result<Parts, DaemonError> {
         serial: blk.serial.clone(),
         sick: sick_policy(blk.sick),
         rings: ring_options(blk.rings),
+        limits,
     });
     Ok(Parts::Blk(Arc::new(model), backing))
 }
@@ -571,6 +577,7 @@ fn change(running: &Running, config: &mut Config, new: Config) {
         tracing::warn!("what else has changed of uplinks takes a restart");
     }
     sizes::change(&running.sizes, &mut config.blks, &new.blks);
+    limits::change(running, config, &new);
     if new.blks != config.blks || new.engine != config.engine {
         tracing::warn!("what has changed of disks or of the engine takes a restart");
     }

@@ -3,7 +3,7 @@
 //! `matrix` has every request in every shape, `reference` the same ones for a disk of another make,
 //! `durable` what must be on the disk when, `encrypted` what is there in ciphertext; in `faults`
 //! the disk is sick, in `hold` it is full or slow, in `resize` it grows and shrinks, in `locks`
-//! somebody else uses it.
+//! somebody else uses it, in `limits` it may do so much in a second.
 
 mod support;
 
@@ -18,6 +18,7 @@ mod blk {
     mod encrypted;
     mod faults;
     mod hold;
+    mod limits;
     mod locks;
     mod matrix;
     mod reference;

@@ -215,6 +215,9 @@ pub enum Problem {
     /// The end of a wire that is no port.
     #[error("there is no port {0:?}")]
     NoSuchPort(String),
+    /// The group of a disk that is not there.
+    #[error("there is no group {0:?}")]
+    NoSuchGroup(String),
     /// A wire from a port to itself.
     #[error("a wire joins two ports (to get its own frames back, a port has link = \"echo\")")]
     WireToItself,

@@ -1,7 +1,7 @@
 //! A TOML file as tables of keys, each value with the line it stands on.
 //!
-//! Only the shape is checked here: `[engine]` once, `[[net]]` and `[[blk]]` any number of times,
-//! nothing else. What the keys may be is up to the structures in `validate`.
+//! Only the shape is checked here: `[engine]` once, `[[net]]`, `[[blk]]` and `[[group]]` any number
+//! of times, nothing else. What the keys may be is up to the structures in `validate`.
 
 use std::ops::Range;
 use std::path::Path;
@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 use super::error::{ConfigError, Place, Problem};
 use super::keyvalue::{Entry, Kind, Scalar, Table};
 
-const TABLES: &str = "engine, net, blk";
+const TABLES: &str = "engine, net, blk, group";
 
 /// Reads and takes apart one file; the tables are in the order of the file.
 pub(super) fn read(path: &Path) -> Result<Vec<Table>, ConfigError> {
@@ -42,24 +42,9 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<Table>, ConfigError> 
             ("engine", _) => {
                 return Err(source.refused(key.get_ref(), value, "a table, [engine]"));
             }
-            ("net", DeValue::Array(items)) => {
-                for item in items.iter() {
-                    match item.get_ref() {
-                        DeValue::Table(keys) => add(Kind::Net, item.span(), keys),
-                        _ => return Err(source.refused("net", item, "tables, [[net]]")),
-                    }
-                }
-            }
-            ("net", _) => return Err(source.refused("net", value, "tables, [[net]]")),
-            ("blk", DeValue::Array(items)) => {
-                for item in items.iter() {
-                    match item.get_ref() {
-                        DeValue::Table(keys) => add(Kind::Blk, item.span(), keys),
-                        _ => return Err(source.refused("blk", item, "tables, [[blk]]")),
-                    }
-                }
-            }
-            ("blk", _) => return Err(source.refused("blk", value, "tables, [[blk]]")),
+            ("net", _) => source.tables(Kind::Net, value, &mut add)?,
+            ("blk", _) => source.tables(Kind::Blk, value, &mut add)?,
+            ("group", _) => source.tables(Kind::Group, value, &mut add)?,
             (name, value) => {
                 let place = source.place(key.span());
                 let problem = Problem::UnknownKind {
@@ -126,6 +111,27 @@ impl Source<'_> {
             place: self.place(span),
             entries,
         }
+    }
+
+    /// Calls `add` for each table in the list of tables of a kind.
+    fn tables(
+        &self,
+        kind: Kind,
+        value: &Spanned<DeValue<'_>>,
+        add: &mut dyn FnMut(Kind, Range<usize>, &DeTable<'_>),
+    ) -> Result<(), ConfigError> {
+        let key = kind.noun();
+        let expected = format!("tables, [[{key}]]");
+        let DeValue::Array(items) = value.get_ref() else {
+            return Err(self.refused(key, value, &expected));
+        };
+        for item in items.iter() {
+            match item.get_ref() {
+                DeValue::Table(keys) => add(kind, item.span(), keys),
+                _ => return Err(self.refused(key, item, &expected)),
+            }
+        }
+        Ok(())
     }
 
     fn refused(&self, key: &str, value: &Spanned<DeValue<'_>>, expected: &str) -> ConfigError {

@@ -20,6 +20,7 @@ pub(super) enum Kind {
     Engine,
     Net,
     Blk,
+    Group,
 }
 
 impl Kind {
@@ -28,6 +29,7 @@ impl Kind {
             Self::Engine => "engine",
             Self::Net => "net",
             Self::Blk => "blk",
+            Self::Group => "group",
         }
     }
 }

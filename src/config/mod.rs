@@ -18,6 +18,7 @@ mod encrypt;
 mod error;
 mod file;
 mod keyvalue;
+mod limits;
 mod links;
 mod net;
 mod rates;
@@ -32,7 +33,7 @@ mod values;
 mod wires;
 
 pub use crate::host::fault::FaultPlan;
-pub use crate::host::limit::Rates;
+pub use crate::host::limit::{DiskRates, Rates};
 pub use crate::host::switch::{Filter, PortRules, VLAN_MAX, VlanMode, VlanSet};
 pub use crate::sys::key::KeySource;
 pub use crate::sys::listen::{SocketConfig, SocketSource};
@@ -55,6 +56,26 @@ pub struct Config {
     pub uplinks: Vec<UplinkConfig>,
     /// The disks, in the order given.
     pub blks: Vec<BlkConfig>,
+    /// Limits that disks share, in the order given; names are unique among groups.
+    pub groups: Vec<GroupConfig>,
+}
+
+/// Limits that disks share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupConfig {
+    /// What disks call it.
+    pub name: String,
+    /// How much they may do together.
+    pub rates: DiskRates,
+}
+
+/// How much a disk may do.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct BlkLimits {
+    /// By itself.
+    pub rates: DiskRates,
+    /// The name of the group whose limits it shares.
+    pub group: Option<String>,
 }
 
 /// A port of a switch with an interface of the host behind it.
@@ -241,6 +262,8 @@ pub struct BlkConfig {
     pub serial: String,
     /// 512 or 4096.
     pub block_size: u32,
+    /// How much it may do.
+    pub limits: BlkLimits,
     /// The cores that serve its queues, among those of the engine; not empty.
     pub cores: Vec<usize>,
     /// What is chosen about its virtqueues.
@@ -293,6 +316,8 @@ pub struct Given {
     pub nets: Vec<String>,
     /// `key=value` lists, after the file's `[[blk]]`.
     pub blks: Vec<String>,
+    /// `key=value` lists, after the file's `[[group]]`.
+    pub groups: Vec<String>,
 }
 
 /// Looks up the number of a user or group; `None` when there is none of that name.

@@ -14,6 +14,7 @@ use super::size::{parse_digits, parse_duration};
 const RATE: &str = "a rate in a second such as 2500, 100k, 100M or 10G";
 /// Time that a burst may stand for.
 const BURST: [Duration; 2] = [Duration::from_millis(1), Duration::from_secs(1)];
+const BURST_RANGE: &str = "a duration from 1ms to 1s";
 
 /// Parses digits with an optional k, M or G (either case); at least 1.
 pub(super) fn parse_rate(text: &str) -> Result<u64, Problem> {
@@ -40,19 +41,17 @@ pub(super) fn rate(
     parsed.map_err(|problem| table.key_error(key, problem))
 }
 
-/// The duration under `rate_burst`.
-pub(super) fn burst(table: &Table, text: Option<String>) -> Result<Duration, ConfigError> {
-    let Some(text) = text else {
-        return Ok(BURST_DEFAULT);
-    };
-    let parsed = parse_duration(&text).and_then(|burst| {
-        if burst < BURST[0] || burst > BURST[1] {
-            Err(Problem::Expected("a duration from 1ms to 1s".to_owned()))
-        } else {
-            Ok(burst)
-        }
-    });
-    parsed.map_err(|problem| table.key_error("rate_burst", problem))
+/// A duration within `range`, which is `expected`.
+pub(super) fn burst(
+    text: &str,
+    range: [Duration; 2],
+    expected: &'static str,
+) -> Result<Duration, Problem> {
+    let burst = parse_duration(text)?;
+    if burst < range[0] || burst > range[1] {
+        return Err(Problem::Expected(expected.to_owned()));
+    }
+    Ok(burst)
 }
 
 /// The keys of a port as they were written.
@@ -67,7 +66,11 @@ pub(super) struct RawPortRates {
 
 /// What a port may send and receive.
 pub(super) fn port_rates(table: &Table, raw: RawPortRates) -> Result<PortRates, ConfigError> {
-    let burst = burst(table, raw.rate_burst)?;
+    let in_key = |problem| table.key_error("rate_burst", problem);
+    let burst = match raw.rate_burst {
+        None => BURST_DEFAULT,
+        Some(text) => burst(&text, BURST, BURST_RANGE).map_err(in_key)?,
+    };
     Ok(PortRates {
         ingress: Rates {
             count: rate(table, "ingress_frames", raw.ingress_frames)?,

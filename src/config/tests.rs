@@ -10,6 +10,7 @@ use super::*;
 
 mod blk;
 mod files;
+mod limits;
 mod links;
 mod rates;
 mod switch;
@@ -142,6 +143,7 @@ fn flags_and_file_give_the_same_settings() {
     assert_eq!(from_file, from_flags);
     let expected = Config {
         uplinks: Vec::new(),
+        groups: Vec::new(),
         engine: EngineConfig {
             cores: vec![1, 5],
             idle: IdlePolicy::Spin,
@@ -190,6 +192,7 @@ fn flags_and_file_give_the_same_settings() {
                 discard: false,
                 serial: "A 1".to_owned(),
                 block_size: 4096,
+                limits: BlkLimits::default(),
                 cores: vec![1, 5],
             },
             BlkConfig {
@@ -219,6 +222,7 @@ fn flags_and_file_give_the_same_settings() {
                 discard: true,
                 serial: "disk0".to_owned(),
                 block_size: 512,
+                limits: BlkLimits::default(),
                 cores: vec![1, 5],
             },
         ],

@@ -14,6 +14,7 @@ use super::encrypt::RawEncrypt;
 use super::error::{ConfigError, Problem};
 use super::file;
 use super::keyvalue::{Entry, Kind, Table};
+use super::limits::RawDiskRates;
 use super::size::parse_duration;
 use super::values::{
     SERIAL_MAX, account_id, bounded, check_disk, check_name, check_serial, parse_backend,
@@ -23,7 +24,7 @@ use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, KeySource,
     LinkConfig, Machine, Placement, RingsConfig, SocketConfig, SocketSource,
 };
-use super::{encrypt, net, sick, switch, uplink, wires};
+use super::{encrypt, limits, net, sick, switch, uplink, wires};
 
 /// 128 pairs are the 256 vrings that a kick message can name.
 pub(super) const QUEUES_MAX: u64 = 128;
@@ -74,6 +75,14 @@ struct RawBlk {
     key_fd: Option<u64>,
     serial: Option<String>,
     block_size: Option<TextOrNumber>,
+    read_iops: Option<TextOrNumber>,
+    write_iops: Option<TextOrNumber>,
+    iops: Option<TextOrNumber>,
+    read_bytes: Option<TextOrNumber>,
+    write_bytes: Option<TextOrNumber>,
+    bytes: Option<TextOrNumber>,
+    rate_burst: Option<TextOrNumber>,
+    group: Option<String>,
     cores: Option<Vec<u64>>,
     ring_reset: Option<bool>,
     call_max_used: Option<u64>,
@@ -124,6 +133,9 @@ fn load_tables(
     for list in &given.blks {
         tables.push(Table::from_list(Kind::Blk, list)?);
     }
+    for list in &given.groups {
+        tables.push(Table::from_list(Kind::Group, list)?);
+    }
     assign_names(&mut tables);
     let engine = engine(engine_table(&tables, given), machine)?;
     let mut config = Config {
@@ -131,6 +143,7 @@ fn load_tables(
         nets: Vec::new(),
         uplinks: Vec::new(),
         blks: Vec::new(),
+        groups: Vec::new(),
     };
     let mut taken = Taken::default();
     for table in &tables {
@@ -158,6 +171,11 @@ fn load_tables(
                 }
                 config.blks.push(blk);
             }
+            Kind::Group => {
+                let group = limits::group(table)?;
+                taken.claim_as(table, ["group", "name"], &group.name)?;
+                config.groups.push(group);
+            }
         }
     }
     if config.nets.is_empty() && config.blks.is_empty() {
@@ -168,6 +186,8 @@ fn load_tables(
     wires::join(&nets, &mut config.nets)?;
     switch::check(&nets, &config.nets)?;
     uplink::check(&uplinks, &config.uplinks, &config.nets)?;
+    let disks: Vec<_> = tables.iter().filter(|t| t.kind == Kind::Blk).collect();
+    limits::check(&disks, &config.blks, &config.groups)?;
     Ok(config)
 }
 
@@ -203,6 +223,7 @@ fn assign_names(tables: &mut [Table]) {
             Kind::Engine => continue,
             Kind::Net => "net",
             Kind::Blk => "disk",
+            Kind::Group => "group",
         };
         let mut free = (0..).map(|number| format!("{prefix}{number}"));
         table.name = match table.given_name() {
@@ -397,6 +418,11 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
         permissions: raw.socket_mode,
         mode: raw.mode,
     };
+    let rates = RawDiskRates {
+        iops: [raw.read_iops, raw.write_iops, raw.iops],
+        bytes: [raw.read_bytes, raw.write_bytes, raw.bytes],
+        rate_burst: raw.rate_burst,
+    };
     Ok(BlkConfig {
         name,
         socket: socket_config(table, socket, machine)?,
@@ -413,6 +439,7 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
         discard: raw.discard.unwrap_or(true),
         serial,
         block_size,
+        limits: limits::blk_limits(table, rates, raw.group)?,
         cores: device_cores(table, raw.cores.as_deref(), engine)?,
         rings: ring_options(table, raw.ring_reset, [raw.call_max_used, raw.call_max_us])?,
     })

@@ -434,6 +434,13 @@ impl Engine {
             .collect()
     }
 
+    /// Wakes the workers: limits that some of them sleep for have changed.
+    pub fn wake(&self) {
+        for (mailbox, _, _) in &self.workers {
+            mailbox.nudge();
+        }
+    }
+
     /// Ends the workers. Every vring should be stopped before.
     pub fn stop(mut self) {
         for (mailbox, _, _) in &self.workers {

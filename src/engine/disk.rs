@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -268,7 +268,7 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
     }
 
     fn arm(&mut self) -> Armed {
-        // With every slot taken a completion comes first, and wakes us.
+        // With every slot taken a completion comes first, and wakes us. A limit has a time.
         if self.handler.has_room() && self.vring.set_kicks(true) {
             return Armed::Work;
         }
@@ -280,6 +280,10 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
 
     fn due(&mut self) -> Option<Instant> {
         self.handler.due()
+    }
+
+    fn wait(&self) -> Option<Duration> {
+        self.handler.wait()
     }
 }
 

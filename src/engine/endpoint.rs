@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -82,6 +82,8 @@ pub(crate) trait GuestDisk: VringEndpoint {
     fn arm(&mut self) -> Armed;
     /// When it must be polled next whatever comes; whoever asks sleeps until then.
     fn due(&mut self) -> Option<Instant>;
+    /// How long until a request may pass that a limit holds up; `None` when there is none.
+    fn wait(&self) -> Option<Duration>;
 }
 
 /// A vring with the device logic behind it.

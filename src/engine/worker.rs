@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::host::net::FrameBurst;
 use crate::memory::{SEGMENTS_MAX, Segments};
@@ -181,6 +182,8 @@ pub(crate) struct Worker {
     hosts_watched: bool,
     /// Turns since the last sleep, up to [`TURNS_WATCHED`].
     turns_awake: u32,
+    /// Ends a sleep when a limit lets something pass: epoll counts in milliseconds.
+    alarm: TimerFd,
     mailbox: Arc<Mailbox>,
     counters: Arc<WorkerCounters>,
     /// Some slot waits to be stopped.
@@ -217,6 +220,8 @@ impl Worker {
         cpu::pin_to_core(config.core).map_err(io::Error::other)?;
         let epoll = Epoll::new()?;
         watch(&epoll, config.mailbox.wake_fd(), EventSet::EDGE_TRIGGERED)?;
+        let alarm = TimerFd::new()?;
+        watch(&epoll, &alarm, EventSet::EDGE_TRIGGERED)?;
         let uring = if config.needs_uring {
             Some(Uring::new()?)
         } else {
@@ -248,6 +253,7 @@ impl Worker {
             epoll,
             hosts_watched: false,
             turns_awake: 0,
+            alarm,
             mailbox: config.mailbox,
             counters: config.counters,
             stopping: false,
@@ -448,7 +454,7 @@ impl Worker {
         // Before they are looked at: a frame that comes between wakes us.
         let watched = self.hosts_watched || self.watch_hosts(true).is_ok();
         self.hosts_watched = watched;
-        let armed = self.arm();
+        let armed = self.arm().max(self.set_alarm());
         if armed != Armed::Work && self.mailbox.is_empty() {
             let bounded = !watched || armed == Armed::Bounded || self.kickless > 0 || self.stopping;
             let due = self.due_within_ms();
@@ -513,6 +519,25 @@ impl Worker {
             // What stays in costs time and no more.
             let _ = self.watch_hosts(false);
             self.hosts_watched = false;
+        }
+    }
+
+    /// Sees to it that a sleep ends when a limit lets something pass. One that was set for an
+    /// earlier sleep may still end this one: that does no harm.
+    fn set_alarm(&mut self) -> Armed {
+        let mut least: Option<Duration> = None;
+        for &slot in &self.disks {
+            if let Some(wait) = self.slots.disk(slot).and_then(|disk| disk.wait()) {
+                least = Some(least.map_or(wait, |least| least.min(wait)));
+            }
+        }
+        match least {
+            None => Armed::Sleep,
+            Some(Duration::ZERO) => Armed::Work,
+            Some(wait) => match self.alarm.reset(wait, None) {
+                Ok(()) => Armed::Sleep,
+                Err(_) => Armed::Bounded,
+            },
         }
     }
 

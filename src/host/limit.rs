@@ -7,9 +7,15 @@
 //! what a pause can save up. Workers share it without a lock; without a limit nothing is touched.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use super::net::{DropReason, Frame, Verdict};
+
+mod disk;
+mod turns;
+
+pub use disk::{BURST_DISK, Direction, DiskLimits, DiskRates, LimitSet, QueueLimits};
 
 /// Parts of a nanosecond that time is counted in: the share of a small frame is few nanoseconds.
 const TICKS_PER_NANO: u64 = 16;
@@ -82,26 +88,30 @@ impl Bucket {
 }
 
 /// A limit, shared by all that it holds for. Changed at any time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Limit {
     is_on: AtomicBool,
     count: Bucket,
     size: Bucket,
     /// In ticks.
     burst: AtomicU64,
-    since: Instant,
 }
 
-impl Default for Limit {
-    fn default() -> Limit {
-        Limit {
-            is_on: AtomicBool::new(false),
-            count: Bucket::default(),
-            size: Bucket::default(),
-            burst: AtomicU64::new(0),
-            since: Instant::now(),
-        }
-    }
+/// The one clock of all limits.
+fn elapsed() -> Duration {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed()
+}
+
+/// Ticks on it.
+fn now() -> u64 {
+    ticks(elapsed())
+}
+
+/// A span of time in ticks.
+fn ticks(span: Duration) -> u64 {
+    let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+    nanos.saturating_mul(TICKS_PER_NANO)
 }
 
 /// What may pass now, for one burst.
@@ -112,6 +122,12 @@ pub struct Allowance {
 }
 
 impl Allowance {
+    /// As much as comes.
+    const FREE: Allowance = Allowance {
+        credit: [0; 2],
+        share: [0.0; 2],
+    };
+
     /// Whether one more of `size` may pass; counts it then. The last one may be larger than what
     /// is left: it is paid for later.
     #[inline]
@@ -134,19 +150,27 @@ impl Allowance {
     pub fn is_left(&self) -> bool {
         self.credit[0] >= 0 && self.credit[1] >= 0
     }
+
+    /// Ticks until something may pass.
+    fn owed(&self) -> u64 {
+        let least = self.credit[0].min(self.credit[1]);
+        if least < 0 { least.unsigned_abs() } else { 0 }
+    }
 }
 
 impl Limit {
     /// Chooses other rates, from now on.
     pub fn set(&self, rates: Rates) {
+        self.set_at(now(), rates);
+    }
+
+    fn set_at(&self, now: u64, rates: Rates) {
         self.count.rate.store(rates.count.unwrap_or(0), Relaxed);
         self.size.rate.store(rates.size.unwrap_or(0), Relaxed);
-        let burst = u64::try_from(rates.burst.as_nanos()).unwrap_or(u64::MAX);
-        self.burst
-            .store(burst.saturating_mul(TICKS_PER_NANO), Relaxed);
+        self.burst.store(ticks(rates.burst), Relaxed);
         // What was paid for at the old rate is not owed at the new one.
         for bucket in [&self.count, &self.size] {
-            bucket.due.store(self.now(), Relaxed);
+            bucket.due.store(now, Relaxed);
         }
         let is_on = rates.count.is_some() || rates.size.is_some();
         self.is_on.store(is_on, Relaxed);
@@ -158,19 +182,22 @@ impl Limit {
         self.is_on.load(Relaxed)
     }
 
-    fn now(&self) -> u64 {
-        let nanos = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        nanos.saturating_mul(TICKS_PER_NANO)
-    }
-
     /// What may pass now.
     pub fn allowance(&self) -> Allowance {
-        let (now, burst) = (self.now(), self.burst.load(Relaxed));
+        self.allowance_at(now(), 0)
+    }
+
+    /// What may pass at `now` for somebody who leaves the credit of the last `grace` ticks to
+    /// others, but for half a burst's at most: with all of it, he would never get any.
+    #[expect(clippy::cast_possible_wrap, reason = "ticks of hours")]
+    fn allowance_at(&self, now: u64, grace: u64) -> Allowance {
+        let burst = self.burst.load(Relaxed);
+        let grace = grace.min(burst / 2) as i64;
         let (share, mut credit) = ([self.count.share(), self.size.share()], [0; 2]);
         for ((credit, share), bucket) in credit.iter_mut().zip(share).zip([&self.count, &self.size])
         {
             if share > 0.0 {
-                *credit = bucket.credit(now, burst);
+                *credit = bucket.credit(now, burst) - grace;
             }
         }
         Allowance { credit, share }
@@ -178,16 +205,19 @@ impl Limit {
 
     /// So many pieces of together `size` have passed.
     pub fn charge(&self, count: u64, size: u64) {
-        let (now, burst) = (self.now(), self.burst.load(Relaxed));
+        self.charge_at(now(), count, size);
+    }
+
+    fn charge_at(&self, now: u64, count: u64, size: u64) {
+        let burst = self.burst.load(Relaxed);
         self.count.charge(now, burst, count);
         self.size.charge(now, burst, size);
     }
 
     /// When something may pass again; `None` when something may now.
     pub fn wait(&self) -> Option<Duration> {
-        let credit = self.allowance().credit;
-        let owed = credit.into_iter().min().filter(|&ticks| ticks < 0)?;
-        Some(Duration::from_nanos(owed.unsigned_abs() / TICKS_PER_NANO))
+        let owed = self.allowance().owed();
+        (owed > 0).then(|| Duration::from_nanos(owed / TICKS_PER_NANO))
     }
 }
 
@@ -345,7 +375,7 @@ mod tests {
             burst: Duration::from_millis(20),
         });
         let burst = limit.burst.load(Relaxed);
-        let later = limit.now() + 60 * SECOND;
+        let later = now() + 60 * SECOND;
         let mut allowance = Allowance {
             credit: [limit.count.credit(later, burst), 0],
             share: [limit.count.share(), 0.0],

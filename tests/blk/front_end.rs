@@ -85,6 +85,8 @@ pub struct FrontEnd<D: Driver> {
     channel: Option<UnixStream>,
     /// Ids, places and lengths of what is posted and not answered.
     posted: Vec<(u16, u64, usize)>,
+    /// Requests that were sent and have no answer yet: the chain, and the place.
+    sent: Vec<(u16, usize)>,
     _alive: Sender<()>,
 }
 
@@ -151,6 +153,7 @@ impl<D: Driver> FrontEnd<D> {
             kick,
             features,
             channel: None,
+            sent: Vec::new(),
             posted: Vec::new(),
             _alive: alive,
         }
@@ -262,6 +265,41 @@ impl<D: Driver> FrontEnd<D> {
         self.front.set_config(offset, flags, &[byte]).is_ok()
     }
 
+    /// Stops the queue; returns where it stands.
+    pub fn base(&mut self) -> u32 {
+        self.front.get_vring_base(0).unwrap()
+    }
+
+    /// Sends a request about the first `bytes` bytes of the disk, without waiting for its answer.
+    /// Each that is sent at a time has a place of its own.
+    pub fn send(&mut self, place: usize, kind: u32, bytes: usize) {
+        let [header, status] = places(place);
+        write_guest(&self.ram, header, &kind.to_le_bytes());
+        write_guest(&self.ram, header + 4, &[0; 12]);
+        let len = u32::try_from(bytes).unwrap();
+        let data = match kind {
+            OUT => Buf::readable(header + 16, len),
+            _ => Buf::writable(status + 1, len),
+        };
+        let bufs = [Buf::readable(header, 16), data, Buf::writable(status, 1)];
+        let id = self.driver.add(&bufs).expect("the ring has room");
+        if self.driver.publish() {
+            self.kick.write(1).expect("the kick eventfd takes a write");
+        }
+        self.sent.push((id, place));
+    }
+
+    /// The place and the status of a request that was sent and has an answer now.
+    pub fn ended(&mut self) -> Option<(usize, u8)> {
+        let (id, _) = self.driver.used()?;
+        let at = self.sent.iter().position(|(sent, _)| *sent == id);
+        let (_, place) = self
+            .sent
+            .swap_remove(at.expect("an answer to what was sent"));
+        let [_, status] = places(place);
+        Some((place, read_guest(&self.ram, status, 1)[0]))
+    }
+
     /// Posts a request with `out` behind its header and room for `data_in` bytes before its status,
     /// and waits for the answer. What lies around the writable bytes must stay as it was.
     pub fn run(&mut self, kind: u32, sector: u64, out: &[u8], data_in: usize) -> Answer {
@@ -312,6 +350,12 @@ impl<D: Driver> FrontEnd<D> {
         let status = data.pop().expect("a status byte");
         Answer { status, used, data }
     }
+}
+
+/// Where the header and the status of a sent request are, with its data behind one of them.
+fn places(place: usize) -> [u64; 2] {
+    let place = u64::try_from(place).unwrap() * 0x4000;
+    [READABLE + place, WRITABLE + place]
 }
 
 fn eventfd() -> EventFd {

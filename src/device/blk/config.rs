@@ -15,6 +15,7 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use crate::host::limit::DiskLimits;
 use crate::sync::Counter;
 
 use super::super::{ConfigWriteError, DeviceKind, DeviceModel, RingOptions};
@@ -123,6 +124,10 @@ pub struct BlkCounters {
     pub timeouts: Counter,
     /// Since when the oldest request is in flight, in milliseconds of the model's time; 0 for none.
     pub(super) oldest: Counter,
+    /// Requests that a limit held up. Those behind them in the ring are not among them.
+    pub throttled: Counter,
+    /// How long the queue had requests that a limit held up, in nanoseconds.
+    pub throttled_ns: Counter,
 }
 
 /// What is told of the medium below, in logical blocks.
@@ -182,6 +187,8 @@ pub struct BlkSetup {
     pub sick: SickPolicy,
     /// What was chosen about its vrings.
     pub rings: RingOptions,
+    /// How much may pass.
+    pub limits: Arc<DiskLimits>,
 }
 
 /// The model of a disk.
@@ -382,6 +389,8 @@ impl DeviceModel for BlkModel {
             ("held_retries", sum(|c| &c.held_retries)),
             ("timeouts", sum(|c| &c.timeouts)),
             ("oldest_ms", ages.max().unwrap_or(0)),
+            ("throttled", sum(|c| &c.throttled)),
+            ("throttled_us", sum(|c| &c.throttled_ns) / 1000),
         ]
     }
 }

@@ -15,17 +15,19 @@ mod size;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
 };
 
 use crate::host::blk::{BlkIo, BlkOp, Completion};
+use crate::host::limit::Direction;
 use crate::memory::{Segment, Segments, copy};
 use crate::ring::{Chain, ChainQueue, Popped, RingFault};
 
@@ -38,6 +40,7 @@ use sick::Sick;
 pub use sick::SickPolicy;
 pub use size::DiskSize;
 use slots::{Slot, Slots};
+use throttle::Throttle;
 
 /// A sector of VIRTIO 1.3 §5.2.4 in bytes, whatever the block size.
 pub const SECTOR_BYTES: u64 = 512;
@@ -80,6 +83,8 @@ pub struct BlkHandler {
     slots: Slots,
     /// Slots whose operation the host had no room for, in order.
     waiting: VecDeque<u16>,
+    /// Requests that a limit holds up.
+    throttle: Throttle,
     /// Where the ranges of a request are read to.
     ranges: Vec<ranges::Range>,
     sick: Sick,
@@ -97,6 +102,8 @@ impl BlkHandler {
         }
         let slots = size.min(SLOTS_MAX);
         let label = format!("blk {} queue {index}", setup.name);
+        let counters = Arc::clone(model.queue_counters(index)?);
+        let limits = Arc::clone(&setup.limits);
         Some(BlkHandler {
             limits: Limits {
                 capacity_bytes: model.size().end(),
@@ -114,14 +121,16 @@ impl BlkHandler {
             },
             slots: Slots::new(slots),
             waiting: VecDeque::with_capacity(usize::from(slots)),
+            throttle: Throttle::new(limits, index, slots, Arc::clone(&counters)),
             ranges: Vec::new(),
             sick: Sick::new(setup.sick, slots, label, model.born()),
-            counters: Arc::clone(model.queue_counters(index)?),
+            counters,
         })
     }
 
     /// Answers what the host completed, then takes up to `budget` new requests. Returns how many
-    /// requests were answered or taken.
+    /// requests were answered or taken. With no budget at all, what waits for a limit is not held
+    /// up any longer: the queue is about to stop.
     ///
     /// # Errors
     /// The ring's fault, after everything before it was done.
@@ -138,8 +147,36 @@ impl BlkHandler {
             work += self.retry_held(vq, io);
         }
         self.resubmit(io);
+        let limited = self.throttle.begin();
+        if limited {
+            work += self.release(io, budget == 0);
+        }
+        let taken = self.take(vq, io, scratch, budget);
+        if limited {
+            self.throttle.settle();
+        }
+        let taken = taken?;
+        work += taken;
+        if taken > 0 {
+            // What completes at once is answered in the same turn.
+            work += self.reap(vq, io)?;
+        }
+        Ok(work)
+    }
+
+    #[inline]
+    fn take<Q: ChainQueue>(
+        &mut self,
+        vq: &mut Q,
+        io: &mut dyn BlkIo,
+        scratch: &mut Segments,
+        budget: usize,
+    ) -> Result<usize, RingFault> {
         let mut taken = 0;
         while taken < budget && self.waiting.is_empty() && self.slots.has_room() {
+            if self.throttle.is_active() && !self.throttle.is_open() {
+                break;
+            }
             scratch.clear();
             match vq.pop(scratch)? {
                 Popped::Chain(chain) => self.begin(vq, io, chain, scratch),
@@ -147,12 +184,7 @@ impl BlkHandler {
             }
             taken += 1;
         }
-        work += taken;
-        if taken > 0 {
-            // What completes at once is answered in the same turn.
-            work += self.reap(vq, io)?;
-        }
-        Ok(work)
+        Ok(taken)
     }
 
     /// Requests in flight.
@@ -178,8 +210,16 @@ impl BlkHandler {
     }
 
     /// Whether another request could be taken now.
+    #[inline]
     pub fn has_room(&self) -> bool {
-        self.waiting.is_empty() && self.slots.has_room()
+        self.waiting.is_empty() && self.slots.has_room() && self.throttle.is_open()
+    }
+
+    /// How long until a request may pass that a limit holds up; `None` when there is none.
+    pub fn wait(&self) -> Option<Duration> {
+        // While the host has no room, a completion comes first.
+        let has_room = self.waiting.is_empty();
+        has_room.then(|| self.throttle.wait()).flatten()
     }
 
     /// Segments of new requests belong to another memory table from now on; returns its number.
@@ -223,7 +263,11 @@ impl BlkHandler {
                     _ => {}
                 }
                 slot.segments.push(last_byte(writable));
-                self.submit(io, index);
+                if self.throttle.is_active() {
+                    self.offer(io, index);
+                } else {
+                    self.submit(io, index);
+                }
             }
             Err(reject) => self.reject(vq, chain, writable, reject),
         }
@@ -271,9 +315,39 @@ impl BlkHandler {
         slot.ranges.next = 0;
         if slot.ranges.list.is_empty() {
             self.answer(vq, index, STATUS_OK);
+        } else if self.throttle.is_active() {
+            self.offer(io, index);
         } else {
             self.submit(io, index);
         }
+    }
+
+    /// Hands the new request in slot `index` to the host, unless a limit holds it up. Apart, like
+    /// all that is about limits: disks without any must not pay for it.
+    #[cold]
+    fn offer(&mut self, io: &mut dyn BlkIo, index: u16) {
+        if let Some((direction, bytes)) = cost(self.slots.get(index))
+            && !self.throttle.admits(index, direction, bytes)
+        {
+            return;
+        }
+        self.submit(io, index);
+    }
+
+    /// Hands the requests to the host that no limit holds up any more, or all with `force`.
+    #[cold]
+    fn release(&mut self, io: &mut dyn BlkIo, force: bool) -> usize {
+        let mut count = 0;
+        while force || self.waiting.is_empty() {
+            let Some((index, direction)) = self.throttle.release(force) else {
+                break;
+            };
+            let bytes = cost(self.slots.get(index)).map_or(0, |(_, bytes)| bytes);
+            self.throttle.passed(direction, bytes);
+            self.submit(io, index);
+            count += 1;
+        }
+        count
     }
 
     /// Hands the rest of the request in slot `index` to the host.
@@ -465,6 +539,18 @@ impl BlkHandler {
             self.answered_held(index, ok);
         }
         self.slots.free(index);
+    }
+}
+
+/// What the request in `slot` is to a limit; `None` for one that is free. What is given up moves no
+/// data: it counts as a write of no bytes.
+fn cost(slot: &Slot) -> Option<(Direction, u64)> {
+    match slot.request {
+        Request::In { bytes, .. } => Some((Direction::Read, bytes.into())),
+        Request::Out { bytes, .. } => Some((Direction::Write, bytes.into())),
+        Request::Discard => Some((Direction::Write, 0)),
+        Request::WriteZeroes => Some((Direction::Write, ranges::bytes(&slot.ranges.list))),
+        Request::Flush | Request::GetId => None,
     }
 }
 

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::device::DeviceModel;
+use crate::host::limit::DiskLimits;
 use crate::memory::GuestRam;
 use crate::ring::{Split, Virtqueue};
 use crate::testing::disk::{Ending, TestDisk};
@@ -31,10 +32,10 @@ struct Rig {
 
 impl Rig {
     fn new(features: u64) -> Rig {
-        Rig::with(features, SickPolicy::default())
+        Rig::with(features, SickPolicy::default(), Arc::default())
     }
 
-    fn with(features: u64, sick: SickPolicy) -> Rig {
+    fn with(features: u64, sick: SickPolicy, limits: Arc<DiskLimits>) -> Rig {
         let ram = GuestRam::for_test(&[(0, 0x20_0000)]);
         let memory = RingMemory::new::<Split>(&ram, 0, 64);
         let setup = BlkSetup {
@@ -46,6 +47,7 @@ impl Rig {
             read_only: false,
             serial: "serial-of-disk0".into(),
             sick,
+            limits,
             ..BlkSetup::default()
         };
         let model = BlkModel::new(setup);
@@ -356,5 +358,6 @@ proptest! {
     }
 }
 
+mod limits;
 mod ranges;
 mod sick;

@@ -7,6 +7,7 @@ use crate::config::{Config, ConfigError, Given, Machine, load_text};
 /// Lines that begin so are flags; the others are the file.
 const NET: &str = "--net ";
 const BLK: &str = "--blk ";
+const GROUP: &str = "--group ";
 const CORE: &str = "--core ";
 
 /// Reads `data` as a file and flags. Returns whether they were taken.
@@ -24,6 +25,8 @@ pub fn config(data: &[u8]) -> bool {
             given.nets.push(list.to_owned());
         } else if let Some(list) = line.strip_prefix(BLK) {
             given.blks.push(list.to_owned());
+        } else if let Some(list) = line.strip_prefix(GROUP) {
+            given.groups.push(list.to_owned());
         } else if let Some(cores) = line.strip_prefix(CORE) {
             given.cores = Some(cores.to_owned());
         } else {
@@ -71,6 +74,8 @@ fn check(config: &Config) {
     for blk in &config.blks {
         assert!((1..=128).contains(&blk.queues));
         assert!([512, 4096].contains(&blk.block_size));
+        let group = blk.limits.group.as_ref();
+        assert!(group.is_none_or(|name| config.groups.iter().any(|group| group.name == *name)));
     }
 }
 
@@ -82,7 +87,7 @@ fn check_error(error: &ConfigError) {
 
 /// Configurations to begin with, by name.
 pub fn config_seeds() -> Vec<(String, Vec<u8>)> {
-    const SEEDS: [(&str, &str); 5] = [
+    const SEEDS: [(&str, &str); 6] = [
         (
             "file",
             "[engine]\ncores = [1, 5]\nidle = \"spin\"\nstop_timeout = \"500ms\"\n\
@@ -95,6 +100,11 @@ pub fn config_seeds() -> Vec<(String, Vec<u8>)> {
             "flags",
             "--core 0,1\n--net socket=/a,link=echo,call_max_us=5\n\
              --blk socket=/b,backend=null:1G\n",
+        ),
+        (
+            "limits",
+            "[[group]]\nname = \"g\"\nread_bytes = \"10M\"\niops = 5000\nrate_burst = \"2s\"\n\
+             --blk socket=/b,backend=null:1G,group=g,write_iops=1k,bytes=1G,rate_burst=5ms\n",
         ),
         (
             "wire",

@@ -29,7 +29,7 @@ impl Rig {
 
 #[test]
 fn only_what_writes_waits_for_space_and_the_end_of_the_queue_ends_the_wait() {
-    let mut rig = Rig::with(FLUSH | RANGES, HOLD);
+    let mut rig = Rig::with(FLUSH | RANGES, HOLD, Arc::default());
     // A read and a flush are never the better for waiting.
     for (number, kind, bytes) in [(0, 0, 512), (1, 4, 0)] {
         rig.disk.endings.push_back(Ending::Error(ENOSPC));
@@ -79,7 +79,7 @@ fn only_what_writes_waits_for_space_and_the_end_of_the_queue_ends_the_wait() {
 
 #[test]
 fn the_flush_behind_durable_zeroes_does_not_wait() {
-    let mut rig = Rig::with(RANGES, HOLD);
+    let mut rig = Rig::with(RANGES, HOLD, Arc::default());
     rig.disk
         .endings
         .extend([Ending::Whole, Ending::Error(ENOSPC)]);
@@ -90,7 +90,7 @@ fn the_flush_behind_durable_zeroes_does_not_wait() {
 
 #[test]
 fn what_waits_fails_when_the_disk_ends_before_it() {
-    let mut rig = Rig::with(FLUSH | RANGES, HOLD);
+    let mut rig = Rig::with(FLUSH | RANGES, HOLD, Arc::default());
     rig.disk.endings.extend([Ending::Error(ENOSPC); 3]);
     rig.add(0, 1, 100, 1024);
     rig.zeroes(1, 120, 8);
