@@ -74,6 +74,17 @@ pub struct DiskOptions {
     pub lock: bool,
 }
 
+/// What reads and writes reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// A device, always.
+    Device,
+    /// The page cache, and a device behind it.
+    Cache,
+    /// Memory, which is all that there is.
+    Memory,
+}
+
 /// An open disk.
 #[derive(Debug)]
 pub struct DiskFile {
@@ -83,6 +94,7 @@ pub struct DiskFile {
     _locked: Option<File>,
     /// The page cache is bypassed.
     direct: bool,
+    medium: Medium,
     bytes: u64,
     mem_align: u32,
     offset_align: u32,
@@ -118,8 +130,11 @@ impl DiskFile {
         if !bytes.is_multiple_of(u64::from(block_size)) {
             return Err(named(DiskReason::Size { bytes, block_size }));
         }
+        let in_memory = kind.is_file() && is_in_memory(&plain);
         let (file, alignment) = match options.direct {
             Some(false) => (plain, None),
+            // It takes the flag, and does the same with it.
+            None if in_memory => (plain, None),
             wanted => match open_direct(path, options) {
                 Ok((direct, alignment)) => (direct, Some(alignment)),
                 Err(error) if wanted == Some(true) => {
@@ -140,6 +155,11 @@ impl DiskFile {
             file,
             _locked: locked,
             direct,
+            medium: match (in_memory, direct) {
+                (true, _) => Medium::Memory,
+                (false, true) => Medium::Device,
+                (false, false) => Medium::Cache,
+            },
             bytes,
             mem_align,
             offset_align,
@@ -155,6 +175,11 @@ impl DiskFile {
     /// Whether the page cache is bypassed.
     pub fn is_direct(&self) -> bool {
         self.direct
+    }
+
+    /// What reads and writes reach.
+    pub fn medium(&self) -> Medium {
+        self.medium
     }
 
     /// The file itself.
@@ -234,6 +259,19 @@ fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {
         .write(!read_only)
         .custom_flags(flags)
         .open(path)
+}
+
+/// Whether the file system of `file` keeps everything in memory (tmpfs, ramfs).
+fn is_in_memory(file: &File) -> bool {
+    // Of linux/magic.h; not in libc.
+    const RAMFS_MAGIC: u32 = 0x8584_58f6;
+    // SAFETY: all-zero bytes are a valid `statfs`.
+    let mut stat: libc::statfs = unsafe { core::mem::zeroed() };
+    // SAFETY: `stat` is writable.
+    let answer = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) };
+    let magic = u32::try_from(stat.f_type).unwrap_or(0);
+    let tmpfs = u32::try_from(libc::TMPFS_MAGIC).unwrap_or(0);
+    answer == 0 && (magic == tmpfs || magic == RAMFS_MAGIC)
 }
 
 /// Another handle of the file, with locks; `None` where the file system has none.
