@@ -14,6 +14,7 @@ mod links;
 mod rates;
 mod switch;
 mod taps;
+mod uring;
 mod wires;
 
 fn machine() -> Machine {
@@ -177,6 +178,7 @@ fn flags_and_file_give_the_same_settings() {
                 encrypt: None,
                 read_only: true,
                 direct: Some(false),
+                io: IoOptions::default(),
                 fault: None,
                 lock: false,
                 write_through: true,
@@ -197,6 +199,7 @@ fn flags_and_file_give_the_same_settings() {
                 encrypt: None,
                 read_only: false,
                 direct: None,
+                io: IoOptions::default(),
                 fault: Some(FaultPlan {
                     eio: 7,
                     delay: Duration::from_micros(20),

@@ -65,6 +65,24 @@ impl HostDisk {
 }
 
 impl HostDisk {
+    /// Registers guest memory with the ring, where that is asked for.
+    fn pin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
+        match (self, ring) {
+            (HostDisk::Uring(disk), Some(ring)) => disk.pin(ring, ram),
+            (HostDisk::Faulty(disk), ring) => disk.1.pin(ring, ram),
+            _ => {}
+        }
+    }
+
+    /// Takes guest memory out of the ring again, before it is unmapped.
+    fn unpin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
+        match (self, ring) {
+            (HostDisk::Uring(disk), Some(ring)) => disk.unpin(ring, ram),
+            (HostDisk::Faulty(disk), ring) => disk.1.unpin(ring, ram),
+            _ => {}
+        }
+    }
+
     /// Whether something is done that nothing but the next turn finds.
     fn has_done(&self) -> bool {
         match self {
@@ -192,12 +210,13 @@ impl<F: RingFormat> DiskQueue<F> {
 
     /// Sends tables that nothing in flight points into to be unmapped.
     #[cold]
-    fn retire(&mut self, cx: &WorkerCx) {
+    fn retire(&mut self, cx: &mut WorkerCx) {
         let oldest = self.handler.oldest_epoch();
         let unused = |table: &mut OldTable| {
             oldest.is_none_or(|oldest| oldest.wrapping_sub(table.until) < u32::MAX / 2)
         };
         for table in self.old_tables.extract_if(.., unused) {
+            self.host.unpin(cx.uring.as_mut(), &table.retired.ram);
             // Full: unmapped here and now.
             let _ = cx.retired.try_send(table.retired);
         }
@@ -206,10 +225,13 @@ impl<F: RingFormat> DiskQueue<F> {
 
 impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
     fn attach(&mut self, cx: &mut WorkerCx) -> io::Result<()> {
-        self.host.attach(cx.uring.as_mut())
+        self.host.attach(cx.uring.as_mut())?;
+        self.host.pin(cx.uring.as_mut(), self.vring.vq.ram());
+        Ok(())
     }
 
     fn detach(&mut self, cx: &mut WorkerCx) {
+        self.host.unpin(cx.uring.as_mut(), self.vring.vq.ram());
         self.host.detach(cx.uring.as_mut());
         self.retire(cx);
     }
@@ -244,9 +266,12 @@ impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
     }
 
     fn swap(&mut self, cx: &mut WorkerCx, ram: Arc<GuestRam>, areas: Areas) -> Option<Retired> {
+        // First, so that what both tables have stays as it is.
+        self.host.pin(cx.uring.as_mut(), &ram);
         let (ram, areas) = self.vring.swap(ram, areas);
         let retired = Retired { ram, areas };
         if self.handler.in_flight() == 0 {
+            self.host.unpin(cx.uring.as_mut(), &retired.ram);
             return Some(retired);
         }
         // Requests in flight point into it: it goes when they are done.

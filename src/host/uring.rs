@@ -6,7 +6,7 @@
 //! data (docs/decisions/0007). Bounce buffers are few and of fixed size, however much a guest asks
 //! for: a longer request is done in parts, as if the host had done short I/O.
 //!
-//! What needs no device, because it is in memory, is moved at once ([`at_once`]).
+//! A file in memory needs no ring ([`at_once`]).
 //!
 //! Ranges are discarded and zeroed by fallocate(2), which the kernel does beside the ring, for
 //! block devices too. What a file system or device can't do is learnt from its first answer: then
@@ -15,7 +15,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::memory::{Segment, Store, copy};
+use crate::memory::{GuestRam, Segment, Store, copy};
 use crate::sys::disk::DiskFile;
 use crate::sys::uring::{ClientId, Uring, UringOp, Zero};
 
@@ -188,7 +188,7 @@ impl UringDisk {
     /// Access to `disk`, not attached to a ring yet.
     pub fn new(disk: Arc<DiskFile>) -> UringDisk {
         UringDisk {
-            at_once: AtOnce::new(disk.medium()),
+            at_once: AtOnce::new(disk.is_in_memory()),
             disk,
             attached: None,
             bounces: None,
@@ -228,7 +228,10 @@ impl UringDisk {
         self.at_once.attach(in_flight);
         self.ranges.bytes = vec![0; in_flight].into();
         self.ranges.zeroes = Some(Store::new(ZEROES_BYTES as u64)?);
-        let file = ring.add_file(self.disk.file())?;
+        let file = match self.disk.io().iopoll {
+            true => ring.add_polled_file(self.disk.file())?,
+            false => ring.add_file(self.disk.file())?,
+        };
         let client = ring.add_client(in_flight);
         self.attached = Some(Attached { client, file });
         Ok(())
@@ -239,6 +242,27 @@ impl UringDisk {
         if let Some(attached) = self.attached.take() {
             ring.remove_client(attached.client);
             ring.remove_file(attached.file);
+        }
+    }
+
+    /// Registers guest memory with the ring, if that is asked for. Where it can't be, or not all of
+    /// it, a log line says so, and the disk does without.
+    pub fn pin(&self, ring: &mut Uring, ram: &GuestRam) {
+        if self.disk.io().fixed_buffers
+            && let Err(error) = ring.add_memory(&ram.memory())
+        {
+            let bytes: usize = ram.memory().iter().map(Segment::len).sum();
+            tracing::warn!(
+                "fixed_buffers: {bytes} bytes of guest memory can't be pinned ({error}): \
+                 doing without where it isn't"
+            );
+        }
+    }
+
+    /// Takes guest memory out of the ring again, before it is unmapped.
+    pub fn unpin(&self, ring: &mut Uring, ram: &GuestRam) {
+        if self.disk.io().fixed_buffers {
+            ring.remove_memory(&ram.memory());
         }
     }
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::lock::{LockError, lock};
+use super::uring::probe_iopoll;
 
 /// What direct I/O may ask of buffers and offsets, to be tried where the kernel doesn't say.
 const ALIGNS: [u32; 2] = [512, 4096];
@@ -74,15 +75,15 @@ pub struct DiskOptions {
     pub lock: bool,
 }
 
-/// What reads and writes reach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Medium {
-    /// A device, always.
-    Device,
-    /// The page cache, and a device behind it.
-    Cache,
-    /// Memory, which is all that there is.
-    Memory,
+/// What a disk asks of io_uring beside the usual.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IoOptions {
+    /// The device is polled for completions.
+    pub iopoll: bool,
+    /// A thread of the kernel takes what the workers of this disk queue.
+    pub sqpoll: bool,
+    /// Guest memory is registered, and pinned with that.
+    pub fixed_buffers: bool,
 }
 
 /// An open disk.
@@ -94,11 +95,12 @@ pub struct DiskFile {
     _locked: Option<File>,
     /// The page cache is bypassed.
     direct: bool,
-    medium: Medium,
+    in_memory: bool,
     bytes: u64,
     mem_align: u32,
     offset_align: u32,
     topology: DiskTopology,
+    io: IoOptions,
 }
 
 impl DiskFile {
@@ -155,16 +157,35 @@ impl DiskFile {
             file,
             _locked: locked,
             direct,
-            medium: match (in_memory, direct) {
-                (true, _) => Medium::Memory,
-                (false, true) => Medium::Device,
-                (false, false) => Medium::Cache,
-            },
+            in_memory,
             bytes,
             mem_align,
             offset_align,
             topology,
+            io: IoOptions::default(),
         })
+    }
+
+    /// With as much of `wanted` as this disk can do; a log line tells what it can't.
+    #[must_use]
+    pub fn with_io(mut self, path: &Path, wanted: IoOptions) -> DiskFile {
+        self.io = wanted;
+        if wanted.iopoll {
+            let probed = match self.direct && !self.in_memory {
+                true => probe_iopoll(&self.file),
+                false => Err(io::Error::other("only with direct I/O")),
+            };
+            if let Err(error) = probed {
+                tracing::warn!("{path:?}: iopoll: not here ({error}): interrupts tell instead");
+                self.io.iopoll = false;
+            }
+        }
+        self
+    }
+
+    /// What is asked of io_uring beside the usual.
+    pub fn io(&self) -> IoOptions {
+        self.io
     }
 
     /// Size in bytes.
@@ -177,9 +198,9 @@ impl DiskFile {
         self.direct
     }
 
-    /// What reads and writes reach.
-    pub fn medium(&self) -> Medium {
-        self.medium
+    /// Whether its file system keeps everything in memory.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// The file itself.

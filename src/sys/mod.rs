@@ -24,7 +24,7 @@ pub mod lock;
 pub mod netns;
 #[expect(unsafe_code, reason = "poll, MSG_PEEK, dup3")]
 pub mod peer;
-#[expect(unsafe_code, reason = "preadv2 and pwritev2 take pointers")]
+#[expect(unsafe_code, reason = "preadv and pwritev take pointers")]
 pub mod rw;
 #[expect(unsafe_code, reason = "memfd_create, fallocate")]
 pub mod share;

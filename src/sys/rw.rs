@@ -8,33 +8,14 @@ use crate::memory::Segment;
 /// Segments that one call takes (IOV_MAX). With more, it does only the first.
 const SEGMENTS_PER_CALL: usize = 1024;
 
-/// Whether a call may wait for a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wait {
-    /// It does what can be done without, or fails with EAGAIN (RWF_NOWAIT); EOPNOTSUPP or ENOSYS
-    /// where that can't be promised.
-    Never,
-    /// As long as it takes.
-    Allowed,
-}
-
-impl Wait {
-    fn flags(self) -> libc::c_int {
-        match self {
-            Wait::Never => libc::RWF_NOWAIT,
-            Wait::Allowed => 0,
-        }
-    }
-}
-
-/// preadv2(2) into guest memory: the bytes read, or the error number.
+/// preadv(2) into guest memory: the bytes read, or the error number.
 ///
 /// # Errors
 /// What the system says.
 #[inline]
-pub fn read(file: &File, offset: u64, segments: &[Segment], wait: Wait) -> Result<u32, i32> {
+pub fn read(file: &File, offset: u64, segments: &[Segment]) -> Result<u32, i32> {
     let (list, count, offset) = call(offset, segments)?;
-    if let (&[one], Wait::Allowed) = (segments, wait) {
+    if let &[one] = segments {
         // SAFETY: the segment is mapped as long as it is valid; see below.
         return moved(unsafe {
             libc::pread(file.as_raw_fd(), one.base().cast(), one.len(), offset)
@@ -42,29 +23,29 @@ pub fn read(file: &File, offset: u64, segments: &[Segment], wait: Wait) -> Resul
     }
     // SAFETY: a segment is laid out as an iovec, and `count` of them are there; the memory is mapped
     // as long as the caller's segments are valid, and what the kernel can't write to is EFAULT.
-    let read = unsafe { libc::preadv2(file.as_raw_fd(), list, count, offset, wait.flags()) };
+    let read = unsafe { libc::preadv(file.as_raw_fd(), list, count, offset) };
     moved(read)
 }
 
-/// pwritev2(2) from guest memory: the bytes written, or the error number.
+/// pwritev(2) from guest memory: the bytes written, or the error number.
 ///
 /// # Errors
 /// What the system says.
 #[inline]
-pub fn write(file: &File, offset: u64, segments: &[Segment], wait: Wait) -> Result<u32, i32> {
+pub fn write(file: &File, offset: u64, segments: &[Segment]) -> Result<u32, i32> {
     let (list, count, offset) = call(offset, segments)?;
-    if let (&[one], Wait::Allowed) = (segments, wait) {
+    if let &[one] = segments {
         // SAFETY: as in `read`; the memory is only read.
         return moved(unsafe {
             libc::pwrite(file.as_raw_fd(), one.base().cast(), one.len(), offset)
         });
     }
     // SAFETY: as in `read`; the memory is only read.
-    let written = unsafe { libc::pwritev2(file.as_raw_fd(), list, count, offset, wait.flags()) };
+    let written = unsafe { libc::pwritev(file.as_raw_fd(), list, count, offset) };
     moved(written)
 }
 
-/// The arguments as the system takes them. -1 would be the file's own position.
+/// The arguments as the system takes them.
 #[inline]
 fn call(
     offset: u64,
@@ -101,11 +82,11 @@ mod tests {
         let bytes: Vec<u8> = (0..12000).map(|i| u8::try_from(i % 251).unwrap()).collect();
         copy::write(list.as_slice(), 0, &bytes);
         let file = TempFile::new().unwrap();
-        let done = write(file.as_file(), 100, list.as_slice(), Wait::Allowed);
+        let done = write(file.as_file(), 100, list.as_slice());
         assert_eq!(done, Ok(8192));
         assert_eq!(std::fs::read(file.as_path()).unwrap()[100..], bytes[..8192]);
         copy::zero(list.as_slice(), 0, 12000);
-        let done = read(file.as_file(), 4196, list.as_slice(), Wait::Allowed);
+        let done = read(file.as_file(), 4196, list.as_slice());
         assert_eq!(done, Ok(4096));
         let mut back = vec![0; 4096];
         copy::read(list.as_slice(), 0, &mut back);
@@ -116,36 +97,10 @@ mod tests {
     fn what_the_system_says_is_told() {
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let no_file = File::from(std::os::fd::OwnedFd::from(ours));
-        let nothing = read(&no_file, 0, &[], Wait::Allowed);
+        let nothing = read(&no_file, 0, &[]);
         assert_eq!(nothing, Err(libc::ESPIPE));
         let file = TempFile::new().unwrap();
-        let far = write(file.as_file(), u64::MAX, &[], Wait::Allowed);
-        assert_eq!(far, Err(libc::EINVAL), "the file's own position");
-    }
-    #[test]
-    fn nobody_waits_for_what_is_not_in_the_cache() {
-        let file = TempFile::new_in(std::path::Path::new("/var/tmp")).unwrap();
-        std::fs::write(file.as_path(), vec![7; 65536]).unwrap();
-        file.as_file().sync_all().unwrap();
-        let ram = GuestRam::for_test(&[(0, 8192)]);
-        let mut list = Segments::with_capacity(2);
-        ram.translate(1, 4096, Access::Write, &mut list).unwrap();
-        let hit = read(file.as_file(), 4096, list.as_slice(), Wait::Never);
-        if hit == Err(libc::EOPNOTSUPP) {
-            return;
-        }
-        assert_eq!(hit, Ok(4096));
-        let fd = file.as_file().as_raw_fd();
-        // SAFETY: takes no pointers.
-        let dropped = unsafe { libc::posix_fadvise(fd, 0, 0, libc::POSIX_FADV_DONTNEED) };
-        assert_eq!(dropped, 0);
-        let miss = read(file.as_file(), 8192, list.as_slice(), Wait::Never);
-        // A page that somebody else keeps is still there.
-        assert!(matches!(miss, Err(libc::EAGAIN) | Ok(4096)), "{miss:?}");
-        let waits = read(file.as_file(), 8192, list.as_slice(), Wait::Allowed);
-        assert_eq!(waits, Ok(4096));
-        let mut bytes = [0; 4096];
-        copy::read(list.as_slice(), 0, &mut bytes);
-        assert_eq!(bytes, [7; 4096]);
+        let far = write(file.as_file(), u64::MAX, &[]);
+        assert_eq!(far, Err(libc::EINVAL), "no offset");
     }
 }

@@ -110,7 +110,7 @@ pub struct BlkCounters {
     pub short_ios: Counter,
     /// Operations whose buffers don't suit direct I/O, copied through a bounce buffer.
     pub unaligned: Counter,
-    /// Operations that needed no device.
+    /// Operations on files in memory that were done at once.
     pub at_once: Counter,
     /// Operations that went wrong because that was asked for.
     pub injected: Counter,

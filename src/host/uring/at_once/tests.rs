@@ -1,4 +1,4 @@
-//! What needs no device, on a file in memory and on one in the page cache.
+//! A file in memory, beside one that is not.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ struct Rig {
     file: TempFile,
     ring: Uring,
     disk: UringDisk,
-    medium: Medium,
+    in_memory: bool,
 }
 
 impl Rig {
@@ -38,7 +38,7 @@ impl Rig {
             lock: false,
         };
         let disk = Arc::new(DiskFile::open(file.as_path(), options).unwrap());
-        let medium = disk.medium();
+        let in_memory = disk.is_in_memory();
         let (mut ring, mut disk) = (Uring::new().unwrap(), UringDisk::new(disk));
         disk.attach(&mut ring, 512).unwrap();
         Rig {
@@ -46,7 +46,7 @@ impl Rig {
             file,
             ring,
             disk,
-            medium,
+            in_memory,
         }
     }
 
@@ -113,7 +113,7 @@ fn bytes_in(segments: &Segments) -> Vec<u8> {
 #[test]
 fn a_file_in_memory_needs_no_ring() {
     let mut rig = Rig::new(MEMORY);
-    assert_eq!(rig.medium, Medium::Memory, "{MEMORY} is no tmpfs");
+    assert!(rig.in_memory, "{MEMORY} is no tmpfs");
     let out = rig.segments(1, 12288);
     copy::write(out.as_slice(), 0, &[0x77; 12288]);
     let back = rig.segments(MIB + 3, 16384);
@@ -159,57 +159,22 @@ fn a_turn_copies_no_more_than_its_share_and_the_ring_the_rest() {
 }
 
 #[test]
-fn what_is_in_the_page_cache_is_read_at_once() {
+fn what_is_not_in_memory_goes_through_the_ring() {
     let mut rig = Rig::new(CACHE);
-    if rig.medium != Medium::Cache {
-        return;
-    }
-    let back = rig.segments(5, 4096);
-    rig.submit(&[read(4096, &back)]);
-    assert_eq!(rig.finish(1), [Ok(4096)]);
-    assert!(bytes_in(&back).iter().all(|&byte| byte == 0x5a));
-    // The file was just written; a file system without RWF_NOWAIT is noticed by its first answer.
-    let hit = rig.disk.at_once() == 1;
-    assert_eq!(hit, rig.disk.at_once.reads == How::Cached);
-}
-
-#[test]
-fn durable_writes_and_flushes_of_the_page_cache_go_the_long_way() {
-    let mut rig = Rig::new(CACHE);
-    if rig.medium != Medium::Cache {
+    if rig.in_memory {
         return;
     }
     let out = rig.segments(0, 4096);
     copy::write(out.as_slice(), 0, &[0x33; 4096]);
-    assert_eq!(rig.submit(&[write(4096, &out, true), BlkOp::Flush]), 0);
-    assert_eq!(rig.finish(2), [Ok(4096), Ok(0)]);
-    // Here or there, whatever the file system can.
-    rig.submit(&[write(0, &out, false)]);
-    assert_eq!(rig.finish(1), [Ok(4096)]);
+    let back = rig.segments(8192, 4096);
+    let ops = [write(4096, &out, true), BlkOp::Flush, read(0, &back)];
+    assert_eq!(rig.submit(&ops), 0);
+    assert!(!rig.disk.has_done());
+    assert_eq!(rig.finish(3), [Ok(4096), Ok(0), Ok(4096)]);
+    assert!(bytes_in(&back).iter().all(|&byte| byte == 0x5a));
     let file = std::fs::read(rig.file.as_path()).unwrap();
-    assert!(file[..8192].iter().all(|&byte| byte == 0x33));
-    assert_eq!(file[8192], 0x5a);
-}
-
-#[test]
-fn reads_are_not_tried_for_a_while_when_many_were_missing() {
-    let mut cached = AtOnce::new(Medium::Cache);
-    let segments = [Segment::EMPTY];
-    for _ in 0..MISSES {
-        assert_eq!(cached.may(How::Cached, &segments), Some(Wait::Never));
-        cached.count_misses(Err(EAGAIN));
-    }
-    for _ in 0..PASSED_OVER {
-        assert_eq!(cached.may(How::Cached, &segments), None);
-    }
-    // One attempt decides.
-    assert_eq!(cached.may(How::Cached, &segments), Some(Wait::Never));
-    cached.count_misses(Ok(0));
-    assert_eq!(cached.may(How::Cached, &segments), Some(Wait::Never));
-    cached.count_misses(Err(EAGAIN));
-    assert_eq!(cached.may(How::Cached, &segments), Some(Wait::Never));
-    let mut device = AtOnce::new(Medium::Device);
-    assert_eq!(device.may(device.reads, &segments), None);
+    assert!(file[4096..8192].iter().all(|&byte| byte == 0x33));
+    assert_eq!(rig.disk.at_once(), 0);
 }
 
 #[test]
