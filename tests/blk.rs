@@ -1,7 +1,8 @@
 //! Disks of the real daemon, with a front-end of our own that decides on every descriptor.
 //!
 //! `matrix` has every request in every shape, `durable` what must be on the disk when, `encrypted`
-//! what is there in ciphertext; `uring` has what a disk asks of io_uring; in `faults` the disk is sick, in `locks` somebody else uses it.
+//! what is there in ciphertext; `uring` has what a disk asks of io_uring; in `faults` the disk is
+//! sick, in `locks` somebody else uses it.
 
 mod support;
 
