@@ -21,8 +21,8 @@ pub fn read(file: &File, offset: u64, segments: &[Segment]) -> Result<u32, i32> 
             libc::pread(file.as_raw_fd(), one.base().cast(), one.len(), offset)
         });
     }
-    // SAFETY: a segment is laid out as an iovec, and `count` of them are there; the memory is mapped
-    // as long as the caller's segments are valid, and what the kernel can't write to is EFAULT.
+    // SAFETY: a segment is laid out as an iovec, and `count` of them are there; the memory is
+    // mapped as long as the caller's segments are, and what the kernel can't write to is EFAULT.
     let read = unsafe { libc::preadv(file.as_raw_fd(), list, count, offset) };
     moved(read)
 }
