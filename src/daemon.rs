@@ -382,7 +382,7 @@ fn blk_parts(blk: &BlkConfig, limits: Arc<DiskLimits>) -> Result<Parts, DaemonEr
             let mut ranges = RangeLimits::file(told.physical_block);
             // Zeros are written there, as ciphertext.
             ranges.zero_unmaps = blk.encrypt.is_none();
-            let file = Arc::new(file);
+            let file = Arc::new(file.with_io(path, blk.io));
             let backing = match &blk.encrypt {
                 None => Backing::File(file),
                 Some(how) => Backing::Encrypted(file, encryption(&blk.name, how)?),

@@ -17,6 +17,8 @@ mod tests {
     use super::support::netns::Netns;
     use super::support::tmp::{TempDir, random_bytes, sha256, sha256_of};
 
+    /// For a balloon in an emulated guest.
+    const BALLOON: Duration = Duration::from_secs(60);
     const SOON: Duration = Duration::from_secs(20);
     const MIB: usize = 1 << 20;
     const PACKED: u64 = 1 << 34;
@@ -111,6 +113,63 @@ mod tests {
     #[test]
     fn a_disk_is_byte_exact_on_two_packed_rings() {
         disk_is_exact(2, true);
+    }
+
+    /// What the balloon takes is gone from the memory file, and comes back as other pages: every
+    /// request has to find those that are there now.
+    #[test]
+    fn a_disk_is_byte_exact_while_a_balloon_grows_and_shrinks() {
+        let dir = TempDir::new("balloon");
+        let (image, _) = dir.random_file("disk.img", 64 * MIB, 13);
+        let socket = dir.path("disk0.sock");
+        let blk = format!(
+            "name=disk0,socket={},path={}",
+            socket.display(),
+            image.display()
+        );
+        let daemon = Daemon::start(&["run", "--core", "1", "--blk", &blk]);
+        let mut guest = Guest::boot(&GuestConfig {
+            disks: vec![disk(&dir, "disk0", 1, true)],
+            devices: vec!["virtio-balloon-pci"],
+            ..GuestConfig::default()
+        });
+        // Other bytes each time, so that nothing old can pass for them.
+        guest.ok("while [ ! -e /tmp/stop ]; do \
+               dd if=/dev/urandom of=/tmp/x bs=1M count=8 2>/dev/null; \
+               dd if=/tmp/x of=/dev/vda bs=64k oflag=direct 2>/dev/null; \
+               dd if=/dev/vda of=/tmp/y bs=64k count=128 iflag=direct 2>/dev/null; \
+               cmp /tmp/x /tmp/y >>/tmp/bad 2>&1; echo >>/tmp/rounds; rm /tmp/x /tmp/y; \
+             done >/dev/null 2>&1 &");
+        let rounds = |guest: &mut Guest| -> usize {
+            let lines = guest.ok("touch /tmp/rounds; wc -l </tmp/rounds");
+            lines.parse().expect("a number")
+        };
+        let memory = |guest: &mut Guest| -> usize {
+            let line = guest.ok("grep MemTotal /proc/meminfo");
+            let digits: String = line.chars().filter(char::is_ascii_digit).collect();
+            digits.parse::<usize>().expect("a number") / 1024
+        };
+        let whole = memory(&mut guest);
+        for (left, reached) in [(224, 256), (512, whole), (192, 224), (512, whole)] {
+            let before = rounds(&mut guest);
+            guest.balloon(left * MIB);
+            wait_until("the balloon's size", BALLOON, || {
+                let now = memory(&mut guest);
+                let there = if left < 512 {
+                    now <= reached
+                } else {
+                    now >= reached
+                };
+                there.then_some(())
+            });
+            wait_until("data to go both ways", BALLOON, || {
+                (rounds(&mut guest) >= before + 2).then_some(())
+            });
+        }
+        guest.ok("touch /tmp/stop; while [ -e /tmp/x ]; do sleep 1; done");
+        assert_eq!(guest.ok("cat /tmp/bad"), "", "other bytes came back");
+        assert_eq!(daemon.counter("disk0", "errors"), 0);
+        assert!(daemon.counter("disk0", "read_bytes") >= 64 * MIB as u64);
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod switch;
 #[cfg(test)]
 mod tests;
 mod uplink;
+mod uring;
 mod validate;
 mod values;
 mod wires;
@@ -35,6 +36,7 @@ mod wires;
 pub use crate::host::fault::FaultPlan;
 pub use crate::host::limit::{DiskRates, Rates};
 pub use crate::host::switch::{Filter, PortRules, VLAN_MAX, VlanMode, VlanSet};
+pub use crate::sys::disk::IoOptions;
 pub use crate::sys::key::KeySource;
 pub use crate::sys::listen::{SocketConfig, SocketSource};
 pub use bench::{BenchBlkConfig, BenchBlkGiven, Chains, Rw, RwKind, Span, load_bench_blk};
@@ -244,6 +246,8 @@ pub struct BlkConfig {
     pub queues: u16,
     /// How what is on it is encrypted, if it is; only with a path.
     pub encrypt: Option<EncryptConfig>,
+    /// What it asks of io_uring beside the usual; only with a path.
+    pub io: IoOptions,
     /// Writes are refused and the device says so.
     pub read_only: bool,
     /// Bypass the page cache: always, never, or (`None`) where the file system allows it.

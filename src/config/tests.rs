@@ -15,6 +15,7 @@ mod links;
 mod rates;
 mod switch;
 mod taps;
+mod uring;
 mod wires;
 
 fn machine() -> Machine {
@@ -182,6 +183,7 @@ fn flags_and_file_give_the_same_settings() {
                 encrypt: None,
                 read_only: true,
                 direct: Some(false),
+                io: IoOptions::default(),
                 fault: None,
                 sick: SickConfig {
                     hold: true,
@@ -207,6 +209,7 @@ fn flags_and_file_give_the_same_settings() {
                 encrypt: None,
                 read_only: false,
                 direct: None,
+                io: IoOptions::default(),
                 fault: Some(FaultPlan {
                     eio: 7,
                     delay: Duration::from_micros(20),

@@ -16,6 +16,7 @@ use super::file;
 use super::keyvalue::{Entry, Kind, Table};
 use super::limits::RawDiskRates;
 use super::size::parse_duration;
+use super::uring::RawIo;
 use super::values::{
     SERIAL_MAX, account_id, bounded, check_disk, check_name, check_serial, parse_backend,
     parse_block_size, parse_cache, parse_faults, parse_lock, parse_mode, parse_socket,
@@ -24,7 +25,7 @@ use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, KeySource,
     LinkConfig, Machine, Placement, RingsConfig, SocketConfig, SocketSource,
 };
-use super::{encrypt, limits, net, sick, switch, uplink, wires};
+use super::{encrypt, limits, net, sick, switch, uplink, uring, wires};
 
 /// 128 pairs are the 256 vrings that a kick message can name.
 pub(super) const QUEUES_MAX: u64 = 128;
@@ -63,6 +64,9 @@ struct RawBlk {
     queues: Option<u64>,
     read_only: Option<bool>,
     direct: Option<bool>,
+    iopoll: Option<bool>,
+    sqpoll: Option<bool>,
+    fixed_buffers: Option<bool>,
     cache: Option<String>,
     lock: Option<String>,
     fault: Option<Vec<String>>,
@@ -423,10 +427,17 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
         bytes: [raw.read_bytes, raw.write_bytes, raw.bytes],
         rate_burst: raw.rate_burst,
     };
+    let encrypt = encrypt::check(table, encrypt, &backend, block_size)?;
+    let io = RawIo {
+        iopoll: raw.iopoll,
+        sqpoll: raw.sqpoll,
+        fixed_buffers: raw.fixed_buffers,
+    };
     Ok(BlkConfig {
         name,
         socket: socket_config(table, socket, machine)?,
-        encrypt: encrypt::check(table, encrypt, &backend, block_size)?,
+        io: uring::check(table, &io, &backend, raw.direct, encrypt.as_ref())?,
+        encrypt,
         backend,
         queues: bounded(raw.queues.unwrap_or(QUEUES_DEFAULT), 1, QUEUES_MAX)
             .map_err(in_key("queues"))?,

@@ -39,7 +39,7 @@ use super::runner::VringSetup;
 use super::started::Vring;
 use super::topology::{Placement, Topology, groups};
 use super::uplink::{HostEnd, HostOutlet, Uplink};
-use super::worker::{Worker, WorkerConfig, WorkerCounters};
+use super::worker::{UringNeed, Worker, WorkerConfig, WorkerCounters};
 
 /// Seconds after which a switch forgets a station that it has not seen (IEEE 802.1Q's default).
 const AGEING: u32 = 300;
@@ -118,11 +118,14 @@ impl Backing {
         }
     }
 
-    fn needs_uring(&self) -> bool {
+    fn uring(&self) -> UringNeed {
         match self {
-            Backing::File(_) | Backing::Encrypted(..) => true,
-            Backing::Ram(_) | Backing::Null => false,
-            Backing::Faulty(_, disk) => disk.needs_uring(),
+            Backing::File(file) | Backing::Encrypted(file, _) => match file.io().sqpoll {
+                true => UringNeed::WithThread,
+                false => UringNeed::Ring,
+            },
+            Backing::Ram(_) | Backing::Null => UringNeed::Nothing,
+            Backing::Faulty(_, disk) => disk.uring(),
         }
     }
 }
@@ -345,7 +348,7 @@ struct Plan {
     links: Vec<Link>,
     inbounds: Vec<Inbound>,
     ports: HostPorts,
-    needs_uring: bool,
+    uring: UringNeed,
 }
 
 impl Engine {
@@ -365,7 +368,7 @@ impl Engine {
                 links: Vec::new(),
                 inbounds: Vec::new(),
                 ports: HostPorts::default(),
-                needs_uring: false,
+                uring: UringNeed::default(),
             });
         }
         let mut places: Vec<Vec<Vec<Place>>> = (0..)
@@ -404,7 +407,7 @@ impl Engine {
                 links: plan.links,
                 inbounds: plan.inbounds,
                 ports: plan.ports,
-                needs_uring: plan.needs_uring,
+                uring: plan.uring,
                 retired: retired.clone(),
                 mailbox: plan.mailbox,
                 counters: Arc::clone(&counters),
@@ -486,7 +489,7 @@ fn place(
         });
         plan.slots.push(running);
         if let Parts::Blk(_, backing) = parts {
-            plan.needs_uring |= backing.needs_uring();
+            plan.uring = plan.uring.max(backing.uring());
         }
     }
     places

@@ -65,6 +65,36 @@ impl HostDisk {
     }
 }
 
+impl HostDisk {
+    /// Registers guest memory with the ring, where that is asked for.
+    fn pin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
+        match (self, ring) {
+            (HostDisk::Uring(disk), Some(ring)) => disk.pin(ring, ram),
+            (HostDisk::Faulty(disk), ring) => disk.1.pin(ring, ram),
+            _ => {}
+        }
+    }
+
+    /// Takes guest memory out of the ring again, before it is unmapped.
+    fn unpin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
+        match (self, ring) {
+            (HostDisk::Uring(disk), Some(ring)) => disk.unpin(ring, ram),
+            (HostDisk::Faulty(disk), ring) => disk.1.unpin(ring, ram),
+            _ => {}
+        }
+    }
+
+    /// Whether something is done that nothing but the next turn finds.
+    fn has_done(&self) -> bool {
+        match self {
+            HostDisk::Uring(disk) => disk.has_done(),
+            HostDisk::Encrypted(it) => it.disk.has_done(),
+            HostDisk::Ram(_) | HostDisk::Null(_) => false,
+            HostDisk::Faulty(disk) => disk.1.has_done(),
+        }
+    }
+}
+
 /// A disk with ciphertext on it.
 #[derive(Debug)]
 pub(super) struct EncryptedDisk {
@@ -131,9 +161,11 @@ impl<F: RingFormat> DiskQueue<F> {
         let (vq, scratch) = (&mut self.vring.vq, &mut cx.scratch);
         match (&mut self.host, &mut cx.uring) {
             (HostDisk::Uring(disk), Some(ring)) => {
-                let before = disk.unaligned();
+                let (unaligned, at_once) = (disk.unaligned(), disk.at_once());
                 let work = self.handler.poll(vq, &mut disk.lend(ring), scratch, budget);
-                self.blk_counters.unaligned.add(disk.unaligned() - before);
+                let counters = &self.blk_counters;
+                counters.unaligned.add(disk.unaligned() - unaligned);
+                counters.at_once.add(disk.at_once() - at_once);
                 work
             }
             (HostDisk::Encrypted(it), Some(ring)) => match &mut it.crypt {
@@ -179,12 +211,13 @@ impl<F: RingFormat> DiskQueue<F> {
 
     /// Sends tables that nothing in flight points into to be unmapped.
     #[cold]
-    fn retire(&mut self, cx: &WorkerCx) {
+    fn retire(&mut self, cx: &mut WorkerCx) {
         let oldest = self.handler.oldest_epoch();
         let unused = |table: &mut OldTable| {
             oldest.is_none_or(|oldest| oldest.wrapping_sub(table.until) < u32::MAX / 2)
         };
         for table in self.old_tables.extract_if(.., unused) {
+            self.host.unpin(cx.uring.as_mut(), &table.retired.ram);
             // Full: unmapped here and now.
             let _ = cx.retired.try_send(table.retired);
         }
@@ -193,10 +226,13 @@ impl<F: RingFormat> DiskQueue<F> {
 
 impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
     fn attach(&mut self, cx: &mut WorkerCx) -> io::Result<()> {
-        self.host.attach(cx.uring.as_mut())
+        self.host.attach(cx.uring.as_mut())?;
+        self.host.pin(cx.uring.as_mut(), self.vring.vq.ram());
+        Ok(())
     }
 
     fn detach(&mut self, cx: &mut WorkerCx) {
+        self.host.unpin(cx.uring.as_mut(), self.vring.vq.ram());
         self.host.detach(cx.uring.as_mut());
         self.retire(cx);
     }
@@ -232,9 +268,12 @@ impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
     }
 
     fn swap(&mut self, cx: &mut WorkerCx, ram: Arc<GuestRam>, areas: Areas) -> Option<Retired> {
+        // First, so that what both tables have stays as it is.
+        self.host.pin(cx.uring.as_mut(), &ram);
         let (ram, areas) = self.vring.swap(ram, areas);
         let retired = Retired { ram, areas };
         if self.handler.in_flight() == 0 {
+            self.host.unpin(cx.uring.as_mut(), &retired.ram);
             return Some(retired);
         }
         // Requests in flight point into it: it goes when they are done.
@@ -269,7 +308,7 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
 
     fn arm(&mut self) -> Armed {
         // With every slot taken a completion comes first, and wakes us. A limit has a time.
-        if self.handler.has_room() && self.vring.set_kicks(true) {
+        if self.host.has_done() || self.handler.has_room() && self.vring.set_kicks(true) {
             return Armed::Work;
         }
         match &self.host {
@@ -292,8 +331,10 @@ mod tests {
     use super::*;
     use crate::device::blk::{BlkModel, BlkSetup};
     use crate::engine::runner::{VringAddr, VringSetup};
+    use crate::host::blk::{BlkOp, Token};
     use crate::memory::{Segments, Store};
     use crate::ring::{Packed, Split};
+    use crate::sys::disk::{DiskFile, DiskOptions};
     use crate::testing::driver::{
         Buf, Driver, PackedDriver, RingMemory, SplitDriver, read_guest, write_guest,
     };
@@ -386,5 +427,34 @@ mod tests {
         let memory = RingMemory::new::<Packed>(&ram, 0, 16);
         let driver = PackedDriver::new(&memory, false);
         answers_come_through::<Packed>(&memory, driver, &ram);
+    }
+    #[test]
+    fn nobody_sleeps_over_what_was_done_at_once() {
+        let file = vmm_sys_util::tempfile::TempFile::new_in("/dev/shm".as_ref()).unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let options = DiskOptions {
+            read_only: false,
+            direct: None,
+            block_size: 512,
+            lock: false,
+        };
+        let disk = Arc::new(DiskFile::open(file.as_path(), options).unwrap());
+        let ram = GuestRam::for_test(&[(0, 0x20_0000)]);
+        let memory = RingMemory::new::<Split>(&ram, 0, 16);
+        let mut queue = queue::<Split>(&memory, &Arc::default());
+        let mut ring = Uring::new().unwrap();
+        queue.host = HostDisk::Uring(UringDisk::new(disk));
+        queue.host.attach(Some(&mut ring)).unwrap();
+        assert_eq!(queue.arm(), Armed::Sleep);
+        let HostDisk::Uring(disk) = &mut queue.host else {
+            unreachable!("it was just put there");
+        };
+        let token = Token {
+            slot: 0,
+            generation: 0,
+        };
+        disk.lend(&mut ring).submit(token, BlkOp::Flush).unwrap();
+        assert!(!ring.has_work(), "only the next turn finds it");
+        assert_eq!(queue.arm(), Armed::Work);
     }
 }

@@ -143,6 +143,18 @@ impl Slots {
     }
 }
 
+/// Which io_uring a worker needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum UringNeed {
+    /// None.
+    #[default]
+    Nothing,
+    /// An ordinary one.
+    Ring,
+    /// One with a thread of the kernel that takes what is queued.
+    WithThread,
+}
+
 /// How a worker is made.
 #[derive(Debug)]
 pub(crate) struct WorkerConfig {
@@ -154,8 +166,8 @@ pub(crate) struct WorkerConfig {
     /// From gates on other workers.
     pub(crate) inbounds: Vec<Inbound>,
     pub(crate) ports: HostPorts,
-    /// Some disk of this worker does its I/O through io_uring.
-    pub(crate) needs_uring: bool,
+    /// What the disks of this worker do their I/O through.
+    pub(crate) uring: UringNeed,
     pub(crate) retired: Sender<super::mailbox::Retired>,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) counters: Arc<WorkerCounters>,
@@ -222,10 +234,10 @@ impl Worker {
         watch(&epoll, config.mailbox.wake_fd(), EventSet::EDGE_TRIGGERED)?;
         let alarm = TimerFd::new()?;
         watch(&epoll, &alarm, EventSet::EDGE_TRIGGERED)?;
-        let uring = if config.needs_uring {
-            Some(Uring::new()?)
-        } else {
-            None
+        let uring = match config.uring {
+            UringNeed::Nothing => None,
+            UringNeed::Ring => Some(Uring::new()?),
+            UringNeed::WithThread => Some(Uring::with_thread()?),
         };
         if let Some(uring) = &uring {
             watch(&epoll, uring, EventSet::EDGE_TRIGGERED)?;

@@ -6,6 +6,8 @@
 //! data (docs/decisions/0007). Bounce buffers are few and of fixed size, however much a guest asks
 //! for: a longer request is done in parts, as if the host had done short I/O.
 //!
+//! A file in memory needs no ring ([`at_once`]).
+//!
 //! Ranges are discarded and zeroed by fallocate(2), which the kernel does beside the ring, for
 //! block devices too. What a file system or device can't do is learnt from its first answer: then
 //! zeros are written, and a discard, which is only a hint, does nothing.
@@ -13,11 +15,15 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::memory::{Segment, Store, copy};
+use crate::memory::{GuestRam, Segment, Store, copy};
 use crate::sys::disk::DiskFile;
 use crate::sys::uring::{ClientId, Uring, UringOp, Zero};
 
 use super::blk::{BlkIo, BlkOp, Completion, Full, Token};
+
+mod at_once;
+
+use at_once::AtOnce;
 
 /// A place in the worker's ring.
 #[derive(Debug, Clone, Copy)]
@@ -158,6 +164,7 @@ impl Tag {
 pub struct UringDisk {
     disk: Arc<DiskFile>,
     attached: Option<Attached>,
+    at_once: AtOnce,
     /// There while attached, if the disk does direct I/O.
     bounces: Option<Bounces>,
     unaligned: u64,
@@ -181,6 +188,7 @@ impl UringDisk {
     /// Access to `disk`, not attached to a ring yet.
     pub fn new(disk: Arc<DiskFile>) -> UringDisk {
         UringDisk {
+            at_once: AtOnce::new(disk.is_in_memory()),
             disk,
             attached: None,
             bounces: None,
@@ -199,6 +207,16 @@ impl UringDisk {
         self.unaligned
     }
 
+    /// Operations so far that needed no device.
+    pub fn at_once(&self) -> u64 {
+        self.at_once.moved()
+    }
+
+    /// Whether something is done that was not reaped, and of which the ring tells nothing.
+    pub fn has_done(&self) -> bool {
+        self.at_once.in_flight() > 0
+    }
+
     /// Registers with the worker's ring.
     ///
     /// # Errors
@@ -207,9 +225,13 @@ impl UringDisk {
         if self.disk.is_direct() {
             self.bounces = Some(Bounces::new()?);
         }
+        self.at_once.attach(in_flight);
         self.ranges.bytes = vec![0; in_flight].into();
         self.ranges.zeroes = Some(Store::new(ZEROES_BYTES as u64)?);
-        let file = ring.add_file(self.disk.file())?;
+        let file = match self.disk.io().iopoll {
+            true => ring.add_polled_file(self.disk.file())?,
+            false => ring.add_file(self.disk.file())?,
+        };
         let client = ring.add_client(in_flight);
         self.attached = Some(Attached { client, file });
         Ok(())
@@ -223,8 +245,30 @@ impl UringDisk {
         }
     }
 
+    /// Registers guest memory with the ring, if that is asked for. Where it can't be, or not all of
+    /// it, a log line says so, and the disk does without.
+    pub fn pin(&self, ring: &mut Uring, ram: &GuestRam) {
+        if self.disk.io().fixed_buffers
+            && let Err(error) = ring.add_memory(&ram.memory())
+        {
+            let bytes: usize = ram.memory().iter().map(Segment::len).sum();
+            tracing::warn!(
+                "fixed_buffers: {bytes} bytes of guest memory can't be pinned ({error}): \
+                 doing without where it isn't"
+            );
+        }
+    }
+
+    /// Takes guest memory out of the ring again, before it is unmapped.
+    pub fn unpin(&self, ring: &mut Uring, ram: &GuestRam) {
+        if self.disk.io().fixed_buffers {
+            ring.remove_memory(&ram.memory());
+        }
+    }
+
     /// The disk for one turn.
     pub fn lend<'a>(&'a mut self, ring: &'a mut Uring) -> Lent<'a> {
+        self.at_once.begin_turn();
         Lent { queue: self, ring }
     }
 
@@ -418,6 +462,10 @@ impl Lent<'_> {
 impl BlkIo for Lent<'_> {
     fn submit(&mut self, token: Token, op: BlkOp<'_>) -> Result<(), Full> {
         let at = self.queue.attached.ok_or(Full)?;
+        let queue = &mut *self.queue;
+        if queue.at_once.submit(queue.disk.file(), token, op) {
+            return Ok(());
+        }
         match op {
             BlkOp::Read { segments, .. } | BlkOp::Write { segments, .. }
                 if !self.queue.suits(segments) =>
@@ -437,6 +485,9 @@ impl BlkIo for Lent<'_> {
     }
 
     fn reap(&mut self) -> Option<Completion> {
+        if let Some(completion) = self.queue.at_once.reap() {
+            return Some(completion);
+        }
         let (tag, result) = self.ring.reap(self.queue.attached?.client)?;
         let Tag {
             token,
@@ -454,9 +505,8 @@ impl BlkIo for Lent<'_> {
     }
 
     fn in_flight(&self) -> usize {
-        self.queue
-            .attached
-            .map_or(0, |attached| self.ring.in_flight(attached.client))
+        let ring = self.queue.attached.map(|at| self.ring.in_flight(at.client));
+        ring.unwrap_or(0) + self.queue.at_once.in_flight()
     }
 }
 

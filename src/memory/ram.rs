@@ -275,6 +275,15 @@ impl GuestRam {
             .any(|(mapping, kept)| kept.info() == spec.info() && mapping.serves(spec))
     }
 
+    /// All of it, as one segment per region.
+    pub fn memory(&self) -> Vec<Segment> {
+        let segment = |region: &Region| {
+            let len = usize::try_from(region.len).expect("it is mapped");
+            Segment::new(region.hva, len)
+        };
+        self.regions.iter().map(segment).collect()
+    }
+
     /// Number of regions.
     pub fn len(&self) -> usize {
         self.regions.len()

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::lock::{LockError, lock};
+use super::uring::probe_iopoll;
 
 /// What direct I/O may ask of buffers and offsets, to be tried where the kernel doesn't say.
 const ALIGNS: [u32; 2] = [512, 4096];
@@ -74,6 +75,17 @@ pub struct DiskOptions {
     pub lock: bool,
 }
 
+/// What a disk asks of io_uring beside the usual.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IoOptions {
+    /// The device is polled for completions.
+    pub iopoll: bool,
+    /// A thread of the kernel takes what the workers of this disk queue.
+    pub sqpoll: bool,
+    /// Guest memory is registered, and pinned with that.
+    pub fixed_buffers: bool,
+}
+
 /// An open disk.
 #[derive(Debug)]
 pub struct DiskFile {
@@ -83,10 +95,12 @@ pub struct DiskFile {
     _locked: Option<File>,
     /// The page cache is bypassed.
     direct: bool,
+    in_memory: bool,
     bytes: u64,
     mem_align: u32,
     offset_align: u32,
     topology: DiskTopology,
+    io: IoOptions,
 }
 
 impl DiskFile {
@@ -118,8 +132,11 @@ impl DiskFile {
         if !bytes.is_multiple_of(u64::from(block_size)) {
             return Err(named(DiskReason::Size { bytes, block_size }));
         }
+        let in_memory = kind.is_file() && is_in_memory(&plain);
         let (file, alignment) = match options.direct {
             Some(false) => (plain, None),
+            // It takes the flag, and does the same with it.
+            None if in_memory => (plain, None),
             wanted => match open_direct(path, options) {
                 Ok((direct, alignment)) => (direct, Some(alignment)),
                 Err(error) if wanted == Some(true) => {
@@ -140,11 +157,35 @@ impl DiskFile {
             file,
             _locked: locked,
             direct,
+            in_memory,
             bytes,
             mem_align,
             offset_align,
             topology,
+            io: IoOptions::default(),
         })
+    }
+
+    /// With as much of `wanted` as this disk can do; a log line tells what it can't.
+    #[must_use]
+    pub fn with_io(mut self, path: &Path, wanted: IoOptions) -> DiskFile {
+        self.io = wanted;
+        if wanted.iopoll {
+            let probed = match self.direct && !self.in_memory {
+                true => probe_iopoll(&self.file),
+                false => Err(io::Error::other("only with direct I/O")),
+            };
+            if let Err(error) = probed {
+                tracing::warn!("{path:?}: iopoll: not here ({error}): interrupts tell instead");
+                self.io.iopoll = false;
+            }
+        }
+        self
+    }
+
+    /// What is asked of io_uring beside the usual.
+    pub fn io(&self) -> IoOptions {
+        self.io
     }
 
     /// Size in bytes when it was opened.
@@ -168,6 +209,11 @@ impl DiskFile {
     /// Whether the page cache is bypassed.
     pub fn is_direct(&self) -> bool {
         self.direct
+    }
+
+    /// Whether its file system keeps everything in memory.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// The file itself.
@@ -247,6 +293,19 @@ fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {
         .write(!read_only)
         .custom_flags(flags)
         .open(path)
+}
+
+/// Whether the file system of `file` keeps everything in memory (tmpfs, ramfs).
+fn is_in_memory(file: &File) -> bool {
+    // Of linux/magic.h; not in libc.
+    const RAMFS_MAGIC: u32 = 0x8584_58f6;
+    // SAFETY: all-zero bytes are a valid `statfs`.
+    let mut stat: libc::statfs = unsafe { core::mem::zeroed() };
+    // SAFETY: `stat` is writable.
+    let answer = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) };
+    let magic = u32::try_from(stat.f_type).unwrap_or(0);
+    let tmpfs = u32::try_from(libc::TMPFS_MAGIC).unwrap_or(0);
+    answer == 0 && (magic == tmpfs || magic == RAMFS_MAGIC)
 }
 
 /// Another handle of the file, with locks; `None` where the file system has none.

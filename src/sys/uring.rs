@@ -17,6 +17,13 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::memory::Segment;
 
+mod buffers;
+mod polled;
+
+use buffers::Buffers;
+use polled::Polled;
+pub use polled::probe as probe_iopoll;
+
 /// Operations queued between two system calls at most.
 const SUBMISSIONS: u32 = 256;
 /// Operations in flight at most.
@@ -28,6 +35,8 @@ const FILES_MAX: u32 = 1024;
 const SEGMENTS_QUEUED: usize = 16 * SEGMENTS_PER_OPERATION;
 /// Segments that readv(2) takes (IOV_MAX). With more, an operation does only the first.
 const SEGMENTS_PER_OPERATION: usize = 1024;
+/// After so many milliseconds without work the kernel's own thread sleeps (SQPOLL).
+const SQPOLL_IDLE_MS: u32 = 1000;
 /// How long a ring that is dropped waits for its operations.
 const DROP_WITHIN: Duration = Duration::from_secs(5);
 
@@ -102,9 +111,25 @@ struct Operation {
     tag: u64,
 }
 
+/// What a place for a file is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Free,
+    /// A file.
+    File,
+    /// A file whose reads and writes are polled for.
+    Polled,
+}
+
 /// A kernel ring and who waits for what in it.
 pub struct Uring {
     ring: IoUring,
+    /// A thread of the kernel takes what is queued (SQPOLL).
+    has_thread: bool,
+    /// For files whose reads and writes are polled for; made for the first of them.
+    polled: Option<Polled>,
+    /// Registered memory.
+    buffers: Buffers,
     /// Told by the kernel when something completes: what a sleeping worker waits for.
     completed: EventFd,
     clients: Vec<Client>,
@@ -113,7 +138,8 @@ pub struct Uring {
     /// stay; emptied when the kernel has taken all of them.
     lists: Vec<Segment>,
     free: Vec<u32>,
-    files: Vec<bool>,
+    files: Vec<Place>,
+    /// In both rings.
     in_flight: usize,
 }
 
@@ -149,6 +175,36 @@ impl Uring {
             })
         })
         .or_else(|_| Uring::build(|_| {}))?;
+        Uring::over(ring)
+    }
+
+    /// As [`Uring::new`], with a thread of the kernel that takes what is queued (SQPOLL), so that
+    /// under load there are no system calls; without, where the kernel refuses.
+    ///
+    /// # Errors
+    /// As [`Uring::new`].
+    pub fn with_thread() -> io::Result<Uring> {
+        let ring = Uring::build(|b| {
+            b.setup_sqpoll(SQPOLL_IDLE_MS).setup_single_issuer();
+        })
+        .or_else(|_| {
+            Uring::build(|b| {
+                b.setup_sqpoll(SQPOLL_IDLE_MS);
+            })
+        });
+        match ring.and_then(Uring::over) {
+            Ok(mut ring) => {
+                ring.has_thread = true;
+                Ok(ring)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "sqpoll: not here, so the worker makes the system calls");
+                Uring::new()
+            }
+        }
+    }
+
+    fn over(ring: IoUring) -> io::Result<Uring> {
         if !ring.params().is_feature_submit_stable() {
             return Err(io::Error::other(
                 "the kernel's io_uring reads lists of buffers late: Linux 5.5 is needed",
@@ -160,12 +216,15 @@ impl Uring {
         let count = u32::try_from(IN_FLIGHT_MAX).unwrap_or(u32::MAX);
         Ok(Uring {
             ring,
+            has_thread: false,
+            polled: None,
+            buffers: Buffers::default(),
             completed,
             clients: Vec::new(),
             operations: vec![Operation::default(); IN_FLIGHT_MAX].into(),
             lists: Vec::with_capacity(SEGMENTS_QUEUED),
             free: (0..count).rev().collect(),
-            files: vec![false; FILES_MAX as usize],
+            files: vec![Place::Free; FILES_MAX as usize],
             in_flight: 0,
         })
     }
@@ -213,14 +272,35 @@ impl Uring {
     /// # Errors
     /// When all places are taken, or the kernel refuses the file.
     pub fn add_file(&mut self, file: &impl AsRawFd) -> io::Result<u32> {
-        let at = self.files.iter().position(|used| !used);
+        let at = self.files.iter().position(|place| *place == Place::Free);
         let at = at.and_then(|at| u32::try_from(at).ok()).ok_or_else(|| {
             io::Error::other(format!("all {FILES_MAX} files of the io_uring are in use"))
         })?;
         self.ring
             .submitter()
             .register_files_update(at, &[file.as_raw_fd()])?;
-        self.files[at as usize] = true;
+        self.files[at as usize] = Place::File;
+        Ok(at)
+    }
+
+    /// As [`Uring::add_file`]; the device is polled for the completion of reads and of writes that
+    /// need not be durable. [`probe_iopoll`] tells whether it can be.
+    ///
+    /// # Errors
+    /// As [`Uring::add_file`], and when the kernel gives no second ring.
+    pub fn add_polled_file(&mut self, file: &impl AsRawFd) -> io::Result<u32> {
+        if self.polled.is_none() {
+            self.polled = Some(Polled::new()?);
+        }
+        let at = self.add_file(file)?;
+        if let Some(polled) = &self.polled {
+            let submitter = polled.ring.submitter();
+            if let Err(error) = submitter.register_files_update(at, &[file.as_raw_fd()]) {
+                self.remove_file(at);
+                return Err(error);
+            }
+        }
+        self.files[at as usize] = Place::Polled;
         Ok(at)
     }
 
@@ -228,13 +308,44 @@ impl Uring {
     pub fn remove_file(&mut self, file: u32) {
         // The place is ours, so the kernel has no reason to refuse.
         let _ = self.ring.submitter().register_files_update(file, &[-1]);
-        self.files[file as usize] = false;
+        if let (Place::Polled, Some(polled)) = (self.files[file as usize], &self.polled) {
+            let submitter = polled.ring.submitter();
+            let _ = submitter.register_files_update(file, &[-1]);
+        }
+        self.files[file as usize] = Place::Free;
+    }
+
+    /// Registers memory, which is pinned with that: the kernel then need not look its pages up for
+    /// each operation. It must be removed again before it is unmapped.
+    ///
+    /// # Errors
+    /// When the limit of locked memory is reached, or the kernel can't pin it. What was registered
+    /// until then is used; all of `memory` must be removed all the same.
+    pub fn add_memory(&mut self, memory: &[Segment]) -> io::Result<()> {
+        self.buffers.add(&self.ring, memory)
+    }
+
+    /// Takes memory out that was added.
+    pub fn remove_memory(&mut self, memory: &[Segment]) {
+        self.buffers.remove(&self.ring, memory);
     }
 
     /// Queues an operation for `client`, which calls it `tag`. `false`: no room now.
     #[must_use]
     pub fn submit(&mut self, client: ClientId, tag: u64, op: UringOp<'_>) -> bool {
-        if self.ring.submission().is_full() {
+        let polled = match op {
+            UringOp::Read { file, .. } => self.files[file as usize] == Place::Polled,
+            // Where there is more to it than the write, the device is not all that is waited for.
+            UringOp::Write { file, durable, .. } => {
+                !durable && self.files[file as usize] == Place::Polled
+            }
+            _ => false,
+        };
+        let ring = match &mut self.polled {
+            Some(second) if polled => &mut second.ring,
+            _ => &mut self.ring,
+        };
+        if ring.submission().is_full() {
             return false;
         }
         let Some(&index) = self.free.last() else {
@@ -250,20 +361,27 @@ impl Uring {
             return false;
         }
         self.lists.extend_from_slice(segments);
+        let fixed = match segments {
+            [one] if !polled => self.buffers.find(one),
+            _ => None,
+        };
         // A segment is laid out as an iovec.
         let list = self.lists[start..].as_ptr().cast::<libc::iovec>();
         let count = u32::try_from(segments.len()).unwrap_or(u32::MAX);
-        let entry = entry(op, list, count).user_data(u64::from(index));
+        let entry = entry(op, list, count, fixed).user_data(u64::from(index));
         // SAFETY: the list of segments stays in `lists` until the kernel took the entry, which
         // copies it (IORING_FEAT_SUBMIT_STABLE); the buffers are mapped until the completion by the
         // caller's promise.
-        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+        if unsafe { ring.submission().push(&entry) }.is_err() {
             self.lists.truncate(start);
             return false;
         }
         let client = client.0;
         self.operations[index as usize] = Operation { client, tag };
         self.free.pop();
+        if let (Some(second), true) = (&mut self.polled, polled) {
+            second.in_flight += 1;
+        }
         self.in_flight += 1;
         self.clients[client].in_flight += 1;
         true
@@ -288,11 +406,12 @@ impl Uring {
         let submission = self.ring.submission();
         let queued = !submission.is_empty() || submission.taskrun() || submission.cq_overflow();
         drop(submission);
-        queued || !self.ring.completion().is_empty()
+        let polled = self.polled.as_ref().is_some_and(|it| it.in_flight > 0);
+        queued || polled || !self.ring.completion().is_empty()
     }
 
-    /// At most one system call: submits what is queued and sorts what finished to its clients.
-    /// Returns how many operations finished.
+    /// At most one system call, and one for polled files: submits what is queued and sorts what
+    /// finished to its clients. Returns how many operations finished.
     #[inline]
     pub fn enter(&mut self) -> usize {
         if self.in_flight == 0 {
@@ -300,16 +419,62 @@ impl Uring {
         }
         let submission = self.ring.submission();
         let queued = submission.len();
-        let wanted = queued > 0 || submission.taskrun() || submission.cq_overflow();
+        let mut flags = 0;
+        let wanted = if self.has_thread && queued > 0 && submission.need_wakeup() {
+            flags = SQ_WAKEUP;
+            true
+        } else {
+            !self.has_thread && queued > 0 || submission.taskrun() || submission.cq_overflow()
+        };
         drop(submission);
         if wanted {
-            self.system_call(queued);
-            if queued > 0 && self.ring.submission().is_empty() {
-                self.lists.clear();
-            }
+            enter(&self.ring, queued, flags);
         }
+        let mut count = self.sort(false);
+        if self.polled.is_some() {
+            count += self.enter_polled();
+        }
+        // What is taken is copied.
+        if !self.lists.is_empty() && self.is_taken() {
+            self.lists.clear();
+        }
+        self.in_flight -= count;
+        count
+    }
+
+    /// Whether the kernel has taken all that was queued.
+    #[inline]
+    fn is_taken(&mut self) -> bool {
+        let mut second = self.polled.as_mut();
+        let second = second
+            .as_mut()
+            .is_none_or(|it| it.ring.submission().is_empty());
+        second && self.ring.submission().is_empty()
+    }
+
+    /// The second ring: the device is asked by the system call.
+    fn enter_polled(&mut self) -> usize {
+        let Some(polled) = self.polled.as_mut().filter(|it| it.in_flight > 0) else {
+            return 0;
+        };
+        let queued = polled.ring.submission().len();
+        enter(&polled.ring, queued, 0);
+        let count = self.sort(true);
+        if let Some(polled) = &mut self.polled {
+            polled.in_flight -= count;
+        }
+        count
+    }
+
+    /// Sorts what finished in one of the rings to its clients.
+    #[inline]
+    fn sort(&mut self, polled: bool) -> usize {
+        let ring = match &mut self.polled {
+            Some(second) if polled => &mut second.ring,
+            _ => &mut self.ring,
+        };
         let mut count = 0;
-        for entry in self.ring.completion() {
+        for entry in ring.completion() {
             let Ok(index) = u32::try_from(entry.user_data()) else {
                 continue;
             };
@@ -319,20 +484,7 @@ impl Uring {
             self.free.push(index);
             count += 1;
         }
-        self.in_flight -= count;
         count
-    }
-
-    fn system_call(&self, queued: usize) {
-        const GETEVENTS: u32 = 1;
-        let queued = u32::try_from(queued).unwrap_or(u32::MAX);
-        // SAFETY: no signal mask is passed. EINTR, EBUSY and EAGAIN leave the entries queued: the
-        // next turn tries again.
-        let _ = unsafe {
-            self.ring
-                .submitter()
-                .enter::<libc::sigset_t>(queued, 0, GETEVENTS, None)
-        };
     }
 
     /// Cancels what is in flight and waits for it. `false` when something was left at the end of
@@ -352,7 +504,7 @@ impl Uring {
         let _ = self.ring.submitter().register_sync_cancel(at_once, all);
         while self.in_flight > 0 && Instant::now() < deadline {
             if self.enter() == 0 {
-                self.system_call(0);
+                enter(&self.ring, 0, 0);
                 std::thread::yield_now();
             }
         }
@@ -360,9 +512,69 @@ impl Uring {
     }
 }
 
-/// The entry for an operation whose segments are the `count` at `list`.
+// io_uring_enter(2).
+const GETEVENTS: u32 = 1;
+const SQ_WAKEUP: u32 = 2;
+
+/// Submits `queued` entries and lets the kernel finish what it can, without waiting.
+fn enter(ring: &IoUring, queued: usize, flags: u32) {
+    let queued = u32::try_from(queued).unwrap_or(u32::MAX);
+    // SAFETY: no signal mask is passed. EINTR, EBUSY and EAGAIN leave the entries queued: the next
+    // turn tries again.
+    let _ = unsafe {
+        ring.submitter()
+            .enter::<libc::sigset_t>(queued, 0, GETEVENTS | flags, None)
+    };
+}
+
+/// The entry for an operation whose segments are the `count` at `list`; `fixed` is the registered
+/// piece of memory that has the only one of them.
 #[inline(always)]
-fn entry(op: UringOp<'_>, list: *const libc::iovec, count: u32) -> squeue::Entry {
+fn entry(
+    op: UringOp<'_>,
+    list: *const libc::iovec,
+    count: u32,
+    fixed: Option<u16>,
+) -> squeue::Entry {
+    match (op, fixed) {
+        (op @ (UringOp::Read { .. } | UringOp::Write { .. }), Some(place)) => {
+            fixed_entry(op, place)
+        }
+        (op, _) => list_entry(op, list, count),
+    }
+}
+
+/// The entry for an operation in registered memory.
+fn fixed_entry(op: UringOp<'_>, place: u16) -> squeue::Entry {
+    match op {
+        UringOp::Read {
+            file,
+            offset,
+            segments: [one],
+        } => {
+            let len = u32::try_from(one.len()).unwrap_or(u32::MAX);
+            opcode::ReadFixed::new(types::Fixed(file), one.base(), len, place)
+                .offset(offset)
+                .build()
+        }
+        UringOp::Write {
+            file,
+            offset,
+            segments: [one],
+            durable,
+        } => {
+            let len = u32::try_from(one.len()).unwrap_or(u32::MAX);
+            opcode::WriteFixed::new(types::Fixed(file), one.base(), len, place)
+                .offset(offset)
+                .rw_flags(if durable { libc::RWF_DSYNC } else { 0 })
+                .build()
+        }
+        _ => opcode::Nop::new().build(),
+    }
+}
+
+#[inline(always)]
+fn list_entry(op: UringOp<'_>, list: *const libc::iovec, count: u32) -> squeue::Entry {
     match op {
         UringOp::Read { file, offset, .. } => opcode::Readv::new(types::Fixed(file), list, count)
             .offset(offset)
@@ -409,157 +621,4 @@ impl Drop for Uring {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::memory::{Access, GuestRam, Segments, copy};
-    use crate::sys::peer;
-    use vmm_sys_util::tempfile::TempFile;
-
-    fn segments(ram: &GuestRam, at: u64, len: u32) -> Segments {
-        let mut list = Segments::with_capacity(4);
-        ram.translate(at, len, Access::Write, &mut list).unwrap();
-        list
-    }
-
-    fn finish(ring: &mut Uring, client: ClientId) -> (u64, i32) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            ring.enter();
-            if let Some(done) = ring.reap(client) {
-                return done;
-            }
-            assert!(Instant::now() < deadline, "nothing completes");
-        }
-    }
-
-    #[test]
-    fn two_clients_get_their_own_completions() {
-        let ram = GuestRam::for_test(&[(0, 65536)]);
-        let file = TempFile::new().unwrap();
-        let mut ring = Uring::new().unwrap();
-        let (a, b) = (ring.add_client(8), ring.add_client(8));
-        let place = ring.add_file(file.as_file()).unwrap();
-        let out = segments(&ram, 0, 4096);
-        copy::write(out.as_slice(), 0, &[7; 4096]);
-        let write = UringOp::Write {
-            file: place,
-            offset: 4096,
-            segments: out.as_slice(),
-            durable: true,
-        };
-        assert!(ring.submit(a, 11, write));
-        assert_eq!(finish(&mut ring, a), (11, 4096));
-        let back = segments(&ram, 8192, 4096);
-        let read = UringOp::Read {
-            file: place,
-            offset: 4096,
-            segments: back.as_slice(),
-        };
-        assert!(ring.submit(a, 12, UringOp::Sync { file: place }));
-        assert!(ring.submit(b, 13, read));
-        assert_eq!(finish(&mut ring, b), (13, 4096));
-        assert_eq!(finish(&mut ring, a), (12, 0));
-        let mut bytes = [0; 4096];
-        copy::read(back.as_slice(), 0, &mut bytes);
-        assert_eq!(bytes, [7; 4096]);
-        let past = UringOp::Read {
-            file: place,
-            offset: 1 << 20,
-            segments: back.as_slice(),
-        };
-        assert!(ring.submit(b, 14, past));
-        assert_eq!(finish(&mut ring, b), (14, 0), "end of file");
-        ring.remove_file(place);
-        ring.remove_client(a);
-        ring.remove_client(b);
-    }
-
-    #[test]
-    fn a_sleeper_is_woken_by_a_completion() {
-        let ram = GuestRam::for_test(&[(0, 65536)]);
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut ring = Uring::new().unwrap();
-        let client = ring.add_client(1);
-        let place = ring.add_file(&ours).unwrap();
-        let buffer = segments(&ram, 0, 4);
-        // Not ready yet: the read waits in the kernel.
-        let read = UringOp::Read {
-            file: place,
-            offset: u64::MAX,
-            segments: buffer.as_slice(),
-        };
-        assert!(ring.submit(client, 1, read));
-        ring.enter();
-        assert_eq!(ring.reap(client), None);
-        io::Write::write_all(&mut &theirs, b"wake").unwrap();
-        let never = std::os::unix::net::UnixStream::pair().unwrap();
-        let arrivals = peer::Arrivals::new(&never.0).unwrap();
-        assert_eq!(arrivals.wait(&ring).unwrap(), peer::Ready::Exit);
-        assert!(ring.has_work());
-        assert_eq!(finish(&mut ring, client), (1, 4));
-    }
-
-    #[test]
-    fn a_dropped_ring_cancels_what_would_never_end() {
-        let ram = GuestRam::for_test(&[(0, 65536)]);
-        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut ring = Uring::new().unwrap();
-        let client = ring.add_client(1);
-        let place = ring.add_file(&ours).unwrap();
-        let buffer = segments(&ram, 0, 4);
-        let read = UringOp::Read {
-            file: place,
-            offset: u64::MAX,
-            segments: buffer.as_slice(),
-        };
-        assert!(ring.submit(client, 1, read));
-        ring.enter();
-        assert_eq!(ring.reap(client), None);
-        assert!(ring.quiesce(Duration::from_secs(10)), "still in flight");
-        assert_eq!(ring.reap(client), Some((1, -libc::ECANCELED)));
-    }
-
-    #[test]
-    fn lists_of_segments_take_no_memory_and_a_full_ring_says_so() {
-        let ram = GuestRam::for_test(&[(0, 1 << 20)]);
-        let file = TempFile::new().unwrap();
-        let mut ring = Uring::new().unwrap();
-        let client = ring.add_client(IN_FLIGHT_MAX);
-        let place = ring.add_file(file.as_file()).unwrap();
-        let mut list = Segments::with_capacity(2 * SEGMENTS_PER_OPERATION);
-        for at in 0..2 * SEGMENTS_PER_OPERATION as u64 {
-            ram.translate(at * 8, 8, Access::Write, &mut list).unwrap();
-        }
-        let bytes: Vec<u8> = (0..16384).map(|i| u8::try_from(i % 251).unwrap()).collect();
-        copy::write(list.as_slice(), 0, &bytes);
-        let storage = ring.lists.as_ptr();
-        let mut queued = 0;
-        while ring.submit(
-            client,
-            queued,
-            UringOp::Write {
-                file: place,
-                offset: queued * 8192,
-                segments: list.as_slice(),
-                durable: false,
-            },
-        ) {
-            queued += 1;
-            assert!(queued <= 16, "more than there is room for");
-        }
-        assert_eq!(queued, 16);
-        // Longer than one writev: the first 1024 segments are written, each time.
-        for _ in 0..queued {
-            assert_eq!(finish(&mut ring, client).1, 8192);
-        }
-        let written = std::fs::read(file.as_path()).unwrap();
-        assert!(
-            written == bytes[..8192].repeat(16),
-            "other bytes on the file"
-        );
-        assert_eq!(ring.lists.as_ptr(), storage);
-        let again = UringOp::Sync { file: place };
-        assert!(ring.submit(client, 99, again) && ring.lists.is_empty());
-        assert_eq!(finish(&mut ring, client), (99, 0));
-    }
-}
+mod tests;

@@ -117,20 +117,14 @@ impl<D: Driver> FrontEnd<D> {
         let protocol = front.get_protocol_features().unwrap();
         let wanted = VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::BACKEND_REQ;
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         front.set_protocol_features(protocol & wanted).unwrap();
         front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         front.set_features(features).unwrap();
         let ram = GuestRam::for_test(&[(0, RAM)]);
         let memory = RingMemory::new::<D::Format>(&ram, 0, SIZE);
-        let region = VhostUserMemoryRegionInfo {
-            guest_phys_addr: 0,
-            memory_size: RAM,
-            userspace_addr: UVA,
-            mmap_offset: 0,
-            mmap_handle: ram.specs()[0].file.as_raw_fd(),
-        };
-        front.set_mem_table(&[region]).unwrap();
+        front.set_mem_table(&regions(&ram, 1)).unwrap();
         front.set_vring_num(0, SIZE).unwrap();
         let addresses = VringConfigData {
             queue_max_size: SIZE,
@@ -247,6 +241,29 @@ impl<D: Driver> FrontEnd<D> {
         answers
     }
 
+    /// Hands the memory over anew, in so many regions: the back-end maps all of it anew.
+    pub fn share_in(&mut self, parts: u64) {
+        let regions = regions(&self.ram, parts);
+        self.front.set_mem_table(&regions).expect("an ack");
+    }
+
+    /// Adds a region of `bytes` bytes behind the memory, and takes it away again with `false`.
+    pub fn more_memory(&mut self, bytes: u64, there: bool) {
+        let more = GuestRam::for_test(&[(0, bytes)]);
+        let region = VhostUserMemoryRegionInfo {
+            guest_phys_addr: RAM,
+            memory_size: bytes,
+            userspace_addr: UVA + RAM,
+            mmap_offset: 0,
+            mmap_handle: more.specs()[0].file.as_raw_fd(),
+        };
+        let done = match there {
+            true => self.front.add_mem_region(&region).map(|_| ()),
+            false => self.front.remove_mem_region(&region),
+        };
+        done.expect("an ack");
+    }
+
     /// What was negotiated.
     pub fn has(&self, feature: u64) -> bool {
         self.features & feature != 0
@@ -356,6 +373,19 @@ impl<D: Driver> FrontEnd<D> {
 fn places(place: usize) -> [u64; 2] {
     let place = u64::try_from(place).unwrap() * 0x4000;
     [READABLE + place, WRITABLE + place]
+}
+
+/// The memory table, in so many regions.
+fn regions(ram: &GuestRam, parts: u64) -> Vec<VhostUserMemoryRegionInfo> {
+    let bytes = RAM / parts;
+    let region = |at| VhostUserMemoryRegionInfo {
+        guest_phys_addr: at,
+        memory_size: bytes,
+        userspace_addr: UVA + at,
+        mmap_offset: at,
+        mmap_handle: ram.specs()[0].file.as_raw_fd(),
+    };
+    (0..parts).map(|part| region(part * bytes)).collect()
 }
 
 fn eventfd() -> EventFd {

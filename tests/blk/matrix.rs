@@ -201,6 +201,21 @@ fn on_a_file_in_blocks_of_4096() {
 }
 
 #[test]
+fn with_a_thread_of_the_kernel() {
+    on_a_file(",sqpoll=true", 512);
+}
+
+#[test]
+fn with_registered_memory() {
+    on_a_file(",fixed_buffers=true", 512);
+}
+
+#[test]
+fn with_a_device_that_is_polled_if_it_can_be() {
+    on_a_file(",iopoll=true", 512);
+}
+
+#[test]
 fn in_memory() {
     let served = Served::start(TempDir::new("matrix"), "backend=ram:8M");
     let model = run::<SplitDriver>(&served, vec![0; DISK], 512);

@@ -45,6 +45,8 @@ pub struct Nic {
 pub struct GuestConfig {
     pub disks: Vec<Disk>,
     pub nics: Vec<Nic>,
+    /// Others, as QEMU names them.
+    pub devices: Vec<&'static str>,
     /// The guest for proofs on disks (scripts/guest-image --tools), and what it has besides.
     pub tools: Option<Tools>,
 }
@@ -128,6 +130,9 @@ fn vectors(queues: u16) -> u16 {
 fn device_arguments(config: &GuestConfig) -> Vec<String> {
     let mut args = Vec::new();
     let on = |packed: bool| if packed { "on" } else { "off" };
+    for device in &config.devices {
+        args.extend(["-device".into(), (*device).into()]);
+    }
     for (number, disk) in config.disks.iter().enumerate() {
         let socket = disk.socket.display();
         args.push("-chardev".into());
@@ -318,6 +323,14 @@ impl Guest {
     fn qmp(&mut self, command: &str) {
         self.qmp
             .write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes())
+            .expect("QEMU listens");
+    }
+
+    /// Asks the guest's balloon to leave it so many bytes.
+    pub fn balloon(&mut self, bytes: usize) {
+        let command = "{\"execute\":\"balloon\",\"arguments\":{\"value\":";
+        self.qmp
+            .write_all(format!("{command}{bytes}}}}}\n").as_bytes())
             .expect("QEMU listens");
     }
 

@@ -114,6 +114,8 @@ pub struct BlkCounters {
     pub short_ios: Counter,
     /// Operations whose buffers don't suit direct I/O, copied through a bounce buffer.
     pub unaligned: Counter,
+    /// Operations on files in memory that were done at once.
+    pub at_once: Counter,
     /// Operations that went wrong because that was asked for.
     pub injected: Counter,
     /// Requests that wait for space now.
@@ -384,6 +386,7 @@ impl DeviceModel for BlkModel {
             ("bad_chains", sum(|c| &c.bad_chains)),
             ("short_ios", sum(|c| &c.short_ios)),
             ("unaligned", sum(|c| &c.unaligned)),
+            ("at_once", sum(|c| &c.at_once)),
             ("injected", sum(|c| &c.injected)),
             ("held", sum(|c| &c.held)),
             ("held_retries", sum(|c| &c.held_retries)),
