@@ -4,31 +4,21 @@ use super::error::{ConfigError, Problem};
 use super::keyvalue::Table;
 use super::{BlkBackend, EncryptConfig, IoOptions};
 
-/// The keys, as they were given.
-pub(super) struct RawIo {
-    pub(super) iopoll: Option<bool>,
-    pub(super) sqpoll: Option<bool>,
-    pub(super) fixed_buffers: Option<bool>,
-}
+const KEYS: [&str; 3] = ["iopoll", "sqpoll", "fixed_buffers"];
 
-/// What a disk with this backend asks for.
+/// What a disk with this backend asks for; `given` has the values of the keys in their order.
 pub(super) fn check(
     table: &Table,
-    raw: &RawIo,
+    given: [Option<bool>; 3],
     backend: &BlkBackend,
     direct: Option<bool>,
     encrypt: Option<&EncryptConfig>,
 ) -> Result<IoOptions, ConfigError> {
-    let keys = [
-        ("iopoll", raw.iopoll),
-        ("sqpoll", raw.sqpoll),
-        ("fixed_buffers", raw.fixed_buffers),
-    ];
-    let given = keys.into_iter().find(|(_, given)| given.is_some());
-    if let (Some((key, _)), false) = (given, matches!(backend, BlkBackend::Path(_))) {
+    let first = KEYS.iter().zip(given).find(|(_, given)| given.is_some());
+    if let (Some((key, _)), false) = (first, matches!(backend, BlkBackend::Path(_))) {
         return Err(table.key_error(key, Problem::OnlyWith("path")));
     }
-    let [iopoll, sqpoll, fixed_buffers] = keys.map(|(_, given)| given.unwrap_or(false));
+    let [iopoll, sqpoll, fixed_buffers] = given.map(Option::unwrap_or_default);
     if iopoll && direct == Some(false) {
         return Err(table.key_error("iopoll", Problem::OnlyWith("direct I/O")));
     }

@@ -16,7 +16,6 @@ use super::file;
 use super::keyvalue::{Entry, Kind, Table};
 use super::limits::RawDiskRates;
 use super::size::parse_duration;
-use super::uring::RawIo;
 use super::values::{
     SERIAL_MAX, account_id, bounded, check_disk, check_name, check_serial, parse_backend,
     parse_block_size, parse_cache, parse_faults, parse_lock, parse_mode, parse_socket,
@@ -428,15 +427,11 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
         rate_burst: raw.rate_burst,
     };
     let encrypt = encrypt::check(table, encrypt, &backend, block_size)?;
-    let io = RawIo {
-        iopoll: raw.iopoll,
-        sqpoll: raw.sqpoll,
-        fixed_buffers: raw.fixed_buffers,
-    };
+    let io = [raw.iopoll, raw.sqpoll, raw.fixed_buffers];
     Ok(BlkConfig {
         name,
         socket: socket_config(table, socket, machine)?,
-        io: uring::check(table, &io, &backend, raw.direct, encrypt.as_ref())?,
+        io: uring::check(table, io, &backend, raw.direct, encrypt.as_ref())?,
         encrypt,
         backend,
         queues: bounded(raw.queues.unwrap_or(QUEUES_DEFAULT), 1, QUEUES_MAX)
