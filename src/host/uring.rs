@@ -6,7 +6,7 @@
 //! data (docs/decisions/0007). Bounce buffers are few and of fixed size, however much a guest asks
 //! for: a longer request is done in parts, as if the host had done short I/O.
 //!
-//! A file in memory needs no ring ([`at_once`]).
+//! A file in memory needs no ring (`at_once`).
 //!
 //! Ranges are discarded and zeroed by fallocate(2), which the kernel does beside the ring, for
 //! block devices too. What a file system or device can't do is learnt from its first answer: then
