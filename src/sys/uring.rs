@@ -40,6 +40,18 @@ const SQPOLL_IDLE_MS: u32 = 1000;
 /// How long a ring that is dropped waits for its operations.
 const DROP_WITHIN: Duration = Duration::from_secs(5);
 
+/// Says what is missing: the ring's memory counts as locked memory.
+fn explain(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => io::Error::new(
+            error.kind(),
+            "io_uring: too little memory may be locked: \
+             raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=) or give CAP_IPC_LOCK",
+        ),
+        _ => io::Error::new(error.kind(), format!("io_uring: {error}")),
+    }
+}
+
 /// How fallocate(2) zeroes a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Zero {
@@ -174,7 +186,8 @@ impl Uring {
                 b.setup_coop_taskrun().setup_taskrun_flag();
             })
         })
-        .or_else(|_| Uring::build(|_| {}))?;
+        .or_else(|_| Uring::build(|_| {}))
+        .map_err(explain)?;
         Uring::over(ring)
     }
 

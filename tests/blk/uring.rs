@@ -102,6 +102,26 @@ fn without_the_right_to_pin_memory_the_disk_works_all_the_same() {
 }
 
 #[test]
+fn without_memory_for_a_ring_the_daemon_says_what_to_raise() {
+    let dir = TempDir::new("memlock");
+    let (path, _) = image(&dir);
+    let disk = format!(
+        "name=disk0,socket={},path={}",
+        dir.path("disk.sock").display(),
+        path.display()
+    );
+    let mut command = Command::new("prlimit");
+    command.args(["--memlock=4096:4096", "setpriv"]);
+    command.args(["--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]);
+    // It must end by itself; the test does so in any case.
+    command.args(["timeout", "20", env!("CARGO_BIN_EXE_vringd"), "run"]);
+    let output = command.args(["--blk", &disk]).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("RLIMIT_MEMLOCK"), "{message}");
+}
+
+#[test]
 fn a_file_that_can_not_be_polled_is_served_without() {
     let dir = TempDir::new("iopoll");
     let file = vmm_sys_util::tempfile::TempFile::new_in("/dev/shm".as_ref()).unwrap();

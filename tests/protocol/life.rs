@@ -64,7 +64,7 @@ fn the_crates_front_end_is_served_with_every_message_that_is_offered() {
     assert_eq!(offered & features, features);
     front.set_features(features).unwrap();
     let protocol = front.get_protocol_features().unwrap();
-    assert_eq!(protocol.bits(), m::P_ALL);
+    assert_eq!(protocol.bits(), m::P_ALL | m::P_BACKEND_REQ);
     front.set_protocol_features(protocol).unwrap();
     front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     assert_eq!(front.get_queue_num().unwrap(), 4);
@@ -73,6 +73,8 @@ fn the_crates_front_end_is_served_with_every_message_that_is_offered() {
     let (_, bytes) = front.get_config(0, 8, flags, &capacity).unwrap();
     assert_eq!(bytes, 2048u64.to_le_bytes());
     front.set_config(0, flags, &[1]).unwrap_err();
+    let (_channel, theirs) = UnixStream::pair().unwrap();
+    front.set_backend_request_fd(&theirs).unwrap();
 
     let (ram, more) = (file(RAM), file(4096));
     front.set_mem_table(&[memory(&ram, 0, RAM)]).unwrap();

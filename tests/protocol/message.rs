@@ -42,7 +42,9 @@ pub const F_VERSION_1: u64 = 1 << 32;
 pub const F_RING_PACKED: u64 = 1 << 34;
 /// Protocol feature REPLY_ACK.
 pub const P_REPLY_ACK: u64 = 1 << 3;
-/// Protocol features that a back-end of ours offers: MQ, REPLY_ACK, CONFIG, RESET_DEVICE,
+/// Protocol feature BACKEND_REQ: a disk tells on that channel that it has grown.
+pub const P_BACKEND_REQ: u64 = 1 << 5;
+/// Protocol features that every back-end of ours offers: MQ, REPLY_ACK, CONFIG, RESET_DEVICE,
 /// CONFIGURE_MEM_SLOTS, STATUS.
 pub const P_ALL: u64 = 1 | P_REPLY_ACK | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16;
 
