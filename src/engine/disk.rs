@@ -317,12 +317,10 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
         }
     }
 
-    fn due(&mut self) -> Option<Instant> {
-        self.handler.due()
-    }
-
-    fn wait(&self) -> Option<Duration> {
-        self.handler.wait()
+    fn wait(&mut self) -> Option<Duration> {
+        let due = self.handler.due();
+        let look = due.map(|due| due.saturating_duration_since(Instant::now()));
+        self.handler.wait().into_iter().chain(look).min()
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -80,10 +80,9 @@ pub(crate) trait GuestDisk: VringEndpoint {
     fn poll(&mut self, cx: &mut WorkerCx, budget: usize) -> usize;
     /// Kicks on, unless nothing could be taken anyway.
     fn arm(&mut self) -> Armed;
-    /// When it must be polled next whatever comes; whoever asks sleeps until then.
-    fn due(&mut self) -> Option<Instant>;
-    /// How long until a request may pass that a limit holds up; `None` when there is none.
-    fn wait(&self) -> Option<Duration>;
+    /// How long until it must be polled whatever comes, `None` for ever: a request may pass that a
+    /// limit holds up, or requests in flight are to be looked at. Whoever asks sleeps until then.
+    fn wait(&mut self) -> Option<Duration>;
 }
 
 /// A vring with the device logic behind it.

@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam::channel::Sender;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -194,7 +194,7 @@ pub(crate) struct Worker {
     hosts_watched: bool,
     /// Turns since the last sleep, up to [`TURNS_WATCHED`].
     turns_awake: u32,
-    /// Ends a sleep when a limit lets something pass: epoll counts in milliseconds.
+    /// Ends a sleep when a disk must be polled: epoll counts in milliseconds.
     alarm: TimerFd,
     mailbox: Arc<Mailbox>,
     counters: Arc<WorkerCounters>,
@@ -469,8 +469,7 @@ impl Worker {
         let armed = self.arm().max(self.set_alarm());
         if armed != Armed::Work && self.mailbox.is_empty() {
             let bounded = !watched || armed == Armed::Bounded || self.kickless > 0 || self.stopping;
-            let due = self.due_within_ms();
-            let timeout = if bounded { BOUNDED_SLEEP_MS } else { due };
+            let timeout = if bounded { BOUNDED_SLEEP_MS } else { -1 };
             self.counters.parks.add(1);
             self.counters.bounded_parks.add(u64::from(bounded));
             let mut events = [EpollEvent::default(); 16];
@@ -485,19 +484,6 @@ impl Worker {
             }
         }
         self.idle.woke();
-    }
-
-    /// Milliseconds until some disk must be polled whatever comes; -1 for never.
-    fn due_within_ms(&mut self) -> i32 {
-        let mut first: Option<Instant> = None;
-        for &slot in &self.disks {
-            let due = self.slots.disk(slot).and_then(GuestDisk::due);
-            first = first.into_iter().chain(due).min();
-        }
-        let Some(due) = first else { return -1 };
-        // Rounded up: a millisecond too early would be spent in turns that find nothing.
-        let left = due.saturating_duration_since(Instant::now());
-        i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
     }
 
     /// Has the host's interfaces wake us, or lets them be. While somebody waits for a socket, the
@@ -534,8 +520,8 @@ impl Worker {
         }
     }
 
-    /// Sees to it that a sleep ends when a limit lets something pass. One that was set for an
-    /// earlier sleep may still end this one: that does no harm.
+    /// Sees to it that a sleep ends when some disk must be polled whatever comes. An alarm that was
+    /// set for an earlier sleep may still end this one: that does no harm.
     fn set_alarm(&mut self) -> Armed {
         let mut least: Option<Duration> = None;
         for &slot in &self.disks {
