@@ -1,13 +1,14 @@
 //! What a frame costs with many devices on a worker, and on long rings, in turns.
 //!
 //! `vringd bench net` on core 0 floods one device with rings of 256, and then many, or one with
-//! longer rings, which vringd echoes on core 1. In all runs as many frames are in flight. A ratio
-//! of 1 says that a frame costs the same; each run stands between two measurements of the
-//! cache-line round trip between the cores, as in `rings`.
+//! longer rings, which vringd echoes on core 1. A ratio of 1 says that a frame costs the same; each
+//! run stands between two measurements of the cache-line round trip between the cores, as in
+//! `rings`.
 //!
-//! `scripts/bench scale [ROW…] [--pairs N] [--seconds S] [--write]`, where a ROW is part of a row's
-//! name: `devices`, `"64 devices"`, `packed`. `--write` measures all rows and puts table and chart
-//! into docs/performance.md.
+//! `scripts/bench scale [ROW…] [--pairs N] [--seconds S] [--against BINARY] [--write]`, where a ROW
+//! is part of a row's name: `devices`, `"64 devices"`, `packed`. `--against` compares each row with
+//! what another build of vringd does under the same load. `--write` measures all rows and puts table
+//! and chart into docs/performance.md.
 
 #[path = "support/chart.rs"]
 mod chart;
@@ -20,7 +21,7 @@ mod testpmd;
 #[path = "support/turns.rs"]
 mod turns;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -30,8 +31,9 @@ use testpmd::RingPath;
 use turns::{BenchDir, Run, Turns, in_turns, median};
 use vringd::testing::probe::ProbeError;
 
-/// In flight over all devices.
+/// In flight over all devices at least, and on each of many.
 const FRAMES: u32 = 256;
+const FRAMES_EACH: u32 = 32;
 
 /// What is measured.
 #[derive(Clone, Copy)]
@@ -79,21 +81,22 @@ impl Case {
         )
     }
 
-    fn run(&self, seconds: u32, dir: &BenchDir) -> Mpps {
+    fn run(&self, build: Option<&Path>, seconds: u32, dir: &BenchDir) -> Mpps {
         let socket = |number| {
             let socket = dir.path(&format!("{number}.sock"));
             let _ = std::fs::remove_file(&socket);
             socket
         };
         let sockets: Vec<PathBuf> = (0..self.devices).map(socket).collect();
-        let command = Command::new(env!("CARGO_BIN_EXE_vringd"));
+        let this = Path::new(env!("CARGO_BIN_EXE_vringd"));
+        let command = Command::new(build.unwrap_or(this));
         let options = vec!["link=echo"; sockets.len()];
         let back_end = BackEnd::vringd(command, "spin", &options, &sockets);
         let load = Load {
             path: &self.path,
             size: "64",
             ring_size: self.ring_size,
-            frames: FRAMES / self.devices,
+            frames: (FRAMES / self.devices).max(FRAMES_EACH),
             time: Duration::from_secs(seconds.into()),
         };
         generator::flooded(back_end, &sockets, load)
@@ -105,14 +108,20 @@ struct Options {
     rows: Vec<Case>,
     pairs: usize,
     seconds: u32,
+    against: Option<PathBuf>,
     write: bool,
 }
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
         let (mut pairs, mut seconds, mut write) = (5, 1, false);
+        let mut against = None;
         let mut parts = Vec::new();
         while let Some(arg) = args.next() {
+            if arg == "--against" {
+                against = args.next().map(PathBuf::from);
+                continue;
+            }
             let mut number = || {
                 let value = args.next().unwrap_or_default();
                 let number = value.parse::<u32>().ok().filter(|&number| number > 0);
@@ -136,21 +145,31 @@ impl Options {
             let name = case.name();
             write || parts.is_empty() || parts.iter().any(|part| name.contains(part.as_str()))
         };
+        if write && against.is_some() {
+            return Err("--against is not for the documentation: leave out --write".to_owned());
+        }
         Ok(Self {
             rows: all.into_iter().filter(wanted).collect(),
             pairs,
             seconds,
+            against,
             write,
         })
     }
 }
 
 fn measure(case: &Case, options: &Options, dir: &BenchDir) -> Result<Vec<Turns<Mpps>>, ProbeError> {
-    let cases = [*case, case.base()];
-    let names = cases.map(|case| case.name());
+    let against = options.against.as_deref();
+    let other = against.map_or(case.base(), |_| *case);
+    let cases = [(*case, None), (other, against)];
+    let names = cases.map(|(case, build)| match build {
+        None => case.name(),
+        Some(build) => build.display().to_string(),
+    });
     let name = case.name();
     let turns = in_turns(&name, options.pairs, &names, |which| {
-        Run::between_probes(|| cases[which].run(options.seconds, dir))
+        let (case, build) = cases[which];
+        Run::between_probes(|| case.run(build, options.seconds, dir))
     })?;
     Ok(turns.into_iter().filter(|t| !t.runs.is_empty()).collect())
 }
@@ -170,9 +189,13 @@ fn line(case: &Case, turns: &Turns<Mpps>) -> String {
 
 fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let dir = BenchDir::new(&std::env::temp_dir())?;
-    let mut table = "| load | Mpps | one device, rings of 256, Mpps | ratio (range) | pairs | \
-                     probe |\n|---|---|---|---|---|---|\n"
-        .to_owned();
+    let other = match &options.against {
+        None => "one device, rings of 256".to_owned(),
+        Some(build) => build.display().to_string(),
+    };
+    let mut table = format!(
+        "| load | Mpps | {other}, Mpps | ratio (range) | pairs | probe |\n|---|---|---|---|---|---|\n"
+    );
     let mut bars = Vec::new();
     let mut complete = true;
     for case in &options.rows {
