@@ -80,6 +80,18 @@ impl Link {
         }
     }
 
+    /// Whether a turn may do anything, as long as no vring comes, goes, or is paused.
+    pub(crate) fn is_live(&self, slots: &Slots) -> bool {
+        match (&self.source, &self.sink) {
+            (End::Vring(from), End::Vring(to)) => slots.is_running(*from) && slots.is_running(*to),
+            (End::Vring(from), End::Gate(gate)) => slots.is_there(*from) || !gate.is_at_rest(),
+            (End::Vring(from), End::Tap(_) | End::Sink(_)) => slots.is_running(*from),
+            (End::Tap(_), End::Vring(to)) => slots.is_running(*to),
+            // What an interface has or was given goes on without the guest.
+            _ => true,
+        }
+    }
+
     /// Moves at most one burst. Returns the frames that moved.
     #[inline]
     pub(crate) fn poll(

@@ -115,6 +115,16 @@ impl Slots {
         Some((a.endpoint.as_mut()?, b.endpoint.as_mut()?))
     }
 
+    /// Whether the vring in `slot` is there and runs.
+    pub(crate) fn is_running(&self, slot: usize) -> bool {
+        self.is_there(slot) && self.0[slot].runs()
+    }
+
+    /// Whether there is a vring in `slot`, even if it is paused or about to stop.
+    pub(crate) fn is_there(&self, slot: usize) -> bool {
+        self.0[slot].endpoint.is_some()
+    }
+
     /// The running vring in `slot` as a source of frames.
     #[inline]
     pub(crate) fn source(&mut self, slot: usize) -> Option<&mut (dyn GuestSource + 'static)> {
@@ -178,6 +188,8 @@ pub(crate) struct WorkerConfig {
 pub(crate) struct Worker {
     slots: Slots,
     links: Vec<Link>,
+    /// Those that have a turn: most queue pairs of most ports are never used.
+    live: Vec<usize>,
     inbounds: Vec<Inbound>,
     ports: HostPorts,
     /// Slots with a disk, so that a turn does not look at the others.
@@ -247,8 +259,9 @@ impl Worker {
             ..Slot::default()
         };
         let slots = config.slots.into_iter().map(slot).collect();
-        Ok(Worker {
+        let mut worker = Worker {
             slots: Slots(slots),
+            live: Vec::with_capacity(config.links.len()),
             links: config.links,
             inbounds: config.inbounds,
             ports: config.ports,
@@ -270,7 +283,9 @@ impl Worker {
             counters: config.counters,
             stopping: false,
             exit: false,
-        })
+        };
+        worker.find_live();
+        Ok(worker)
     }
 
     fn run(&mut self) {
@@ -308,8 +323,8 @@ impl Worker {
     #[inline]
     fn turn(&mut self) -> usize {
         let mut work = 0;
-        for link in &mut self.links {
-            work += link.poll(&mut self.slots, &mut self.ports, &mut self.burst);
+        for &at in &self.live {
+            work += self.links[at].poll(&mut self.slots, &mut self.ports, &mut self.burst);
         }
         for inbound in &mut self.inbounds {
             work += inbound.poll(&mut self.slots);
@@ -344,6 +359,14 @@ impl Worker {
                 endpoint.vring().flush_call(now);
             }
         }
+    }
+
+    /// Finds out which links have a turn, after vrings came, went, or were paused.
+    fn find_live(&mut self) {
+        self.live.clear();
+        let links = self.links.iter().enumerate();
+        let live = links.filter(|(_, link)| link.is_live(&self.slots));
+        self.live.extend(live.map(|(at, _)| at));
     }
 
     fn obey(&mut self) {
@@ -393,6 +416,7 @@ impl Worker {
                 Command::Exit => self.exit = true,
             }
         }
+        self.find_live();
     }
 
     fn start(&mut self, slot: usize, mut endpoint: Endpoint) -> io::Result<()> {
@@ -439,6 +463,7 @@ impl Worker {
                 self.finish_stop(index, endpoint, &reply);
             }
         }
+        self.find_live();
     }
 
     fn finish_stop(&mut self, slot: usize, mut endpoint: Endpoint, reply: &Sender<Stopped>) {

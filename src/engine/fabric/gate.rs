@@ -79,6 +79,13 @@ impl Gate {
         1 - self.port
     }
 
+    /// Whether nothing is left to be done while the vring whose frames enter here is gone.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let remote = self.remote.as_ref();
+        !self.hold.is_active()
+            && remote.is_none_or(|remote| remote.stuck.is_none() && remote.sent == remote.done)
+    }
+
     /// Moves at most one burst from the vring at `from`. Returns the frames that moved.
     #[inline]
     pub(crate) fn poll(
