@@ -68,6 +68,92 @@ mod body {
         }
     }
 
+    /// Pairs of words in a row, as descriptors and used elements are: where they lie is checked
+    /// once for all of them.
+    #[derive(Debug)]
+    pub struct Pairs<'a, A>(&'a [[A; 2]]);
+
+    /// One of them.
+    #[derive(Debug)]
+    pub struct Pair<'a, A>(&'a [A; 2]);
+
+    impl<'a, A> Pairs<'a, A> {
+        /// The pair `index` places on, if it is among them.
+        #[inline(always)]
+        pub fn get(&self, index: usize) -> Option<Pair<'a, A>> {
+            self.0.get(index).map(Pair)
+        }
+
+        /// All of them, in order.
+        #[inline(always)]
+        pub fn iter(&self) -> impl ExactSizeIterator<Item = Pair<'a, A>> {
+            self.0.iter().map(Pair)
+        }
+    }
+
+    macro_rules! pairs {
+        ($pairs:ident, $word:ty, $atomic:ty) => {
+            impl Area {
+                /// `count` pairs of words from byte `offset` on.
+                #[inline(always)]
+                pub fn $pairs(&self, offset: usize, count: usize) -> Pairs<'_, $atomic> {
+                    let bytes = count.checked_mul(2 * size_of::<$word>());
+                    let end = bytes.and_then(|bytes| offset.checked_add(bytes));
+                    let at = self.base.wrapping_add(offset);
+                    assert!(
+                        end.is_some_and(|end| end <= self.len)
+                            && at.addr().is_multiple_of(size_of::<$word>()),
+                        "ring access out of bounds"
+                    );
+                    // SAFETY: inside the mapping and aligned (just checked); the mapping lives as
+                    // long as `self`. Atomics tolerate a peer changing the bytes.
+                    Pairs(unsafe { core::slice::from_raw_parts(at.cast(), count) })
+                }
+            }
+
+            impl Pair<'_, $atomic> {
+                #[inline(always)]
+                fn word(&self, which: usize) -> &$atomic {
+                    #[cfg(fuzzing)]
+                    crate::memory::meddle::before_read();
+                    &self.0[which]
+                }
+
+                /// Relaxed load of the first word.
+                #[inline(always)]
+                pub fn first(&self) -> $word {
+                    <$word>::from_le(self.word(0).load(Ordering::Relaxed))
+                }
+
+                /// Relaxed load of the second word.
+                #[inline(always)]
+                pub fn second(&self) -> $word {
+                    <$word>::from_le(self.word(1).load(Ordering::Relaxed))
+                }
+
+                /// Acquire load of the second word.
+                #[inline(always)]
+                pub fn second_acquire(&self) -> $word {
+                    <$word>::from_le(self.word(1).load(Ordering::Acquire))
+                }
+
+                /// Relaxed store of the first word.
+                #[inline(always)]
+                pub fn set_first(&self, value: $word) {
+                    self.word(0).store(value.to_le(), Ordering::Relaxed);
+                }
+
+                /// Relaxed store of the second word.
+                #[inline(always)]
+                pub fn set_second(&self, value: $word) {
+                    self.word(1).store(value.to_le(), Ordering::Relaxed);
+                }
+            }
+        };
+    }
+    pairs!(pairs32, u32, AtomicU32);
+    pairs!(pairs64, u64, AtomicU64);
+
     macro_rules! access {
         ($cell:ident, $word:ty, $atomic:ty, $load:ident, $load_acquire:ident, $store:ident,
          $store_release:ident) => {
@@ -179,6 +265,74 @@ mod body {
 
         /// Nothing to fetch in a model.
         pub fn prefetch(&self, _offset: usize) {}
+    }
+
+    macro_rules! pairs {
+        ($pairs:ident, $Pair:ident, $word:ty, $load:ident, $load_acquire:ident, $store:ident) => {
+            /// Two words of the model.
+            #[derive(Debug, Clone)]
+            pub struct $Pair {
+                area: Area,
+                at: usize,
+            }
+
+            impl Area {
+                /// `count` pairs of words from byte `offset` on.
+                pub fn $pairs(&self, offset: usize, count: usize) -> Pairs<$Pair> {
+                    let bytes = 2 * size_of::<$word>();
+                    let pair = |index| $Pair {
+                        area: self.clone(),
+                        at: offset + bytes * index,
+                    };
+                    Pairs((0..count).map(pair).collect())
+                }
+            }
+
+            impl $Pair {
+                /// Relaxed load of the first word.
+                pub fn first(&self) -> $word {
+                    self.area.$load(self.at)
+                }
+
+                /// Relaxed load of the second word.
+                pub fn second(&self) -> $word {
+                    self.area.$load(self.at + size_of::<$word>())
+                }
+
+                /// Acquire load of the second word.
+                pub fn second_acquire(&self) -> $word {
+                    self.area.$load_acquire(self.at + size_of::<$word>())
+                }
+
+                /// Relaxed store of the first word.
+                pub fn set_first(&self, value: $word) {
+                    self.area.$store(self.at, value);
+                }
+
+                /// Relaxed store of the second word.
+                pub fn set_second(&self, value: $word) {
+                    self.area.$store(self.at + size_of::<$word>(), value);
+                }
+            }
+        };
+    }
+    pairs!(pairs32, Pair32, u32, load32, load32_acquire, store32);
+    pairs!(pairs64, Pair64, u64, load64, load64_acquire, store64);
+
+    /// Pairs of words in a row.
+    #[derive(Debug, Clone)]
+    pub struct Pairs<P>(Vec<P>);
+
+    impl<P: Clone> Pairs<P> {
+        /// The pair `index` places on, if it is among them.
+        pub fn get(&self, index: usize) -> Option<P> {
+            self.0.get(index).cloned()
+        }
+
+        /// All of them, in order.
+        pub fn iter(&self) -> impl ExactSizeIterator<Item = P> {
+            self.0.clone().into_iter()
+        }
     }
 
     macro_rules! access {

@@ -78,6 +78,16 @@ impl Packed {
         avail == wrap && used != wrap
     }
 
+    /// Whether `word` is that of an available chain of one descriptor, device-writable or not as
+    /// `writable` says, on the lap of `wrap`.
+    #[inline(always)]
+    fn is_single(word: u64, wrap: bool, writable: bool) -> bool {
+        let lap = if wrap { AVAIL } else { USED };
+        let direction = if writable { Desc::WRITE } else { 0 };
+        let flags = AVAIL | USED | Desc::NEXT | Desc::INDIRECT | Desc::WRITE;
+        (word >> 48) as u16 & flags == lap | direction
+    }
+
     /// Whether the descriptor `slots` after the next one says that it is available.
     #[inline]
     fn is_available_ahead(&self, slots: u16) -> bool {
@@ -268,22 +278,35 @@ impl RingFormat for Packed {
         out: &mut [Single],
         mut made: impl FnMut(ChainId, &Desc) -> Option<Single>,
     ) -> usize {
-        let (area, size, mut next) = (&self.areas.desc, self.size, self.next_avail);
-        let direction = if writable { Desc::WRITE } else { 0 };
+        let mut next = self.next_avail;
         let mut taken = 0;
-        for place in out {
-            let Some(Head { desc, .. }) = Packed::load_at(area, next) else {
-                break;
-            };
-            if desc.flags & (Desc::NEXT | Desc::INDIRECT | Desc::WRITE) != direction {
+        // Up to the ring's end, and from its start.
+        while taken < out.len() {
+            let stretch = usize::from(self.size - next.slot).min(out.len() - taken);
+            let descs = self
+                .areas
+                .desc
+                .pairs64(16 * usize::from(next.slot), stretch);
+            let mut here = 0;
+            for (pair, place) in descs.iter().zip(&mut out[taken..]) {
+                // Acquire: as in `load_at`.
+                let word = pair.second_acquire();
+                if !Packed::is_single(word, next.wrap, writable) {
+                    break;
+                }
+                let desc = Packed::decode([pair.first(), word]);
+                let Some(single) = made(ChainId::new(desc.id, 1), &desc) else {
+                    break;
+                };
+                *place = single;
+                here += 1;
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+            next.advance(here as u16, self.size);
+            taken += here;
+            if here < stretch {
                 break;
             }
-            let Some(single) = made(ChainId::new(desc.id, 1), &desc) else {
-                break;
-            };
-            *place = single;
-            next.advance(1, size);
-            taken += 1;
         }
         self.next_avail = next;
         #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
@@ -317,23 +340,32 @@ impl RingFormat for Packed {
 
     #[inline]
     fn put_used_singles(&mut self, mut used: impl Iterator<Item = (u16, u32)>) {
-        if self.in_order {
-            used.for_each(|(id, written)| self.put_used(&ChainId::new(id, 1), written));
-            return;
-        }
         let Some((id, written)) = used.next() else {
             return;
         };
-        self.unsignalled = true;
-        self.write_used(id, 1, written);
-        let (area, size, mut next) = (&self.areas.desc, self.size, self.next_used);
-        for (id, written) in used {
-            // The driver looks at the first slot of the burst, held back, before these.
-            let word = Packed::used_word(id, written, next.wrap);
-            area.store64(Packed::word_at(next.slot), word);
-            next.advance(1, size);
+        self.put_used(&ChainId::new(id, 1), written);
+        if self.in_order && written == 0 {
+            // They may all go with the first one, by one element.
+            used.for_each(|(id, written)| self.put_used(&ChainId::new(id, 1), written));
+            return;
         }
-        self.next_used = next;
+        // The driver looks at the first slot of the burst, held back, before these.
+        let mut used = used.fuse();
+        loop {
+            let (at, wrap) = (self.next_used, self.next_used.wrap);
+            let stretch = usize::from(self.size - at.slot);
+            let descs = self.areas.desc.pairs64(16 * usize::from(at.slot), stretch);
+            let mut here = 0;
+            for (pair, (id, written)) in descs.iter().zip(&mut used) {
+                pair.set_second(Packed::used_word(id, written, wrap));
+                here += 1;
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "at most the ring's size")]
+            self.next_used.advance(here as u16, self.size);
+            if here < stretch {
+                break;
+            }
+        }
     }
 
     #[inline]

@@ -240,13 +240,15 @@ impl RingFormat for Split {
             let (size, mut next, end) = (self.size, self.next_avail, self.seen_avail);
             let before = taken;
             let known = usize::from(end.wrapping_sub(next));
+            let descs = self.areas.desc.pairs64(0, usize::from(size));
             for place in places.by_ref().take(known) {
                 let at = RING + 2 * usize::from(next & (size - 1));
                 let slot = self.areas.driver.load16(at);
-                if slot >= size {
+                // A slot beyond the table is not taken; the pop that follows reports it.
+                let Some(pair) = descs.get(usize::from(slot)) else {
                     break;
-                }
-                let desc = self.desc(slot);
+                };
+                let desc = Split::decode([pair.first(), pair.second()]);
                 if desc.flags & (Desc::NEXT | Desc::INDIRECT | Desc::WRITE) != direction {
                     break;
                 }
@@ -281,11 +283,18 @@ impl RingFormat for Split {
 
     #[inline]
     fn put_used_singles(&mut self, used: impl Iterator<Item = (u16, u32)>) {
-        let (area, mask, mut next) = (&self.areas.device, self.size - 1, self.next_used);
+        let (mask, mut next) = (self.size - 1, self.next_used);
+        let elements = self.areas.device.pairs32(RING, usize::from(self.size));
         for (id, written) in used {
-            let at = RING + 8 * usize::from(next & mask);
-            Split::store_if_different(area, at, u32::from(id));
-            Split::store_if_different(area, at + 4, written);
+            // As in `store_if_different`.
+            if let Some(element) = elements.get(usize::from(next & mask)) {
+                if element.first() != u32::from(id) {
+                    element.set_first(id.into());
+                }
+                if element.second() != written {
+                    element.set_second(written);
+                }
+            }
             next = next.wrapping_add(1);
         }
         self.next_used = next;
