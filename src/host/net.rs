@@ -197,18 +197,32 @@ pub enum Cast {
 }
 
 impl Cast {
-    /// Of a frame that begins with `payload`. One byte is read of most.
+    /// Of a frame that begins with `payload`.
     #[inline(always)]
     pub fn of(payload: &[Segment]) -> Cast {
-        match payload.first().and_then(copy::first) {
-            Some(byte) if byte & 1 != 0 => Cast::of_group(payload),
-            _ => Cast::Unicast,
+        match payload.first().and_then(copy::first_word) {
+            Some(word) => Cast::of_word(word),
+            None => Cast::of_pieces(payload),
+        }
+    }
+
+    /// Of a frame that begins with the eight bytes of `word`, the first of them the lowest.
+    #[inline(always)]
+    pub fn of_word(word: u64) -> Cast {
+        if word & 1 == 0 {
+            return Cast::Unicast;
+        }
+        let all = (1 << 48) - 1;
+        if word & all == all {
+            Cast::Broadcast
+        } else {
+            Cast::Multicast
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn of_group(payload: &[Segment]) -> Cast {
+    fn of_pieces(payload: &[Segment]) -> Cast {
         let mut to = [0; 6];
         copy::read(payload, 0, &mut to);
         Cast::of_address(&to)

@@ -46,11 +46,14 @@ pub fn write(to: &[Segment], mut skip: usize, from: &[u8]) -> usize {
     done
 }
 
-/// The first byte of `from`, if it has one.
+/// The first eight bytes of `from`, little-endian, if it has as many.
 #[inline(always)]
-pub fn first(from: &Segment) -> Option<u8> {
-    // SAFETY: a segment that is not empty begins in a mapping that the caller's `GuestRam` holds.
-    (!from.is_empty()).then(|| unsafe { from.base().read_volatile() })
+pub fn first_word(from: &Segment) -> Option<u64> {
+    (from.len() >= 8).then(|| {
+        // SAFETY: eight bytes in a mapping that the caller's `GuestRam` holds. The guest may change
+        // them meanwhile, so they are read by value, once.
+        u64::from_le(unsafe { from.base().cast::<u64>().read_unaligned() })
+    })
 }
 
 /// Writes zeros over the first `bytes` bytes of `to`, beginning `skip` bytes in.

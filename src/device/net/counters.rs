@@ -109,10 +109,11 @@ impl Direction {
     /// Adds what one burst counted, and one burst. Only the owner of the vring may call this.
     #[inline]
     pub fn add(&self, tally: &Tally) {
+        let Run { bytes, frames } = tally.run;
         self.bursts.add(1);
-        self.frames.add(tally.frames);
-        self.bytes.add(tally.bytes);
-        self.sizes[bin(tally.run.0)].add(tally.run.1);
+        self.frames.add(tally.frames + frames);
+        self.bytes.add(tally.bytes + bytes * frames);
+        self.sizes[bin(bytes)].add(frames);
         if tally.rare {
             for (counter, &count) in self.sizes.iter().zip(&tally.sizes) {
                 counter.add(count);
@@ -266,18 +267,27 @@ impl NetCounters {
     }
 }
 
+/// Frames of one size in a row.
+#[derive(Debug, Default, Clone, Copy)]
+struct Run {
+    /// The size.
+    bytes: u64,
+    frames: u64,
+}
+
 /// What one burst counts, before it is added.
 #[derive(Debug, Default)]
 pub struct Tally {
+    /// The last frames: sizes come in runs, and counting one more is all that most frames cost.
+    run: Run,
+    /// The frames before them, and their bytes.
     frames: u64,
     bytes: u64,
     bounced: u64,
     software_csum: u64,
     software_segments: u64,
     drops: [u64; DropReason::COUNT],
-    /// Frames of one size in a row, the last ones: the size, and how many. Sizes come in runs.
-    run: (u64, u64),
-    /// The frames before them.
+    /// The frames before the last run, by size.
     sizes: [u64; SIZES.len()],
     /// Frames for groups and for all.
     casts: [u64; CASTS.len()],
@@ -289,26 +299,32 @@ impl Tally {
     /// A frame of `bytes` bytes was delivered.
     #[inline]
     pub fn sent(&mut self, bytes: u64, cast: Cast) {
-        self.frames += 1;
-        self.bytes += bytes;
         if cast != Cast::Unicast {
             self.casts[usize::from(cast == Cast::Broadcast)] += 1;
             self.rare = true;
         }
-        if bytes != self.run.0 {
+        if bytes != self.run.bytes {
             self.end_run(bytes);
         }
-        self.run.1 += 1;
+        self.run.frames += 1;
     }
 
     /// Frames of another size begin.
     #[inline]
-    fn end_run(&mut self, bytes: u64) {
-        if self.run.1 > 0 {
-            self.sizes[bin(self.run.0)] += self.run.1;
+    fn end_run(&mut self, next: u64) {
+        let Run { bytes, frames } = core::mem::replace(
+            &mut self.run,
+            Run {
+                bytes: next,
+                frames: 0,
+            },
+        );
+        if frames > 0 {
+            self.frames += frames;
+            self.bytes += bytes * frames;
+            self.sizes[bin(bytes)] += frames;
             self.rare = true;
         }
-        self.run = (bytes, 0);
     }
 
     /// A frame was dropped.
@@ -336,7 +352,7 @@ impl Tally {
     /// Whether nothing was counted.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.frames == 0 && !self.rare
+        self.run.frames == 0 && !self.rare
     }
 
     /// Counts `frame` by its verdict.
