@@ -27,7 +27,7 @@ use std::time::Duration;
 use generator::Load;
 use net::{BackEnd, Mpps};
 use testpmd::RingPath;
-use turns::{BenchDir, Run, Turns, in_turns, median};
+use turns::{Arguments, BenchDir, Run, Turns, in_turns, median};
 use vringd::testing::probe::ProbeError;
 
 /// In flight over all devices.
@@ -109,38 +109,14 @@ struct Options {
 }
 
 impl Options {
-    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let (mut pairs, mut seconds, mut write) = (5, 1, false);
-        let mut parts = Vec::new();
-        while let Some(arg) = args.next() {
-            let mut number = || {
-                let value = args.next().unwrap_or_default();
-                let number = value.parse::<u32>().ok().filter(|&number| number > 0);
-                number.ok_or(format!("{arg} takes a number above 0, not {value:?}"))
-            };
-            match arg.as_str() {
-                "--pairs" => pairs = number()? as usize,
-                "--seconds" => seconds = number()?,
-                "--write" => write = true,
-                // Added by cargo.
-                "--bench" => {}
-                _ => parts.push(arg),
-            }
-        }
-        let all = Case::all();
-        let is_part = |part: &String| all.iter().any(|case| case.name().contains(part.as_str()));
-        if let Some(part) = parts.iter().find(|part| !is_part(part)) {
-            return Err(format!("{part:?} is neither an option nor in a row's name"));
-        }
-        let wanted = |case: &Case| {
-            let name = case.name();
-            write || parts.is_empty() || parts.iter().any(|part| name.contains(part.as_str()))
-        };
+    fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
+        let arguments = Arguments::parse(args, &[])?;
+        let rows = arguments.rows(Case::all(), Case::name)?;
         Ok(Self {
-            rows: all.into_iter().filter(wanted).collect(),
-            pairs,
-            seconds,
-            write,
+            rows: if arguments.write { Case::all() } else { rows },
+            pairs: arguments.pairs,
+            seconds: arguments.seconds,
+            write: arguments.write,
         })
     }
 }
