@@ -473,13 +473,14 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     for case in &options.rows {
         let seen = measure(case, options, &dir)?;
         complete &= seen.iter().any(|row| row.turns.runs.len() >= options.pairs);
-        rows.extend(seen);
+        let lines: Vec<_> = seen.iter().map(Row::to_string).collect();
+        if options.write {
+            // At once: who ends a long measurement keeps what is done.
+            write_docs(&lines, options.pairs)?;
+        }
+        rows.extend(lines);
     }
-    let lines: Vec<_> = rows.iter().map(Row::to_string).collect();
-    println!("{HEAD}{}", lines.join("\n"));
-    if options.write {
-        write_docs(lines, options.pairs)?;
-    }
+    println!("{HEAD}{}", rows.join("\n"));
     Ok(complete)
 }
 
@@ -488,7 +489,7 @@ const HEAD: &str = "| load | vringd | beside | ratio (range) | pairs | probe |\n
                     |---|---|---|---|---|---|\n";
 
 /// What was measured takes the place of what stands there for the same loads.
-fn write_docs(new: Vec<String>, pairs: usize) -> Result<(), String> {
+fn write_docs(new: &[String], pairs: usize) -> Result<(), String> {
     let old = turns::table_in_docs("net")?;
     let old: Vec<_> = old.lines().map(str::to_owned).collect();
     let of = |lines: &[String], name: &str| -> Vec<String> {
@@ -498,7 +499,7 @@ fn write_docs(new: Vec<String>, pairs: usize) -> Result<(), String> {
     let mut table = HEAD.to_owned();
     let mut bars = Vec::new();
     for case in Case::all(None) {
-        let mut lines = of(&new, &case.name());
+        let mut lines = of(new, &case.name());
         if lines.is_empty() {
             lines = of(&old, &case.name());
         }

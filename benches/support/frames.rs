@@ -16,11 +16,11 @@ use crate::turns::FRONT_END_CORE;
 /// How it is told to be a generator.
 const OPTION: &str = "--send-frames";
 
-/// Frames of a burst: what a back-end's rings take while nobody empties them.
-const BURST: usize = 64;
+/// Frames of a burst: much less than what the rings hold while nobody empties them.
+const BURST: usize = 256;
 
-/// For the front-end to take a burst: some times as long as it needs.
-const PAUSE: Duration = Duration::from_micros(10);
+/// For the front-end to take a burst: several times as long as it needs.
+const PAUSE: Duration = Duration::from_micros(100);
 
 /// How much longer it sends than is measured: never the first to end, nor left behind for long.
 const RESERVE: Duration = Duration::from_secs(10);
