@@ -6,13 +6,13 @@
 //!
 //! - `wire`, `switch`: two ports, whose front-ends one testpmd loops, both directions together;
 //!   DPDK forwards between two `net_vhost` ports.
-//! - `wire … ovs`: the same beside Open vSwitch with DPDK, whose one polling thread has core 1, with
-//!   a flow from each port to the other.
+//! - `wire … ovs`: the same beside Open vSwitch with DPDK, whose one polling thread has core 1,
+//!   with a flow from each port to the other.
 //! - `tap`, `xdp`: testpmd sends all that it can; counted are the frames that arrive at the tap, or
 //!   at the other end of the cable (a veth pair), where the kernel drops them. DPDK forwards from
 //!   `net_vhost` to `net_tap` or `net_af_xdp`.
-//! - `from xdp`: the other way. A generator sends frames into the far end of the cable, a burst at a
-//!   time with pauses in which testpmd, on the same core, receives them from the back-end.
+//! - `from xdp`: the other way. A generator sends frames into the far end of the cable, a burst at
+//!   a time with pauses in which testpmd, on the same core, receives them from the back-end.
 //! - `pingpong`: the round trip of one frame of `vringd bench net`: through an echo, through a wire
 //!   and back, or through a tap in a bridge which sends every frame back to the port it came from.
 //!   vringd's worker spins, or is adaptive; DPDK always spins.
