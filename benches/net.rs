@@ -6,9 +6,13 @@
 //!
 //! - `wire`, `switch`: two ports, whose front-ends one testpmd loops, both directions together;
 //!   DPDK forwards between two `net_vhost` ports.
+//! - `wire … ovs`: the same beside Open vSwitch with DPDK, whose one polling thread has core 1,
+//!   with a flow from each port to the other.
 //! - `tap`, `xdp`: testpmd sends all that it can; counted are the frames that arrive at the tap, or
 //!   at the other end of the cable (a veth pair), where the kernel drops them. DPDK forwards from
 //!   `net_vhost` to `net_tap` or `net_af_xdp`.
+//! - `from xdp`: the other way. A generator sends frames into the far end of the cable, a burst at
+//!   a time with pauses in which testpmd, on the same core, receives them from the back-end.
 //! - `pingpong`: the round trip of one frame of `vringd bench net`: through an echo, through a wire
 //!   and back, or through a tap in a bridge which sends every frame back to the port it came from.
 //!   vringd's worker spins, or is adaptive; DPDK always spins.
@@ -21,6 +25,8 @@
 
 #[path = "support/chart.rs"]
 mod chart;
+#[path = "support/frames.rs"]
+mod frames;
 #[path = "support/net.rs"]
 mod net;
 #[path = "../tests/support/mod.rs"]
@@ -36,8 +42,9 @@ use std::time::Duration;
 use net::{BackEnd, Link, Load, Mpps, vhost};
 use serde_json::Value;
 use support::netns::Netns;
+use support::ovs::{Ovs, OvsConfig};
 use support::testpmd::{self, RingPath};
-use turns::{BenchDir, FRONT_END_CORE, Run, Turns, in_turns, median};
+use turns::{Arguments, BACK_END_CORE, BenchDir, FRONT_END_CORE, Run, Turns, in_turns, median};
 use vringd::testing::probe::ProbeError;
 
 /// Frames that fill a ring.
@@ -58,17 +65,29 @@ enum Way {
     Tap,
     /// To an interface, through AF_XDP.
     Xdp,
+    /// From there.
+    FromXdp,
+}
+
+/// What is measured of them, and beside whom.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// Frames, as many as there can be, beside DPDK's drivers.
+    Frames,
+    /// The same beside Open vSwitch.
+    BesideOvs,
+    /// Bytes in frames that the kernel may cut, sent by our own front-end, beside those that are
+    /// short already.
+    Bytes,
+    /// One frame at a time, there and back, with this idle policy of ours.
+    RoundTrip(&'static str),
 }
 
 /// A row of the table.
 #[derive(Clone, Copy)]
 struct Case {
     way: Way,
-    /// One frame at a time, there and back, with this idle policy; else as many as there can be.
-    pingpong: Option<&'static str>,
-    /// Frames that the kernel may cut, sent by our own front-end; their peer is those that are
-    /// short already.
-    tso: bool,
+    what: What,
     /// Bytes of a frame.
     size: u32,
     path: RingPath,
@@ -79,30 +98,30 @@ impl Case {
     fn all(size: Option<u32>) -> Vec<Case> {
         let path = |number| RingPath::number(number).expect("there are ten");
         let [packed, split] = [1, 5].map(path);
-        let case = |way, size, path| Case {
+        let case = |what, way, size, path| Case {
             way,
-            pingpong: None,
-            tso: false,
+            what,
             size,
             path,
         };
         let mut cases = Vec::new();
-        for way in [Link::Wire, Link::Switch].map(Way::Ports) {
+        for (what, link) in [
+            (What::Frames, Link::Wire),
+            (What::BesideOvs, Link::Wire),
+            (What::Frames, Link::Switch),
+        ] {
             for size in size.map_or(vec![64, 1518], |size| vec![size]) {
-                cases.extend([packed, split].map(|path| case(way, size, path)));
+                let case = |path| case(what, Way::Ports(link), size, path);
+                cases.extend([packed, split].map(case));
             }
         }
         let size = size.unwrap_or(64);
-        cases.extend([Way::Tap, Way::Xdp].map(|way| case(way, size, packed)));
-        cases.push(Case {
-            tso: true,
-            ..case(Way::Tap, 65535, packed)
-        });
+        let to_host = [Way::Tap, Way::Xdp, Way::FromXdp];
+        cases.extend(to_host.map(|way| case(What::Frames, way, size, packed)));
+        cases.push(case(What::Bytes, Way::Tap, 65535, packed));
         for way in [Way::Ports(Link::Echo), Way::Ports(Link::Wire), Way::Tap] {
-            cases.extend(["spin", "adaptive"].map(|idle| Case {
-                pingpong: Some(idle),
-                ..case(way, 64, packed)
-            }));
+            let idle = ["spin", "adaptive"].map(What::RoundTrip);
+            cases.extend(idle.map(|what| case(what, way, 64, packed)));
         }
         cases
     }
@@ -112,39 +131,52 @@ impl Case {
             Way::Ports(link) => link.name(),
             Way::Tap => "tap",
             Way::Xdp => "xdp",
+            Way::FromXdp => "from xdp",
         };
         let format = if self.path.packed { "packed" } else { "split" };
-        match self.pingpong {
-            Some(idle) => format!("pingpong {way} {idle}"),
-            None if self.tso => format!("{way} {} tso", self.size),
-            None => format!("{way} {} {format}", self.size),
+        match self.what {
+            What::Frames => format!("{way} {} {format}", self.size),
+            What::BesideOvs => format!("{way} {} {format} ovs", self.size),
+            What::Bytes => format!("{way} {} tso", self.size),
+            What::RoundTrip(idle) => format!("pingpong {way} {idle}"),
         }
     }
 
-    /// What DPDK's back-end is called: its drivers.
+    /// What is beside us.
     fn peer(&self) -> &'static str {
-        match self.way {
-            _ if self.tso => "vringd, 1514 bytes",
-            Way::Ports(_) => "net_vhost",
-            Way::Tap => "net_vhost, net_tap",
-            Way::Xdp => "net_vhost, net_af_xdp",
+        match (self.what, self.way) {
+            (What::Bytes, _) => "vringd, 1514 bytes",
+            (What::BesideOvs, _) => "OVS-DPDK",
+            (_, Way::Ports(_)) => "net_vhost",
+            (_, Way::Tap) => "net_vhost, net_tap",
+            (_, Way::Xdp | Way::FromXdp) => "net_vhost, net_af_xdp",
         }
     }
 
     /// The part of the chart that it is in.
     fn panel(&self) -> &'static str {
-        match (self.pingpong, self.way) {
-            _ if self.tso => "bytes per second of CPU time, beside 1514-byte frames",
-            (Some(_), _) => "round trips, one frame",
-            (None, Way::Ports(_)) => "between guests",
-            (None, Way::Tap | Way::Xdp) => "guest to host",
+        match (self.what, self.way) {
+            (What::Bytes, _) => "bytes per second of CPU time, beside 1514-byte frames",
+            (What::RoundTrip(_), _) => "round trips, one frame",
+            (What::BesideOvs, _) => "between guests, beside OVS-DPDK",
+            (What::Frames, Way::Ports(_)) => "between guests",
+            (What::Frames, Way::Tap | Way::Xdp) => "guest to host",
+            (What::Frames, Way::FromXdp) => "host to guest",
+        }
+    }
+
+    /// How the worker waits for frames.
+    fn idle(&self) -> &'static str {
+        match self.what {
+            What::RoundTrip(idle) => idle,
+            _ => "spin",
         }
     }
 
     fn sockets(&self, dir: &BenchDir) -> Vec<PathBuf> {
         match self.way {
             Way::Ports(link) => link.sockets(dir),
-            Way::Tap | Way::Xdp => vec![dir.fresh_socket()],
+            _ => vec![dir.fresh_socket()],
         }
     }
 
@@ -152,10 +184,10 @@ impl Case {
         let options = match self.way {
             Way::Ports(link) => link.options(),
             Way::Tap => &["link=tap:bench0"],
-            Way::Xdp => &["link=xdp:bench0"],
+            Way::Xdp | Way::FromXdp => &["link=xdp:bench0"],
         };
         let command = netns.command(env!("CARGO_BIN_EXE_vringd"));
-        BackEnd::vringd(command, self.pingpong.unwrap_or("spin"), options, sockets)
+        BackEnd::vringd(command, self.idle(), options, sockets)
     }
 
     fn dpdk(&self, sockets: &[PathBuf], netns: &Netns) -> BackEnd {
@@ -164,7 +196,7 @@ impl Case {
         config.vdevs.extend(match self.way {
             Way::Ports(_) => None,
             Way::Tap => Some(format!("net_tap0,iface={INTERFACE}")),
-            Way::Xdp => Some(format!("net_af_xdp0,iface={INTERFACE}")),
+            Way::Xdp | Way::FromXdp => Some(format!("net_af_xdp0,iface={INTERFACE}")),
         });
         BackEnd::dpdk(&config, sockets)
     }
@@ -179,45 +211,20 @@ struct Options {
 }
 
 impl Options {
-    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let (mut pairs, mut seconds, mut write, mut size) = (5, 1, false, None);
-        let mut parts = Vec::new();
-        while let Some(arg) = args.next() {
-            let mut number = || {
-                let value = args.next().unwrap_or_default();
-                let number = value.parse::<u32>().ok().filter(|&number| number > 0);
-                number.ok_or(format!("{arg} takes a number above 0, not {value:?}"))
-            };
-            match arg.as_str() {
-                "--pairs" => pairs = number()? as usize,
-                "--seconds" => seconds = number()?,
-                "--size" => size = Some(number()?),
-                "--write" => write = true,
-                // Added by cargo.
-                "--bench" => {}
-                _ => parts.push(arg),
-            }
-        }
+    fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
+        let arguments = Arguments::parse(args, &["--size"])?;
+        let size = arguments.number("--size");
         if let Some(size) = size.filter(|size| !(60..=1518).contains(size)) {
             return Err(format!("--size is 60 to 1518 bytes, not {size}"));
         }
-        if write && size.is_some() {
+        if arguments.write && size.is_some() {
             return Err("--write measures rows as they are".to_owned());
         }
-        let all = Case::all(size);
-        let is_part = |part: &String| all.iter().any(|case| case.name().contains(part.as_str()));
-        if let Some(part) = parts.iter().find(|part| !is_part(part)) {
-            return Err(format!("{part:?} is neither an option nor in a row's name"));
-        }
-        let wanted = |case: &Case| {
-            let name = case.name();
-            parts.is_empty() || parts.iter().any(|part| name.contains(part.as_str()))
-        };
         Ok(Self {
-            rows: all.into_iter().filter(wanted).collect(),
-            pairs,
-            seconds,
-            write,
+            rows: arguments.rows(Case::all(size), Case::name)?,
+            pairs: arguments.pairs,
+            seconds: arguments.seconds,
+            write: arguments.write,
         })
     }
 }
@@ -226,6 +233,11 @@ impl Options {
 #[derive(Clone, Copy)]
 enum Found {
     Rate(Mpps),
+    /// And how many there were to be taken.
+    Part {
+        taken: Mpps,
+        sent: Mpps,
+    },
     /// Bytes per nanosecond of the back-end's CPU time.
     Bytes(f64),
     /// Round trips of a frame.
@@ -239,7 +251,7 @@ impl Found {
     /// What is greater the faster it is: frames per microsecond, or in a row.
     fn speed(&self) -> f64 {
         match self {
-            Self::Rate(mpps) => mpps.0,
+            Self::Rate(mpps) | Self::Part { taken: mpps, .. } => mpps.0,
             Self::Bytes(per_ns) => *per_ns,
             Self::Times { p50_us, .. } => 1.0 / p50_us,
         }
@@ -248,8 +260,16 @@ impl Found {
     /// What nearly all round trips take at most; a rate has none.
     fn p99_us(&self) -> f64 {
         match *self {
-            Self::Rate(_) | Self::Bytes(_) => f64::NAN,
             Self::Times { p99_us, .. } => p99_us,
+            _ => f64::NAN,
+        }
+    }
+
+    /// Frames that there were, where they are counted apart.
+    fn sent(&self) -> f64 {
+        match self {
+            Self::Part { sent, .. } => sent.0,
+            _ => f64::NAN,
         }
     }
 }
@@ -258,6 +278,7 @@ impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rate(mpps) => mpps.fmt(f),
+            Self::Part { taken, sent } => write!(f, "{:.2} of {sent}", taken.0),
             Self::Bytes(per_ns) => write!(f, "{per_ns:.2} GB per CPU second"),
             Self::Times { p50_us, p99_us } => write!(f, "p50 {p50_us:.2}, p99 {p99_us:.2} µs"),
         }
@@ -269,7 +290,7 @@ fn namespace(way: Way) -> Netns {
     let netns = Netns::new();
     // The kernel's own frames are not part of the load.
     netns.ok("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
-    if way == Way::Xdp {
+    if matches!(way, Way::Xdp | Way::FromXdp) {
         netns.ok(&format!(
             "ip link add {INTERFACE} type veth peer name {FAR_END} && \
              ip link set {INTERFACE} up && ip link set {FAR_END} up"
@@ -279,36 +300,62 @@ fn namespace(way: Way) -> Netns {
 }
 
 fn run(ours: bool, case: &Case, options: &Options, dir: &BenchDir) -> Found {
-    let netns = namespace(case.way);
-    let sockets = case.sockets(dir);
-    let back_end = if ours || case.tso {
-        case.vringd(&sockets, &netns)
-    } else {
-        case.dpdk(&sockets, &netns)
-    };
-    if case.pingpong.is_some() {
-        if case.way == Way::Tap {
-            reflect(&netns);
-        }
-        let found = ping_pong(&sockets, options.seconds);
-        drop(back_end);
-        return found;
-    }
-    if case.tso {
-        let size = if ours { case.size } else { 1514 };
-        return bytes_taken(&back_end, &sockets[0], size, options.seconds);
-    }
     let load = Load {
         path: &case.path,
         size: case.size,
         frames: FRAMES,
         time: Duration::from_secs(options.seconds.into()),
+        listens: false,
     };
-    Found::Rate(match case.way {
-        Way::Ports(_) => net::looped(back_end, &sockets, load),
-        Way::Tap => net::flooded(back_end, &sockets[0], load, INTERFACE),
-        Way::Xdp => net::flooded(back_end, &sockets[0], load, FAR_END),
-    })
+    if !ours && case.what == What::BesideOvs {
+        return Found::Rate(through_ovs(load));
+    }
+    let netns = namespace(case.way);
+    let sockets = case.sockets(dir);
+    let back_end = if ours || case.what == What::Bytes {
+        case.vringd(&sockets, &netns)
+    } else {
+        case.dpdk(&sockets, &netns)
+    };
+    match (case.what, case.way) {
+        (What::RoundTrip(_), way) => {
+            if way == Way::Tap {
+                reflect(&netns);
+            }
+            ping_pong(&sockets, options.seconds)
+        }
+        (What::Bytes, _) => {
+            let size = if ours { case.size } else { 1514 };
+            bytes_taken(&back_end, &sockets[0], size, options.seconds)
+        }
+        (_, Way::Ports(_)) => Found::Rate(net::looped(back_end, &sockets, load)),
+        (_, Way::Tap) => Found::Rate(net::flooded(back_end, &sockets[0], load, INTERFACE)),
+        (_, Way::Xdp) => Found::Rate(net::flooded(back_end, &sockets[0], load, FAR_END)),
+        (_, Way::FromXdp) => {
+            let mut generator = frames::sender(&netns, FAR_END, load.size, load.time);
+            let [taken, sent] = net::fed(back_end, &sockets[0], load, INTERFACE, &mut generator);
+            Found::Part { taken, sent }
+        }
+    }
+}
+
+/// What a switch of two ports takes, whose one polling thread has the back-end's core.
+fn through_ovs(load: Load<'_>) -> Mpps {
+    let ovs = Ovs::start(OvsConfig {
+        alone_on: Some(BACK_END_CORE),
+        ..OvsConfig::default()
+    });
+    ovs.add_bridge("br0");
+    let names = ["a", "b"];
+    names.iter().for_each(|name| ovs.add_back_end("br0", name));
+    let flow = |from, to| format!("in_port=vb-{from},actions=output:vb-{to}");
+    ovs.set_flows("br0", &[flow("a", "b"), flow("b", "a")]);
+    let sockets = names.map(|name| ovs.socket(name));
+    let load = Load {
+        listens: true,
+        ..load
+    };
+    net::looped(ovs, &sockets, load)
 }
 
 /// Has every frame that comes out of the tap sent back to it.
@@ -380,6 +427,10 @@ impl Row {
         let middle = |of: fn(&Found) -> f64| median(self.turns.values(peer, of));
         match self.turns.runs[0][peer].value {
             Found::Rate(_) => Found::Rate(Mpps(middle(Found::speed))),
+            Found::Part { .. } => Found::Part {
+                taken: Mpps(middle(Found::speed)),
+                sent: Mpps(middle(Found::sent)),
+            },
             Found::Bytes(_) => Found::Bytes(middle(Found::speed)),
             Found::Times { .. } => Found::Times {
                 p50_us: middle(|found| 1.0 / found.speed()),
@@ -422,13 +473,14 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     for case in &options.rows {
         let seen = measure(case, options, &dir)?;
         complete &= seen.iter().any(|row| row.turns.runs.len() >= options.pairs);
-        rows.extend(seen);
+        let lines: Vec<_> = seen.iter().map(Row::to_string).collect();
+        if options.write {
+            // At once: who ends a long measurement keeps what is done.
+            write_docs(&lines, options.pairs)?;
+        }
+        rows.extend(lines);
     }
-    let lines: Vec<_> = rows.iter().map(Row::to_string).collect();
-    println!("{HEAD}{}", lines.join("\n"));
-    if options.write {
-        write_docs(lines, options.pairs)?;
-    }
+    println!("{HEAD}{}", rows.join("\n"));
     Ok(complete)
 }
 
@@ -437,7 +489,7 @@ const HEAD: &str = "| load | vringd | beside | ratio (range) | pairs | probe |\n
                     |---|---|---|---|---|---|\n";
 
 /// What was measured takes the place of what stands there for the same loads.
-fn write_docs(new: Vec<String>, pairs: usize) -> Result<(), String> {
+fn write_docs(new: &[String], pairs: usize) -> Result<(), String> {
     let old = turns::table_in_docs("net")?;
     let old: Vec<_> = old.lines().map(str::to_owned).collect();
     let of = |lines: &[String], name: &str| -> Vec<String> {
@@ -447,7 +499,7 @@ fn write_docs(new: Vec<String>, pairs: usize) -> Result<(), String> {
     let mut table = HEAD.to_owned();
     let mut bars = Vec::new();
     for case in Case::all(None) {
-        let mut lines = of(&new, &case.name());
+        let mut lines = of(new, &case.name());
         if lines.is_empty() {
             lines = of(&old, &case.name());
         }
@@ -456,7 +508,7 @@ fn write_docs(new: Vec<String>, pairs: usize) -> Result<(), String> {
             bars.extend(bar(&case, &line, pairs));
         }
     }
-    let title = "Frames per second, or round trips, vringd / DPDK";
+    let title = "Frames per second, or round trips, vringd / what is beside it";
     turns::write_docs("net", &table, &chart::svg(title, &bars))
 }
 
@@ -478,5 +530,8 @@ fn bar(case: &Case, line: &str, pairs: usize) -> Option<chart::Bar> {
 }
 
 fn main() -> ExitCode {
+    if let Some(sent) = frames::main() {
+        return sent;
+    }
     turns::run_bench("net", "pairs", Options::parse, bench)
 }

@@ -258,6 +258,7 @@ fn run(peer: Peer, case: &Case, options: &Options, dir: &BenchDir) -> Mpps {
                 size,
                 frames: *frames,
                 time,
+                listens: false,
             };
             net::looped(back_end, &sockets, load)
         }

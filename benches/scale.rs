@@ -28,7 +28,7 @@ use std::time::Duration;
 use generator::Load;
 use net::{BackEnd, Mpps};
 use testpmd::RingPath;
-use turns::{BenchDir, Run, Turns, in_turns, median};
+use turns::{Arguments, BenchDir, Run, Turns, in_turns, median};
 use vringd::testing::probe::ProbeError;
 
 /// In flight over all devices at least, and on each of many.
@@ -113,47 +113,24 @@ struct Options {
 }
 
 impl Options {
-    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let (mut pairs, mut seconds, mut write) = (5, 1, false);
-        let mut against = None;
-        let mut parts = Vec::new();
-        while let Some(arg) = args.next() {
-            if arg == "--against" {
-                against = args.next().map(PathBuf::from);
-                continue;
-            }
-            let mut number = || {
-                let value = args.next().unwrap_or_default();
-                let number = value.parse::<u32>().ok().filter(|&number| number > 0);
-                number.ok_or(format!("{arg} takes a number above 0, not {value:?}"))
-            };
-            match arg.as_str() {
-                "--pairs" => pairs = number()? as usize,
-                "--seconds" => seconds = number()?,
-                "--write" => write = true,
-                // Added by cargo.
-                "--bench" => {}
-                _ => parts.push(arg),
-            }
-        }
-        let all = Case::all();
-        let is_part = |part: &String| all.iter().any(|case| case.name().contains(part.as_str()));
-        if let Some(part) = parts.iter().find(|part| !is_part(part)) {
-            return Err(format!("{part:?} is neither an option nor in a row's name"));
-        }
-        let wanted = |case: &Case| {
-            let name = case.name();
-            write || parts.is_empty() || parts.iter().any(|part| name.contains(part.as_str()))
+    fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut args: Vec<String> = args.collect();
+        let against = match args.iter().position(|arg| arg == "--against") {
+            Some(at) if at + 1 < args.len() => args.drain(at..at + 2).next_back(),
+            Some(_) => return Err("--against takes the path of a build".to_owned()),
+            None => None,
         };
-        if write && against.is_some() {
+        let arguments = Arguments::parse(args.into_iter(), &[])?;
+        if arguments.write && against.is_some() {
             return Err("--against is not for the documentation: leave out --write".to_owned());
         }
+        let rows = arguments.rows(Case::all(), Case::name)?;
         Ok(Self {
-            rows: all.into_iter().filter(wanted).collect(),
-            pairs,
-            seconds,
-            against,
-            write,
+            rows: if arguments.write { Case::all() } else { rows },
+            pairs: arguments.pairs,
+            seconds: arguments.seconds,
+            against: against.map(PathBuf::from),
+            write: arguments.write,
         })
     }
 }

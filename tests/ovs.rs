@@ -108,6 +108,7 @@ mod tests {
     fn stations_talk(between: Between, packed: bool, queues: u16) {
         let ovs = Ovs::start(OvsConfig {
             two_cores: queues > 1,
+            ..OvsConfig::default()
         });
         let port = PortConfig {
             packed,

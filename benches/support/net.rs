@@ -146,7 +146,7 @@ pub(crate) fn vhost(sockets: &[PathBuf]) -> TestpmdConfig {
 }
 
 /// A front-end on each socket, in one testpmd; of two, each gives its frames to the other.
-fn front_end(path: &RingPath, sockets: &[PathBuf]) -> TestpmdConfig {
+fn front_end(path: &RingPath, sockets: &[PathBuf], listens: bool) -> TestpmdConfig {
     let mut config = path.front_end(&sockets[0]);
     for (port, socket) in sockets.iter().enumerate().skip(1) {
         let other = path.front_end(socket).vdevs.remove(0);
@@ -159,6 +159,12 @@ fn front_end(path: &RingPath, sockets: &[PathBuf]) -> TestpmdConfig {
         // Each sends to the other's address, which a switch has seen.
         config.app("--eth-peer=0,00:01:02:03:04:11");
         config.app("--eth-peer=1,00:01:02:03:04:05");
+    }
+    if listens {
+        config
+            .vdevs
+            .iter_mut()
+            .for_each(|vdev| *vdev += ",server=1");
     }
     config
 }
@@ -182,16 +188,18 @@ pub(crate) struct Load<'a> {
     /// Frames in flight: up to 32, or a multiple of it.
     pub(crate) frames: u32,
     pub(crate) time: Duration,
+    /// The front-end listens, for a back-end that connects.
+    pub(crate) listens: bool,
 }
 
 /// Frames per second of a back-end that sends all back, be it from port to port: all that the
-/// front-end's ports receive.
+/// front-end's ports receive. The back-end is whatever ends when it is dropped.
 #[expect(
     clippy::cast_precision_loss,
     reason = "frames per second are far below 2^53"
 )]
-pub(crate) fn looped(back_end: BackEnd, sockets: &[PathBuf], load: Load<'_>) -> Mpps {
-    let mut front_end = Testpmd::start(&front_end(load.path, sockets));
+pub(crate) fn looped<B>(back_end: B, sockets: &[PathBuf], load: Load<'_>) -> Mpps {
+    let mut front_end = Testpmd::start(&front_end(load.path, sockets, load.listens));
     front_end.start_frames(&load.size.to_string(), load.frames);
     thread::sleep(WARM_UP);
     // The rate in an answer is that since the question before.
@@ -229,6 +237,43 @@ pub(crate) fn flooded(back_end: BackEnd, socket: &Path, load: Load<'_>, interfac
     front_end.quit();
     drop(back_end);
     Mpps(frames as f64 / time.as_secs_f64() / 1e6)
+}
+
+/// Frames per second that a front-end which only receives gets from a back-end to whose interface
+/// `generator` sends them, and those that arrive at the interface.
+#[expect(clippy::cast_precision_loss, reason = "frames are far below 2^53")]
+pub(crate) fn fed(
+    back_end: BackEnd,
+    socket: &Path,
+    load: Load<'_>,
+    interface: &str,
+    generator: &mut Command,
+) -> [Mpps; 2] {
+    let pid = back_end.pid();
+    let mut front_end = Testpmd::start(&load.path.front_end(socket));
+    front_end.cmd("set fwd rxonly");
+    front_end.cmd("start");
+    let generator = generator.stdin(Stdio::null()).spawn();
+    let mut generator = generator.expect("the generator can be started");
+    thread::sleep(WARM_UP);
+    let (start, arrived) = (Instant::now(), received(pid, interface));
+    let got = front_end.stats(0).rx_packets;
+    thread::sleep(load.time);
+    let got = front_end.stats(0).rx_packets - got;
+    let arrived = received(pid, interface) - arrived;
+    let time = start.elapsed();
+    let ended = generator.try_wait().expect("a child of ours");
+    assert!(ended.is_none(), "the generator ended: {ended:?}");
+    let _ = generator.kill();
+    let _ = generator.wait();
+    assert!(
+        got > 0,
+        "no frame comes from {interface}, where {arrived} arrived"
+    );
+    front_end.stop();
+    front_end.quit();
+    drop(back_end);
+    [got, arrived].map(|frames| Mpps(frames as f64 / time.as_secs_f64() / 1e6))
 }
 
 /// How many frames an interface in a process's network namespace has received.

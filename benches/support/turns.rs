@@ -149,6 +149,73 @@ impl Drop for BenchDir {
     }
 }
 
+/// What the command line of a bench says whose table has rows with names: parts of names, and
+/// numbers.
+#[allow(dead_code, reason = "others have options of their own")]
+pub(crate) struct Arguments {
+    pub(crate) pairs: usize,
+    pub(crate) seconds: u32,
+    pub(crate) write: bool,
+    /// The numbers of further options.
+    numbers: Vec<(String, u32)>,
+    parts: Vec<String>,
+}
+
+#[allow(dead_code, reason = "others have options of their own")]
+impl Arguments {
+    /// Reads them; the options in `more` take a number each.
+    pub(crate) fn parse(
+        mut args: impl Iterator<Item = String>,
+        more: &[&str],
+    ) -> Result<Self, String> {
+        let mut arguments = Self {
+            pairs: 5,
+            seconds: 1,
+            write: false,
+            numbers: Vec::new(),
+            parts: Vec::new(),
+        };
+        while let Some(arg) = args.next() {
+            let mut number = || {
+                let value = args.next().unwrap_or_default();
+                let number = value.parse::<u32>().ok().filter(|&number| number > 0);
+                number.ok_or(format!("{arg} takes a number above 0, not {value:?}"))
+            };
+            match arg.as_str() {
+                "--pairs" => arguments.pairs = number()? as usize,
+                "--seconds" => arguments.seconds = number()?,
+                "--write" => arguments.write = true,
+                // Added by cargo.
+                "--bench" => {}
+                name if more.contains(&name) => {
+                    let number = number()?;
+                    arguments.numbers.push((arg, number));
+                }
+                _ => arguments.parts.push(arg),
+            }
+        }
+        Ok(arguments)
+    }
+
+    /// The number that was given with a further option; the last, if there are several.
+    pub(crate) fn number(&self, option: &str) -> Option<u32> {
+        let mut given = self.numbers.iter().rev();
+        given.find_map(|(name, number)| (name == option).then_some(*number))
+    }
+
+    /// Those rows of all in whose names one of the parts is; all, where none is given.
+    pub(crate) fn rows<C>(&self, all: Vec<C>, name: fn(&C) -> String) -> Result<Vec<C>, String> {
+        let has = |row: &C, part: &String| name(row).contains(part.as_str());
+        let unknown = |part: &&String| !all.iter().any(|row| has(row, part));
+        if let Some(part) = self.parts.iter().find(unknown) {
+            return Err(format!("{part:?} is neither an option nor in a row's name"));
+        }
+        let wanted =
+            |row: &C| self.parts.is_empty() || self.parts.iter().any(|part| has(row, part));
+        Ok(all.into_iter().filter(wanted).collect())
+    }
+}
+
 /// What stands between the marks of this `name` in docs/performance.md.
 #[allow(dead_code, reason = "others write all rows at once")]
 pub(crate) fn table_in_docs(name: &str) -> Result<String, String> {

@@ -30,6 +30,8 @@ const MEMORY: [&str; 2] = ["128", "480"];
 pub struct OvsConfig {
     /// A polling thread on both cores, else only on core 0.
     pub two_cores: bool,
+    /// The polling thread is on this core instead, and never sleeps.
+    pub alone_on: Option<usize>,
 }
 
 /// What is chosen about a port of it.
@@ -73,29 +75,7 @@ impl Ovs {
         ]);
         let database = spawn(&mut command, &dir, "db.out");
         wait_for_file(&dir, "db.sock");
-        let mut set = vsctl(&dir);
-        let [memory, limit] = MEMORY;
-        let dpdk = format!(
-            "--no-pci --in-memory --single-file-segments --no-telemetry -m {memory} \
-             --socket-limit={limit}"
-        );
-        set.args(["--no-wait", "init", "--", "set", "Open_vSwitch", "."])
-            .arg("other_config:dpdk-init=true")
-            .arg("other_config:dpdk-lcore-mask=0x1")
-            // Else the first pool of buffers takes nearly all memory.
-            .arg("other_config:per-port-memory=true")
-            .arg(format!("other_config:dpdk-extra={dpdk:?}"))
-            .arg(format!(
-                "other_config:pmd-cpu-mask={}",
-                if config.two_cores { "0x3" } else { "0x1" }
-            ))
-            // Polling threads may sleep: the daemon and the stations need the cores too. The
-            // second name is that of OVS 3.2 and later.
-            .args([
-                "other_config:pmd-maxsleep=100",
-                "other_config:pmd-sleep-max=100",
-            ]);
-        must(&mut set);
+        must(set_up(&mut vsctl(&dir), config));
         let switch = spawn_switch(&netns, &dir);
         Ovs {
             config,
@@ -104,6 +84,11 @@ impl Ovs {
             netns,
             dir,
         }
+    }
+
+    /// The process that moves frames.
+    pub fn pid(&self) -> u32 {
+        self.switch.0.id()
     }
 
     /// Where the sockets of its ports are.
@@ -159,6 +144,30 @@ impl Ovs {
         ));
         let error = self.vsctl(&format!("get Interface vu-{name} error"));
         assert_eq!(error.trim(), "[]", "port vu-{name}: {}", self.log());
+    }
+
+    /// The port `vb-NAME` of a bridge: a back-end, which connects to a front-end that listens at
+    /// the socket of that name, now or later.
+    pub fn add_back_end(&self, bridge: &str, name: &str) {
+        let socket = self.socket(name);
+        self.vsctl(&format!(
+            "add-port {bridge} vb-{name} -- set Interface vb-{name} type=dpdkvhostuserclient \
+             options:vhost-server-path={}",
+            socket.display()
+        ));
+        let error = self.vsctl(&format!("get Interface vb-{name} error"));
+        assert_eq!(error.trim(), "[]", "port vb-{name}: {}", self.log());
+    }
+
+    /// Gives these flows to a bridge, in place of all that it had.
+    pub fn set_flows(&self, bridge: &str, flows: &[String]) {
+        let control = self.dir.path(&format!("{bridge}.mgmt"));
+        let control = format!("unix:{}", control.display());
+        let ofctl = |args: &[&str]| must(Command::new("ovs-ofctl").args(args));
+        ofctl(&["del-flows", &control]);
+        for flow in flows {
+            ofctl(&["add-flow", &control, flow]);
+        }
     }
 
     /// Removes a port.
@@ -230,6 +239,36 @@ impl Ovs {
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path("vs.out")).unwrap_or_default()
     }
+}
+
+/// The command that sets DPDK up before the switch starts.
+fn set_up(set: &mut Command, config: OvsConfig) -> &mut Command {
+    let [memory, limit] = MEMORY;
+    let dpdk = format!(
+        "--no-pci --in-memory --single-file-segments --no-telemetry -m {memory} \
+         --socket-limit={limit}"
+    );
+    let cores = match config.alone_on {
+        Some(core) => 1_u32 << core,
+        None if config.two_cores => 0b11,
+        None => 0b1,
+    };
+    set.args(["--no-wait", "init", "--", "set", "Open_vSwitch", "."])
+        .arg("other_config:dpdk-init=true")
+        .arg("other_config:dpdk-lcore-mask=0x1")
+        // Else the first pool of buffers takes nearly all memory.
+        .arg("other_config:per-port-memory=true")
+        .arg(format!("other_config:dpdk-extra={dpdk:?}"))
+        .arg(format!("other_config:pmd-cpu-mask={cores:#x}"));
+    if config.alone_on.is_none() {
+        // Polling threads may sleep: the daemon and the stations need the cores too. The second
+        // name is that of OVS 3.2 and later.
+        set.args([
+            "other_config:pmd-maxsleep=100",
+            "other_config:pmd-sleep-max=100",
+        ]);
+    }
+    set
 }
 
 /// A child that ends with its owner, also where a start goes wrong half way.

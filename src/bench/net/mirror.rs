@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
-
 use super::super::BenchError;
 use super::super::ring::{LoadRing, NotInFlight};
 use super::layout::{FRAME_AT, Layout};
-use super::pair::{BUFFERS_AT, FAR, NEAR, Side, TURN, Tally, address};
+use super::pair::{BUFFERS_AT, FAR, NEAR, QueuePair, Side, TURN, Tally, address};
 use crate::config::BenchNetConfig;
 use crate::memory::GuestRam;
 
@@ -38,17 +36,6 @@ impl<R: LoadRing> Mirror<R> {
             tx,
             sends: vec![0; usize::from(config.ring_size)].into(),
         })
-    }
-
-    /// Eventfds of the receive and the transmit ring: kick and call each.
-    pub(super) fn eventfds(&self) -> [(&EventFd, &EventFd); 2] {
-        [&self.rx, &self.tx].map(Side::eventfds)
-    }
-
-    /// Kicks both rings, once.
-    pub(super) fn wake(&self) {
-        self.rx.wake();
-        self.tx.wake();
     }
 
     /// Sends back what came, up to a turn's worth.
@@ -89,5 +76,13 @@ impl<R: LoadRing> Mirror<R> {
             self.rx.publish(tally);
         }
         Ok(())
+    }
+}
+
+impl<R: LoadRing> QueuePair for Mirror<R> {
+    type Ring = R;
+
+    fn sides(&self) -> [&Side<R>; 2] {
+        [&self.rx, &self.tx]
     }
 }

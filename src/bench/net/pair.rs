@@ -167,6 +167,32 @@ impl<R: LoadRing> Side<R> {
     }
 }
 
+/// What a port at either end has of each of its queue pairs.
+pub(super) trait QueuePair {
+    type Ring: LoadRing;
+
+    /// The receive and the transmit ring.
+    fn sides(&self) -> [&Side<Self::Ring>; 2];
+
+    /// Their eventfds: kick and call each.
+    fn eventfds(&self) -> [(&EventFd, &EventFd); 2] {
+        self.sides().map(Side::eventfds)
+    }
+
+    /// Kicks both, once.
+    fn wake(&self) {
+        self.sides().into_iter().for_each(Side::wake);
+    }
+}
+
+impl<R: LoadRing> QueuePair for Pair<R> {
+    type Ring = R;
+
+    fn sides(&self) -> [&Side<R>; 2] {
+        [&self.rx, &self.tx]
+    }
+}
+
 /// A queue pair.
 #[derive(Debug)]
 pub(super) struct Pair<R> {
@@ -265,17 +291,6 @@ impl<R: LoadRing> Pair<R> {
             // EtherType 0x88b5, which is for local experiments (IEEE 802).
             self.tx.buffers.store16(at + 12, 0xb588);
         }
-    }
-
-    /// Eventfds of the receive and the transmit ring: kick and call each.
-    pub(super) fn eventfds(&self) -> [(&EventFd, &EventFd); 2] {
-        [&self.rx, &self.tx].map(Side::eventfds)
-    }
-
-    /// Kicks both rings, once.
-    pub(super) fn wake(&self) {
-        self.rx.wake();
-        self.tx.wake();
     }
 
     /// Frames that were sent and did not come back.

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
@@ -18,9 +19,10 @@ use super::super::ring::{LoadRing, NotInFlight, PackedLoad, SplitLoad};
 use super::super::watch::{Line, cpu_time};
 use super::layout::Layout;
 use super::mirror::Mirror;
-use super::pair::{Pair, Tally};
+use super::pair::{Pair, QueuePair, Tally};
 use super::report::Report;
 use crate::config::BenchNetConfig;
+use crate::memory::GuestRam;
 use crate::ring::{RingFormat, VringBase};
 use crate::sys::cpu;
 
@@ -58,8 +60,16 @@ fn load<R: LoadRing>(config: &BenchNetConfig) -> Result<Report, BenchError> {
     let far_client = far.transpose()?;
     let layout = Layout::new::<R::Format>(config);
     let start = Instant::now();
-    let near = |(number, client)| NearEnd::new(config, client, &layout, number, start);
-    let far = |client| FarEnd::new(config, client, &layout);
+    // The pairs of all devices are numbered through: no frame of one is taken for another's.
+    let near = |(number, client)| {
+        let first = u64::from(config.queues) * number;
+        let pair = |ram: &_, queue| Pair::new(config, ram, &layout, queue, first, start);
+        End::new(config, client, &layout, pair)
+    };
+    let far = |client| {
+        let mirror = |ram: &_, queue| Mirror::new(config, ram, &layout, queue);
+        End::new(config, client, &layout, mirror)
+    };
     let mut load = Load::<R> {
         config,
         near: (0..).zip(clients).map(near).collect::<Result<_, _>>()?,
@@ -115,26 +125,23 @@ fn start_vrings<'a, F: RingFormat>(
     (0..count).try_for_each(|index| client.enable(index))
 }
 
-/// A port under load.
-struct NearEnd<R> {
+/// A port with its queue pairs: under load, or at the far end.
+struct End<P> {
     client: Client,
     memory: Memory,
-    pairs: Vec<Pair<R>>,
+    pairs: Vec<P>,
 }
 
-impl<R: LoadRing> NearEnd<R> {
-    /// Device `number`. The pairs of all devices are numbered through: no frame of one is taken
-    /// for another's.
+impl<P: QueuePair> End<P> {
+    /// A port with as many pairs as are asked for, each made by `pair` in the memory that is shown.
     fn new(
         config: &BenchNetConfig,
         client: Client,
         layout: &Layout,
-        number: u64,
-        start: Instant,
+        pair: impl Fn(&Arc<GuestRam>, u16) -> Result<P, BenchError>,
     ) -> Result<Self, BenchError> {
         let memory = layout.memory()?;
-        let first = number * u64::from(config.queues);
-        let pair = |queue| Pair::new(config, &memory.ram, layout, queue, first, start);
+        let pair = |queue| pair(&memory.ram, queue);
         Ok(Self {
             client,
             pairs: (0..config.queues).map(pair).collect::<Result<_, _>>()?,
@@ -142,36 +149,10 @@ impl<R: LoadRing> NearEnd<R> {
         })
     }
 
-    fn start(&mut self, layout: &Layout, size: u16) -> Result<(), BenchError> {
-        let eventfds = self.pairs.iter().flat_map(Pair::eventfds);
-        start_vrings::<R::Format>(&mut self.client, &self.memory, layout, size, eventfds)?;
-        self.pairs.iter().for_each(Pair::wake);
-        self.client.fall_silent()
-    }
-}
-
-/// The port at the far end of the one under load: its frames are sent back.
-struct FarEnd<R> {
-    client: Client,
-    memory: Memory,
-    mirrors: Vec<Mirror<R>>,
-}
-
-impl<R: LoadRing> FarEnd<R> {
-    fn new(config: &BenchNetConfig, client: Client, layout: &Layout) -> Result<Self, BenchError> {
-        let memory = layout.memory()?;
-        let mirror = |number| Mirror::new(config, &memory.ram, layout, number);
-        Ok(Self {
-            client,
-            mirrors: (0..config.queues).map(mirror).collect::<Result<_, _>>()?,
-            memory,
-        })
-    }
-
-    fn start(&mut self, layout: &Layout, size: u16) -> Result<(), BenchError> {
-        let eventfds = self.mirrors.iter().flat_map(Mirror::eventfds);
-        start_vrings::<R::Format>(&mut self.client, &self.memory, layout, size, eventfds)?;
-        self.mirrors.iter().for_each(Mirror::wake);
+    fn start<F: RingFormat>(&mut self, layout: &Layout, size: u16) -> Result<(), BenchError> {
+        let eventfds = self.pairs.iter().flat_map(QueuePair::eventfds);
+        start_vrings::<F>(&mut self.client, &self.memory, layout, size, eventfds)?;
+        self.pairs.iter().for_each(QueuePair::wake);
         self.client.fall_silent()
     }
 }
@@ -235,8 +216,9 @@ fn features(config: &BenchNetConfig, client: &Client) -> Result<u64, BenchError>
 /// A measurement under way.
 struct Load<'a, R> {
     config: &'a BenchNetConfig,
-    near: Vec<NearEnd<R>>,
-    far: Option<FarEnd<R>>,
+    near: Vec<End<Pair<R>>>,
+    /// Sends all back.
+    far: Option<End<Mirror<R>>>,
     tally: Tally,
     /// When it was seen last that a frame had arrived, and how many there were then.
     last_frame: Instant,
@@ -251,10 +233,10 @@ impl<R: LoadRing> Load<'_, R> {
         let size = self.config.ring_size;
         // First, so that there is somebody when the first frame is sent.
         if let Some(far) = &mut self.far {
-            far.start(layout, size)?;
+            far.start::<R::Format>(layout, size)?;
         }
         let mut near = self.near.iter_mut();
-        near.try_for_each(|device| device.start(layout, size))
+        near.try_for_each(|device| device.start::<R::Format>(layout, size))
     }
 
     fn measure(mut self, in_flight: u16) -> Result<Report, BenchError> {
@@ -326,7 +308,7 @@ impl<R: LoadRing> Load<'_, R> {
             problem: fault.to_string(),
         };
         if let Some(far) = &mut self.far {
-            for (queue, mirror) in far.mirrors.iter_mut().enumerate() {
+            for (queue, mirror) in far.pairs.iter_mut().enumerate() {
                 let turn = mirror.turn(&mut self.tally);
                 turn.map_err(|fault| failed(queue, fault))?;
             }
