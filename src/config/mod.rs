@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::sys::tap::TapPlace;
+use crate::sys::xdp::XdpPlace;
 
 mod bench;
 mod encrypt;
@@ -32,6 +33,7 @@ mod uring;
 mod validate;
 mod values;
 mod wires;
+mod xdp;
 
 pub use crate::host::fault::FaultPlan;
 pub use crate::host::limit::{DiskRates, Rates};
@@ -46,6 +48,7 @@ pub use size::DURATION_MAX;
 pub use validate::load;
 #[cfg(any(test, fuzzing, feature = "testing"))]
 pub use validate::load_text;
+pub use xdp::HelperGiven;
 
 /// Everything that the daemon is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -225,8 +228,8 @@ pub enum LinkConfig {
     Sink,
     /// To and from a tap or macvtap of the host.
     Tap(TapPlace),
-    /// To and from the host's interface of this name, past the host's own stack.
-    Xdp(String),
+    /// To and from an interface of the host, past the host's own stack.
+    Xdp(XdpPlace),
     /// To and from the other port of this name, whose link is a wire to this one.
     Wire(String),
     /// A port of the switch of this name.

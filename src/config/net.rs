@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::sys::tap::{TapPlace, TapSource};
+use crate::sys::xdp::XdpPlace;
 
 use super::error::{ConfigError, Problem};
 use super::keyvalue::Table;
@@ -103,7 +104,7 @@ pub(super) fn net(
         name,
         told: links::told(table, told, &link, &socket)?,
         socket,
-        queues: tap_queues(table, &link, queues)?,
+        queues: fd_queues(table, &link, queues)?,
         link,
         rules: switch::rules(table, port, mtu, is_port)?,
         hold: Duration::from_micros(u64::from(
@@ -199,21 +200,25 @@ fn in_netns(
 }
 
 /// Descriptors are one for each queue pair.
-fn tap_queues(table: &Table, link: &LinkConfig, queues: u16) -> Result<u16, ConfigError> {
-    let LinkConfig::Tap(TapPlace {
-        source: TapSource::Fds(fds),
-        ..
-    }) = link
-    else {
-        return Ok(queues);
+fn fd_queues(table: &Table, link: &LinkConfig, queues: u16) -> Result<u16, ConfigError> {
+    let there = match link {
+        LinkConfig::Tap(TapPlace {
+            source: TapSource::Fds(fds),
+            ..
+        }) => fds.len(),
+        LinkConfig::Xdp(XdpPlace {
+            passed: Some(passed),
+            ..
+        }) => passed.sockets.len(),
+        _ => return Ok(queues),
     };
-    let there = u16::try_from(fds.len()).unwrap_or(u16::MAX);
-    if there > u16::try_from(QUEUES_MAX).unwrap_or(u16::MAX) {
+    let count = u16::try_from(there).unwrap_or(u16::MAX);
+    if count > u16::try_from(QUEUES_MAX).unwrap_or(u16::MAX) {
         let max = QUEUES_MAX;
         return Err(table.key_error("link", Problem::OutOfRange { min: 1, max }));
     }
-    if table.entry("queues").is_some() && queues != there {
-        return Err(table.key_error("queues", Problem::FdQueues(fds.len())));
+    if table.entry("queues").is_some() && queues != count {
+        return Err(table.key_error("queues", Problem::FdQueues(there)));
     }
-    Ok(there)
+    Ok(count)
 }

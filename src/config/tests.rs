@@ -17,6 +17,7 @@ mod switch;
 mod taps;
 mod uring;
 mod wires;
+mod xdp;
 
 fn machine() -> Machine {
     let user_id: AccountLookup = |name| match name {

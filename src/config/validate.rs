@@ -552,7 +552,12 @@ impl Taken {
                     self.claim_as(table, key, &name)
                 }
             },
-            LinkConfig::Xdp(interface) => self.claim_as(table, key, interface),
+            LinkConfig::Xdp(place) => {
+                let passed = place.passed.iter();
+                let mut fds = passed.flat_map(|passed| passed.sockets.iter().chain(&passed.map));
+                self.claim_as(table, key, &place.interface)?;
+                fds.try_for_each(|fd| self.claim_as(table, key, &format!("fd={fd}")))
+            }
             _ => Ok(()),
         }
     }

@@ -21,7 +21,7 @@ pub(super) fn watch(net: &NetConfig) -> Result<Option<LinkWatch>, DaemonError> {
             }
             TapSource::Fds(_) => return Ok(None),
         },
-        LinkConfig::Xdp(interface) => LinkWatch::interface(interface, None),
+        LinkConfig::Xdp(place) => LinkWatch::interface(&place.interface, None),
         _ => return Ok(None),
     };
     let name = net.name.clone();
