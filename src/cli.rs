@@ -122,6 +122,7 @@ where
         Command::XdpHelper(helper) => Action::XdpHelper(HelperGiven {
             links: helper.link,
             user: helper.user,
+            busy_poll: helper.busy_poll,
             command: helper.command,
         }),
     };
@@ -184,7 +185,7 @@ struct RunArgs {
     /// Add a network port; needs socket and link (tap:NAME, tap:fd=N, macvtap:NAME,
     /// xdp:IFACE, xdp:IFACE:fd=N:map=N, wire:PORT, switch:NAME, echo, sink).
     /// With host (tap:NAME, macvtap:NAME, xdp:IFACE) instead of socket: an interface at a switch.
-    /// Also: name, mode, queues, netns, mac, mtu, link_follows, speed, duplex, cores, hold_us,
+    /// Also: name, mode, queues, netns, busy_poll, mac, mtu, link_follows, speed, duplex, cores, hold_us,
     /// ingress_bits, ingress_frames, egress_bits, egress_frames, rate_burst, vlan, vlan_native,
     /// isolated, flood_limit, allow_mac, allow_ip, stations, ring_reset, call_max_used,
     /// call_max_us, socket_owner, socket_group, socket_mode
@@ -223,6 +224,10 @@ struct HelperArgs {
     /// Run the command as this user, in the user's groups [default: the same as now]
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+
+    /// Have the sockets polled for so long, where the ports have the key busy_poll
+    #[arg(long, value_name = "MICROSECONDS")]
+    busy_poll: Option<String>,
 
     /// The command and its arguments
     #[arg(required = true, last = true, value_name = "COMMAND")]
@@ -524,10 +529,11 @@ mod tests {
 
     #[test]
     fn what_follows_the_dashes_is_the_helpers_command() {
-        let line = "vringd xdp-helper --link a --user u --link b -- run --link c";
+        let line = "vringd xdp-helper --link a --user u --busy-poll 9 --link b -- run --link c";
         let given = HelperGiven {
             links: vec!["a".to_owned(), "b".to_owned()],
             user: Some("u".to_owned()),
+            busy_poll: Some("9".to_owned()),
             command: ["run", "--link", "c"].map(OsString::from).to_vec(),
         };
         assert_eq!(parse_line(line).unwrap().action, Action::XdpHelper(given));

@@ -14,7 +14,7 @@ use super::validate::{
 };
 use super::values::{bounded, check_name, check_netns, parse_link, parse_mac};
 use super::{EngineConfig, LinkConfig, Machine, NetConfig, UplinkConfig};
-use super::{links, rates, switch, uplink};
+use super::{links, rates, switch, uplink, xdp};
 
 /// What an interface receives on a queue that no guest serves is lost, so no more than are wanted.
 const XDP_QUEUES_DEFAULT: u64 = 1;
@@ -45,6 +45,7 @@ struct RawNet {
     egress_frames: Option<TextOrNumber>,
     rate_burst: Option<TextOrNumber>,
     netns: Option<String>,
+    busy_poll: Option<u64>,
     vlan: Option<TextOrNumber>,
     vlan_native: Option<u64>,
     isolated: Option<bool>,
@@ -87,6 +88,7 @@ pub(super) fn net(
     let mtu = raw.mtu.map(|mtu| bounded(mtu, MTU.0, MTU.1));
     let mtu = mtu.transpose().map_err(in_key("mtu"))?;
     let link = in_netns(table, link, raw.netns)?;
+    let link = xdp::busy_poll(table, link, raw.busy_poll)?;
     let is_port = matches!(link, LinkConfig::Switch(_));
     let usual = match link {
         LinkConfig::Xdp(_) => XDP_QUEUES_DEFAULT,
@@ -173,7 +175,7 @@ pub(super) fn uplink(table: &Table) -> Result<UplinkConfig, ConfigError> {
         rules: switch::rules(table, raw.switch_port(), mtu, true)?,
         rates: rates::port_rates(table, raw.port_rates())?,
         mtu,
-        host: in_netns(table, host, raw.netns)?,
+        host: xdp::busy_poll(table, in_netns(table, host, raw.netns)?, raw.busy_poll)?,
     })
 }
 

@@ -6,8 +6,12 @@ use crate::sys::xdp::{PassedXdp, XdpPlace};
 
 use super::LinkConfig;
 use super::error::{ConfigError, Problem};
-use super::values::{check_interface_name, parse_fd, parse_fds};
+use super::keyvalue::Table;
+use super::size::parse_digits;
+use super::values::{bounded, check_interface_name, parse_fd, parse_fds};
 
+/// Microseconds of busy polling at most.
+const BUSY_POLL_MAX: u64 = 10_000;
 const EXPECTED: &str =
     "numbers of file descriptors, as in xdp:eth1:fd=5+6:map=7 (the map may be left out)";
 
@@ -20,7 +24,27 @@ pub(super) fn parse(text: &str) -> Result<LinkConfig, Problem> {
     Ok(LinkConfig::Xdp(XdpPlace {
         interface: check_interface_name(interface)?,
         passed,
+        busy_poll: 0,
     }))
+}
+
+/// The link with the key `busy_poll`, if that is given.
+pub(super) fn busy_poll(
+    table: &Table,
+    link: LinkConfig,
+    micros: Option<u64>,
+) -> Result<LinkConfig, ConfigError> {
+    let Some(micros) = micros else {
+        return Ok(link);
+    };
+    let error = |problem| table.key_error("busy_poll", problem);
+    match link {
+        LinkConfig::Xdp(place) => Ok(LinkConfig::Xdp(XdpPlace {
+            busy_poll: bounded(micros, 0, BUSY_POLL_MAX).map_err(error)?.into(),
+            ..place
+        })),
+        _ => Err(error(Problem::OnlyWith("link = \"xdp:IFACE\""))),
+    }
 }
 
 fn parse_passed(text: &str) -> Result<PassedXdp, Problem> {
@@ -47,6 +71,8 @@ pub struct HelperGiven {
     pub links: Vec<String>,
     /// Who the command is to run as; `None`: as who we are.
     pub user: Option<String>,
+    /// Microseconds of busy polling.
+    pub busy_poll: Option<String>,
     /// The command and its arguments; not empty.
     pub command: Vec<OsString>,
 }
@@ -57,14 +83,22 @@ impl HelperGiven {
     /// # Errors
     /// The first link that has none, or those of another.
     pub fn places(&self) -> Result<Vec<XdpPlace>, ConfigError> {
+        let refused = |flag, value: &String, problem| ConfigError::Flag {
+            flag,
+            value: value.clone(),
+            problem: Box::new(problem),
+        };
+        let busy_poll = match &self.busy_poll {
+            None => 0,
+            Some(text) => parse_digits(text, "a number of microseconds")
+                .and_then(|micros| bounded(micros, 0, BUSY_POLL_MAX))
+                .map_err(|problem| refused("--busy-poll", text, problem))?,
+        };
         let mut places: Vec<XdpPlace> = Vec::new();
         for link in &self.links {
-            let refused = |problem| ConfigError::Flag {
-                flag: "--link",
-                value: link.clone(),
-                problem: Box::new(problem),
-            };
-            let place = handed_over(link).map_err(refused)?;
+            let refused = |problem| refused("--link", link, problem);
+            let mut place = handed_over(link).map_err(refused)?;
+            place.busy_poll = busy_poll.into();
             let shares = |other: &&XdpPlace| {
                 other.interface == place.interface
                     || all(other).any(|fd| all(&place).any(|f| f == fd))

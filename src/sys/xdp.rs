@@ -17,6 +17,7 @@ use super::ifreq::{InterfaceSocket, bad_name, check};
 
 mod attached;
 mod bpf;
+mod busy;
 mod passed;
 mod ring;
 mod socket;
@@ -162,16 +163,31 @@ impl Xdp {
     /// # Errors
     /// [`XdpError`]; the interface is as before then.
     pub fn open(name: &str, queues: u16, mtu: Option<u16>) -> Result<Xdp, XdpError> {
+        Xdp::with_own(name, queues, mtu, 0)
+    }
+
+    /// With sockets of its own.
+    fn with_own(
+        name: &str,
+        queues: u16,
+        mtu: Option<u16>,
+        busy_poll: u32,
+    ) -> Result<Xdp, XdpError> {
         let found = find(name, queues, mtu)?;
         let (fds, means) = means(&found)?;
         let with_memory =
             |(queue, fd)| XdpSocket::new(fd).map_err(|refusal| of_queue(name, queue, refusal));
         let sockets: Result<Vec<_>, _> = (0..).zip(fds).map(with_memory).collect();
-        Xdp::bound(&found, means, sockets?)
+        Xdp::bound(&found, means, sockets?, busy_poll)
     }
 
     /// Binds the sockets. This takes no capability.
-    fn bound(found: &Found, means: Means, unbound: Vec<XdpSocket>) -> Result<Xdp, XdpError> {
+    fn bound(
+        found: &Found,
+        means: Means,
+        unbound: Vec<XdpSocket>,
+        busy_poll: u32,
+    ) -> Result<Xdp, XdpError> {
         let (name, frags) = (&found.name, found.frags());
         let sockets = ArrayQueue::new(unbound.len().max(1));
         let mut fds = Vec::new();
@@ -185,6 +201,9 @@ impl Xdp {
                 frags,
             };
             zero_copy = bind(name, &mut socket, binding)?;
+            socket
+                .poll_busily(busy_poll)
+                .map_err(|refusal| of_queue(name, queue, refusal))?;
             huge &= socket.is_huge();
             fds.push(socket.fd());
             // It has a place for each.

@@ -8,6 +8,7 @@ pub(super) fn named(name: &str) -> LinkConfig {
     LinkConfig::Xdp(XdpPlace {
         interface: name.to_owned(),
         passed: None,
+        busy_poll: 0,
     })
 }
 
@@ -18,6 +19,7 @@ fn passed(name: &str, sockets: &[i32], map: Option<i32>) -> LinkConfig {
             sockets: sockets.to_vec(),
             map,
         }),
+        busy_poll: 0,
     })
 }
 
@@ -118,6 +120,45 @@ fn a_descriptor_is_that_of_one_port_and_an_uplink_has_one() {
     ];
     let host = load(uplink).unwrap().uplinks.remove(0).host;
     assert_eq!(host, passed("a", &[5], Some(6)));
+}
+
+#[test]
+fn an_interface_is_polled_busily_when_asked() {
+    let busy = |link: LinkConfig| match link {
+        LinkConfig::Xdp(place) => place.busy_poll,
+        other => panic!("{other:?}"),
+    };
+    let read = |list: &str| busy(net_flags(list).unwrap().nets.remove(0).link);
+    assert_eq!(read("socket=/n,link=xdp:e,busy_poll=20"), 20);
+    assert_eq!(read("socket=/n,link=xdp:e:fd=5,busy_poll=10000"), 10_000);
+    assert_eq!(read("socket=/n,link=xdp:e,busy_poll=0"), 0);
+    let lists = [
+        "socket=/1,link=switch:s",
+        "link=switch:s,host=xdp:a,busy_poll=7",
+    ];
+    let mut config = load(&flags(&lists, &[]), &machine()).unwrap();
+    assert_eq!(busy(config.uplinks.remove(0).host), 7);
+    for (list, message) in [
+        ("link=xdp:e,busy_poll=10001", "\"10001\": not in 0..=10000"),
+        (
+            "link=tap:t,busy_poll=20",
+            "\"20\": only has a meaning with link = \"xdp:IFACE\"",
+        ),
+    ] {
+        let error = net_flags(&format!("socket=/n,{list}")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("--net net0: busy_poll = {message}")
+        );
+    }
+    let helper = |busy_poll: &str| HelperGiven {
+        links: vec!["xdp:a:fd=5".to_owned()],
+        busy_poll: Some(busy_poll.to_owned()),
+        ..HelperGiven::default()
+    };
+    assert_eq!(helper("20").places().unwrap()[0].busy_poll, 20);
+    let error = helper("10001").places().unwrap_err();
+    assert_eq!(error.to_string(), "--busy-poll \"10001\": not in 0..=10000");
 }
 
 #[test]

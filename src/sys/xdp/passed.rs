@@ -12,7 +12,9 @@ use crate::sys::ifreq::{InterfaceSocket, check};
 use crate::sys::socket::{close_on_exec, inherit};
 
 use super::bpf::{Mode, XskMap};
-use super::{Found, Means, Xdp, XdpError, XdpSocket, attached, failed, find, means, of_queue};
+use super::{
+    Found, Means, Xdp, XdpError, XdpSocket, attached, busy, failed, find, means, of_queue,
+};
 
 /// SO_NETNS_COOKIE, which libc has for few targets.
 const SO_NETNS_COOKIE: libc::c_int = 71;
@@ -33,6 +35,8 @@ pub struct XdpPlace {
     pub interface: String,
     /// What of it somebody else has opened.
     pub passed: Option<PassedXdp>,
+    /// Microseconds of busy polling (SO_BUSY_POLL); 0: none.
+    pub busy_poll: u32,
 }
 
 impl PassedXdp {
@@ -65,12 +69,12 @@ impl Xdp {
     pub fn open_at(place: &XdpPlace, queues: u16, mtu: Option<u16>) -> Result<Xdp, XdpError> {
         let name = place.interface.as_str();
         let Some(passed) = &place.passed else {
-            return Xdp::open(name, queues, mtu);
+            return Xdp::with_own(name, queues, mtu, place.busy_poll);
         };
         let queues = u16::try_from(passed.sockets.len()).unwrap_or(u16::MAX);
         let found = find(name, queues, mtu)?;
         let (sockets, means) = take_over(&found, passed)?;
-        Xdp::bound(&found, means, sockets)
+        Xdp::bound(&found, means, sockets, place.busy_poll)
     }
 }
 
@@ -190,6 +194,10 @@ pub fn hand_over(places: &[XdpPlace]) -> Result<(), XdpError> {
         let queues = u16::try_from(passed.sockets.len()).unwrap_or(u16::MAX);
         let found = find(name, queues, None)?;
         let (sockets, means) = means(&found)?;
+        for socket in &sockets {
+            busy::poll(socket, place.busy_poll)
+                .map_err(|source| failed(name, busy::WHAT, source))?;
+        }
         // Out of the way of the numbers first.
         let lift = |fd: OwnedFd| duplicate_above(fd, above).map_err(system);
         let sockets: Result<Vec<_>, _> = sockets.into_iter().map(lift).collect();

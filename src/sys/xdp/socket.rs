@@ -13,7 +13,7 @@ use crate::memory::Segment;
 use crate::sys::ifreq::check;
 
 use super::ring::{Consumer, Producer, Umem};
-use super::when_free;
+use super::{busy, when_free};
 
 /// Bytes of a frame of the UMEM.
 pub const CHUNK: u32 = 2048;
@@ -81,6 +81,8 @@ fn refused(what: &'static str) -> impl FnOnce(io::Error) -> Refusal {
 pub struct XdpSocket {
     fd: Arc<OwnedFd>,
     zero_copy: bool,
+    /// The kernel looks for frames when it is asked.
+    busy_poll: bool,
     fill: Producer<u64>,
     rx: Consumer<libc::xdp_desc>,
     tx: Producer<libc::xdp_desc>,
@@ -115,6 +117,13 @@ impl XdpSocket {
         Ok(())
     }
 
+    /// Has it polled for so many microseconds; not with 0.
+    pub(super) fn poll_busily(&mut self, micros: u32) -> Result<(), Refusal> {
+        busy::poll(&self.fd, micros).map_err(refused(busy::WHAT))?;
+        self.busy_poll = micros > 0;
+        Ok(())
+    }
+
     fn with_rings(fd: OwnedFd, umem: Umem) -> io::Result<XdpSocket> {
         set(&fd, libc::XDP_UMEM_FILL_RING, &FILLED_ENTRIES)?;
         set(&fd, libc::XDP_UMEM_COMPLETION_RING, &ENTRIES)?;
@@ -136,6 +145,7 @@ impl XdpSocket {
                 .collect(),
             fd: Arc::new(fd),
             zero_copy: false,
+            busy_poll: false,
             umem,
         })
     }
@@ -176,10 +186,10 @@ impl XdpSocket {
         self.fill.publish();
     }
 
-    /// Wakes the kernel if it waits for buffers to receive in.
+    /// Wakes the kernel if it waits for buffers to receive in, or to be polled.
     #[inline]
     pub fn wake_receiver(&self) {
-        if self.fill.wants_wakeup() {
+        if self.busy_poll || self.fill.wants_wakeup() {
             self.wake_receiver_now();
         }
     }
@@ -246,7 +256,7 @@ impl XdpSocket {
     /// ENETDOWN when the interface is down, ENXIO when it is gone.
     #[inline]
     pub fn wake_sender(&mut self) -> io::Result<()> {
-        if self.zero_copy && !self.tx.wants_wakeup() {
+        if self.zero_copy && !self.busy_poll && !self.tx.wants_wakeup() {
             return Ok(());
         }
         loop {

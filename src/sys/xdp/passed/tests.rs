@@ -30,6 +30,7 @@ fn place(sockets: &[&OwnedFd], map: Option<&OwnedFd>) -> XdpPlace {
             sockets: sockets.iter().map(|fd| fd.as_raw_fd()).collect(),
             map: map.map(AsRawFd::as_raw_fd),
         }),
+        busy_poll: 0,
     }
 }
 
