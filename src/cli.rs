@@ -110,6 +110,7 @@ where
             nets: run.net,
             blks: run.blk,
             groups: run.group,
+            switches: run.switch,
         }),
         Command::Check(check) => Action::Check(Given {
             file: Some(check.config),
@@ -161,7 +162,8 @@ enum Command {
 #[derive(Debug, Args)]
 #[command(max_term_width = 100)]
 struct RunArgs {
-    /// TOML file with [engine], [[net]], [[blk]] and [[group]], whose keys are those of the flags
+    /// TOML file with [engine], [[net]], [[blk]], [[group]] and [[switch]]; its keys are those of
+    /// the flags
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -204,6 +206,10 @@ struct RunArgs {
     /// iops, read_bytes, write_bytes, bytes, rate_burst
     #[arg(long, value_name = "KEY=VALUE,...")]
     group: Vec<String>,
+
+    /// Choose for the switch of all ports with link=switch:NAME; needs name. Also: ageing
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    switch: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -492,7 +498,7 @@ mod tests {
     #[test]
     fn run_passes_its_values_on_as_text() {
         let line = "vringd run --core 1,2 --idle spin --placement auto --stop-timeout 3s \
-                    --net a=1 --blk b=2 --group g=3 \
+                    --net a=1 --blk b=2 --group g=3 --switch s=4 \
                     --net c=3 --config f.toml --log-level debug";
         let given = Given {
             file: Some(PathBuf::from("f.toml")),
@@ -503,6 +509,7 @@ mod tests {
             nets: vec!["a=1".to_owned(), "c=3".to_owned()],
             blks: vec!["b=2".to_owned()],
             groups: vec!["g=3".to_owned()],
+            switches: vec!["s=4".to_owned()],
         };
         let expected = Invocation {
             log_level: Level::Debug,

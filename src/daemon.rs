@@ -177,6 +177,7 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
         idle: idle_policy(config.engine.idle),
         stop_timeout: config.engine.stop_timeout,
         uplinks: uplinks.iter().map(|(_, uplink)| uplink.clone()).collect(),
+        ageing: links::ageing(&config),
         placement: match config.engine.placement {
             Placement::Spread => engine::Placement::Spread,
             Placement::Auto => engine::Placement::Auto,
@@ -575,6 +576,9 @@ fn change(running: &Running, config: &mut Config, new: Config) {
     }
     if new.uplinks != config.uplinks {
         tracing::warn!("what else has changed of uplinks takes a restart");
+    }
+    if new.switches != config.switches {
+        tracing::warn!("what has changed of switches takes a restart");
     }
     sizes::change(&running.sizes, &mut config.blks, &new.blks);
     limits::change(running, config, &new);

@@ -26,6 +26,7 @@ mod rates;
 mod sick;
 mod size;
 mod switch;
+mod switches;
 #[cfg(test)]
 mod tests;
 mod uplink;
@@ -63,6 +64,8 @@ pub struct Config {
     pub blks: Vec<BlkConfig>,
     /// Limits that disks share, in the order given; names are unique among groups.
     pub groups: Vec<GroupConfig>,
+    /// What is chosen about switches, of which others have the defaults; names are unique.
+    pub switches: Vec<SwitchConfig>,
 }
 
 /// Limits that disks share.
@@ -160,6 +163,15 @@ pub struct NetConfig {
     pub cores: Vec<usize>,
     /// What is chosen about its virtqueues.
     pub rings: RingsConfig,
+}
+
+/// What is chosen about a whole switch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwitchConfig {
+    /// Its name, as its ports have it.
+    pub name: String,
+    /// Seconds after which it forgets a station that it has not seen.
+    pub ageing: u32,
 }
 
 /// What front-ends and drivers are told of the link behind a port.
@@ -325,6 +337,8 @@ pub struct Given {
     pub blks: Vec<String>,
     /// `key=value` lists, after the file's `[[group]]`.
     pub groups: Vec<String>,
+    /// `key=value` lists, after the file's `[[switch]]`.
+    pub switches: Vec<String>,
 }
 
 /// Looks up the number of a user or group; `None` when there is none of that name.

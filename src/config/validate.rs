@@ -24,7 +24,7 @@ use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, KeySource,
     LinkConfig, Machine, Placement, RingsConfig, SocketConfig, SocketSource,
 };
-use super::{encrypt, limits, net, sick, switch, uplink, uring, wires};
+use super::{encrypt, limits, net, sick, switch, switches, uplink, uring, wires};
 
 /// 128 pairs are the 256 vrings that a kick message can name.
 pub(super) const QUEUES_MAX: u64 = 128;
@@ -139,6 +139,9 @@ fn load_tables(
     for list in &given.groups {
         tables.push(Table::from_list(Kind::Group, list)?);
     }
+    for list in &given.switches {
+        tables.push(Table::from_list(Kind::Switch, list)?);
+    }
     assign_names(&mut tables);
     let engine = engine(engine_table(&tables, given), machine)?;
     let mut config = Config {
@@ -147,6 +150,7 @@ fn load_tables(
         uplinks: Vec::new(),
         blks: Vec::new(),
         groups: Vec::new(),
+        switches: Vec::new(),
     };
     let mut taken = Taken::default();
     for table in &tables {
@@ -179,6 +183,11 @@ fn load_tables(
                 taken.claim_as(table, ["group", "name"], &group.name)?;
                 config.groups.push(group);
             }
+            Kind::Switch => {
+                let switch = switches::switch(table)?;
+                taken.claim_as(table, ["switch", "name"], &switch.name)?;
+                config.switches.push(switch);
+            }
         }
     }
     if config.nets.is_empty() && config.blks.is_empty() {
@@ -189,6 +198,8 @@ fn load_tables(
     wires::join(&nets, &mut config.nets)?;
     switch::check(&nets, &config.nets)?;
     uplink::check(&uplinks, &config.uplinks, &config.nets)?;
+    let switches: Vec<_> = tables.iter().filter(|t| t.kind == Kind::Switch).collect();
+    switches::check(&switches, &config.switches, &config.nets)?;
     let disks: Vec<_> = tables.iter().filter(|t| t.kind == Kind::Blk).collect();
     limits::check(&disks, &config.blks, &config.groups)?;
     Ok(config)
@@ -227,6 +238,7 @@ fn assign_names(tables: &mut [Table]) {
             Kind::Net => "net",
             Kind::Blk => "disk",
             Kind::Group => "group",
+            Kind::Switch => "switch",
         };
         let mut free = (0..).map(|number| format!("{prefix}{number}"));
         table.name = match table.given_name() {
