@@ -1,7 +1,8 @@
 //! A TOML file as tables of keys, each value with the line it stands on.
 //!
-//! Only the shape is checked here: `[engine]` once, `[[net]]`, `[[blk]]`, `[[group]]` and `[[switch]]`
-//! any number of times, nothing else. What the keys may be is up to the structures in `validate`.
+//! Only the shape is checked here: `[engine]` once, `[[net]]`, `[[blk]]`, `[[group]]` and
+//! `[[switch]]` any number of times, nothing else. What the keys may be is up to the structures in
+//! `validate`.
 
 use std::ops::Range;
 use std::path::Path;

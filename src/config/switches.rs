@@ -9,7 +9,7 @@ use super::keyvalue::Table;
 use super::values::check_name;
 use super::{LinkConfig, NetConfig, SwitchConfig};
 
-/// IEEE 802.1Q-2022 §8.8.3: seconds of the ageing time.
+/// Seconds of the ageing time, as IEEE 802.1Q has them.
 const AGEING_RANGE: (u64, u64) = (10, 1_000_000);
 
 #[derive(Debug, Deserialize)]

@@ -193,6 +193,12 @@ fn load_tables(
     if config.nets.is_empty() && config.blks.is_empty() {
         return Err(ConfigError::NoDevice);
     }
+    check_together(&tables, &mut config)?;
+    Ok(config)
+}
+
+/// What only shows when all tables are known.
+fn check_together(tables: &[Table], config: &mut Config) -> Result<(), ConfigError> {
     let ports = tables.iter().filter(|table| table.kind == Kind::Net);
     let (uplinks, nets): (Vec<_>, Vec<_>) = ports.partition(|t| t.entry("host").is_some());
     wires::join(&nets, &mut config.nets)?;
@@ -201,8 +207,7 @@ fn load_tables(
     let switches: Vec<_> = tables.iter().filter(|t| t.kind == Kind::Switch).collect();
     switches::check(&switches, &config.switches, &config.nets)?;
     let disks: Vec<_> = tables.iter().filter(|t| t.kind == Kind::Blk).collect();
-    limits::check(&disks, &config.blks, &config.groups)?;
-    Ok(config)
+    limits::check(&disks, &config.blks, &config.groups)
 }
 
 /// The file's engine keys, each replaced by its flag where that is given.
