@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{BenchBlkGiven, BenchNetGiven, Given};
+use crate::config::{BenchBlkGiven, BenchNetGiven, Given, HelperGiven};
 use crate::logging::Level;
 
 const EXAMPLES: &str = "\
@@ -40,6 +40,12 @@ Examples:
   Write a whole disk and read every block of it back:
     vringd bench blk --socket /tmp/d0.sock --rw write --loops 1 --iodepth 8 --verify";
 
+const HELPER_EXAMPLES: &str = "\
+Example:
+  A port with two queues on eth1, in a daemon without any capability:
+    vringd xdp-helper --link xdp:eth1:fd=5+6:map=7 --user vringd -- \
+      vringd run --core 1 --net socket=/run/vringd/net0.sock,link=xdp:eth1:fd=5+6:map=7";
+
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invocation {
@@ -60,6 +66,8 @@ pub enum Action {
     BenchNet(BenchNetGiven),
     /// Load a disk's back-end and print what it does.
     BenchBlk(Box<BenchBlkGiven>),
+    /// Open what takes capabilities, give these up, and become another program.
+    XdpHelper(HelperGiven),
 }
 
 /// A command line that leads to no action: wrong usage, or a request for help or the version.
@@ -102,6 +110,7 @@ where
             nets: run.net,
             blks: run.blk,
             groups: run.group,
+            switches: run.switch,
         }),
         Command::Check(check) => Action::Check(Given {
             file: Some(check.config),
@@ -111,6 +120,12 @@ where
             BenchCommand::Net(net) => Action::BenchNet(net.given()),
             BenchCommand::Blk(blk) => Action::BenchBlk(Box::new(blk.given())),
         },
+        Command::XdpHelper(helper) => Action::XdpHelper(HelperGiven {
+            links: helper.link,
+            user: helper.user,
+            busy_poll: helper.busy_poll,
+            command: helper.command,
+        }),
     };
     Ok(Invocation {
         log_level: cli.log_level,
@@ -139,12 +154,16 @@ enum Command {
     Check(CheckArgs),
     /// Load a vhost-user back-end, be it vringd or another, and print what it does
     Bench(Box<BenchArgs>),
+    /// Open AF_XDP sockets, give up all capabilities, and become a command that uses them
+    #[command(after_help = HELPER_EXAMPLES)]
+    XdpHelper(HelperArgs),
 }
 
 #[derive(Debug, Args)]
 #[command(max_term_width = 100)]
 struct RunArgs {
-    /// TOML file with [engine], [[net]], [[blk]] and [[group]], whose keys are those of the flags
+    /// TOML file with [engine], [[net]], [[blk]], [[group]] and [[switch]]; its keys are those of
+    /// the flags
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -166,12 +185,12 @@ struct RunArgs {
     stop_timeout: Option<String>,
 
     /// Add a network port; needs socket and link (tap:NAME, tap:fd=N, macvtap:NAME,
-    /// xdp:IFACE, wire:PORT, switch:NAME, echo, sink).
+    /// xdp:IFACE, xdp:IFACE:fd=N:map=N, wire:PORT, switch:NAME, echo, sink).
     /// With host (tap:NAME, macvtap:NAME, xdp:IFACE) instead of socket: an interface at a switch.
-    /// Also: name, mode, queues, netns, mac, mtu, link_follows, speed, duplex, cores, hold_us,
-    /// ingress_bits, ingress_frames, egress_bits, egress_frames, rate_burst, vlan, vlan_native,
-    /// isolated, flood_limit, allow_mac, allow_ip, stations, ring_reset, call_max_used,
-    /// call_max_us, socket_owner, socket_group, socket_mode
+    /// Also: name, mode, queues, netns, busy_poll, mac, mtu, link_follows, speed, duplex, cores,
+    /// hold_us, ingress_bits, ingress_frames, egress_bits, egress_frames, rate_burst, vlan,
+    /// vlan_native, isolated, flood_limit, allow_mac, allow_ip, stations, ring_reset,
+    /// call_max_used, call_max_us, socket_owner, socket_group, socket_mode
     #[arg(long, value_name = "KEY=VALUE,...")]
     net: Vec<String>,
 
@@ -187,6 +206,10 @@ struct RunArgs {
     /// iops, read_bytes, write_bytes, bytes, rate_burst
     #[arg(long, value_name = "KEY=VALUE,...")]
     group: Vec<String>,
+
+    /// Choose for the switch of all ports with link=switch:NAME; needs name. Also: ageing
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    switch: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -194,6 +217,27 @@ struct CheckArgs {
     /// The TOML file
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(max_term_width = 100)]
+struct HelperArgs {
+    /// An interface, the numbers that its sockets get (one for each queue, from 0 on), and that of
+    /// the map; several for as many interfaces
+    #[arg(long, value_name = "xdp:IFACE:fd=N[+N]...[:map=N]", required = true)]
+    link: Vec<String>,
+
+    /// Run the command as this user, in the user's groups [default: the same as now]
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+
+    /// Have the sockets polled for so long, where the ports have the key busy_poll
+    #[arg(long, value_name = "MICROSECONDS")]
+    busy_poll: Option<String>,
+
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -454,7 +498,7 @@ mod tests {
     #[test]
     fn run_passes_its_values_on_as_text() {
         let line = "vringd run --core 1,2 --idle spin --placement auto --stop-timeout 3s \
-                    --net a=1 --blk b=2 --group g=3 \
+                    --net a=1 --blk b=2 --group g=3 --switch s=4 \
                     --net c=3 --config f.toml --log-level debug";
         let given = Given {
             file: Some(PathBuf::from("f.toml")),
@@ -465,6 +509,7 @@ mod tests {
             nets: vec!["a=1".to_owned(), "c=3".to_owned()],
             blks: vec!["b=2".to_owned()],
             groups: vec!["g=3".to_owned()],
+            switches: vec!["s=4".to_owned()],
         };
         let expected = Invocation {
             log_level: Level::Debug,
@@ -487,6 +532,21 @@ mod tests {
             parse_line("vringd check --config f.toml").unwrap(),
             expected
         );
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_the_helpers_command() {
+        let line = "vringd xdp-helper --link a --user u --busy-poll 9 --link b -- run --link c";
+        let given = HelperGiven {
+            links: vec!["a".to_owned(), "b".to_owned()],
+            user: Some("u".to_owned()),
+            busy_poll: Some("9".to_owned()),
+            command: ["run", "--link", "c"].map(OsString::from).to_vec(),
+        };
+        assert_eq!(parse_line(line).unwrap().action, Action::XdpHelper(given));
+        let example = HELPER_EXAMPLES.replace("\\\n", " ");
+        let line = example.lines().find(|line| line.contains("xdp-helper"));
+        parse_line(line.unwrap().trim()).unwrap();
     }
 
     #[test]
@@ -575,6 +635,8 @@ mod tests {
             ("vringd run --net", "--net"),
             ("vringd check", "--config"),
             ("vringd bench", "net"),
+            ("vringd xdp-helper --user u -- a", "--link"),
+            ("vringd xdp-helper --link xdp:e:fd=5", "COMMAND"),
             ("vringd bench net", "--socket"),
             ("vringd bench net --socket /s --queue 1", "--queue"),
             ("vringd run --log-level loud", "loud"),
@@ -592,6 +654,7 @@ mod tests {
             "vringd run --help",
             "vringd check -h",
             "vringd bench net --help",
+            "vringd xdp-helper --help",
             "vringd bench blk --help",
             "vringd --version",
         ] {

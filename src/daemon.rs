@@ -31,7 +31,7 @@ use crate::sys::listen::ListenError;
 use crate::sys::signals::{Signal, Signals};
 use crate::sys::systemd;
 use crate::sys::tap::{Tap, TapError, TapPlace, TapSource};
-use crate::sys::xdp::{Xdp, XdpError};
+use crate::sys::xdp::{Xdp, XdpError, XdpPlace};
 
 mod doors;
 mod limits;
@@ -78,12 +78,12 @@ pub enum DaemonError {
         source: io::Error,
     },
     /// An interface can't be used.
-    #[error("net {name}: link = \"xdp:{interface}\"")]
+    #[error("net {name}: link = \"{place}\"")]
     Xdp {
         /// The device.
         name: String,
         /// The interface.
-        interface: String,
+        place: Box<XdpPlace>,
         /// Why.
         source: XdpError,
     },
@@ -177,6 +177,7 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
         idle: idle_policy(config.engine.idle),
         stop_timeout: config.engine.stop_timeout,
         uplinks: uplinks.iter().map(|(_, uplink)| uplink.clone()).collect(),
+        ageing: links::ageing(&config),
         placement: match config.engine.placement {
             Placement::Spread => engine::Placement::Spread,
             Placement::Auto => engine::Placement::Auto,
@@ -252,8 +253,8 @@ fn net_parts(
             let tap = open_tap(&net.name, tap, net.queues, net.mtu)?;
             (LinkSpec::Tap(tap), net.queues)
         }
-        LinkConfig::Xdp(interface) => {
-            let xdp = open_xdp(&net.name, interface, net.queues, net.mtu)?;
+        LinkConfig::Xdp(place) => {
+            let xdp = open_xdp(&net.name, place, net.queues, net.mtu)?;
             (LinkSpec::Xdp(xdp), net.queues)
         }
     };
@@ -287,23 +288,23 @@ fn open_tap(
 
 fn open_xdp(
     name: &str,
-    interface: &str,
+    place: &XdpPlace,
     queues: u16,
     mtu: Option<u16>,
 ) -> Result<Arc<Xdp>, DaemonError> {
     let named = |source| DaemonError::Xdp {
         name: name.to_owned(),
-        interface: interface.to_owned(),
+        place: Box::new(place.clone()),
         source,
     };
-    Ok(Arc::new(Xdp::open(interface, queues, mtu).map_err(named)?))
+    Ok(Arc::new(Xdp::open_at(place, queues, mtu).map_err(named)?))
 }
 
 /// The uplinks of all switches, with their names.
 fn uplinks(config: &Config) -> Result<Vec<(String, Uplink)>, DaemonError> {
     let open = |uplink: &UplinkConfig| {
         let host = match &uplink.host {
-            LinkConfig::Xdp(name) => Host::Xdp(open_xdp(&uplink.name, name, 1, uplink.mtu)?),
+            LinkConfig::Xdp(place) => Host::Xdp(open_xdp(&uplink.name, place, 1, uplink.mtu)?),
             LinkConfig::Tap(tap) => Host::Tap(open_tap(&uplink.name, tap, 1, uplink.mtu)?),
             // Nothing else comes through the checks.
             _ => return Ok(None),
@@ -575,6 +576,9 @@ fn change(running: &Running, config: &mut Config, new: Config) {
     }
     if new.uplinks != config.uplinks {
         tracing::warn!("what else has changed of uplinks takes a restart");
+    }
+    if new.switches != config.switches {
+        tracing::warn!("what has changed of switches takes a restart");
     }
     sizes::change(&running.sizes, &mut config.blks, &new.blks);
     limits::change(running, config, &new);

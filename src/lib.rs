@@ -32,6 +32,7 @@ pub mod control;
 pub mod daemon;
 pub mod device;
 pub mod engine;
+pub mod helper;
 pub mod host;
 pub mod logging;
 #[expect(unsafe_code, reason = "island 1: maps guest memory and touches it")]

@@ -12,8 +12,8 @@ use std::process::ExitCode;
 
 use vringd::bench::BenchError;
 use vringd::cli::{self, Action};
-use vringd::config::{self, BenchBlkGiven, BenchNetGiven, Machine};
-use vringd::{bench, daemon, logging, sys};
+use vringd::config::{self, BenchBlkGiven, BenchNetGiven, HelperGiven, Machine};
+use vringd::{bench, daemon, helper, logging, sys};
 
 const REFUSED: u8 = 2;
 const FAILED: u8 = 1;
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Action::Run(given) | Action::Check(given) => given,
         Action::BenchNet(given) => return bench_net(given, &online_cores),
         Action::BenchBlk(given) => return bench_blk(given, &online_cores),
+        Action::XdpHelper(given) => return xdp_helper(given),
     };
     let machine = Machine {
         online_cores,
@@ -57,6 +58,14 @@ fn main() -> ExitCode {
     match daemon::run(config, &reload) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
+        Err(error) => refused(&error),
+    }
+}
+
+/// Ends here only when something is wrong.
+fn xdp_helper(given: &HelperGiven) -> ExitCode {
+    match given.places() {
+        Ok(places) => refused(&helper::become_command(&places, given)),
         Err(error) => refused(&error),
     }
 }

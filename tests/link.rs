@@ -128,6 +128,40 @@ mod tests {
     }
 
     #[test]
+    fn a_session_ends_with_the_link_of_its_macvtap_and_with_that_of_the_interface_below() {
+        let (dir, netns) = (TempDir::new("link"), Netns::new());
+        let path = dir.path("n.sock");
+        // Its device in /dev has the number of no other interface here.
+        let index = 3_000_000 + std::process::id() % 1_000_000;
+        netns.ok(&format!(
+            "ip link add v0 type veth peer name v1 && ip link set v0 up && ip link set v1 up && \
+             ip link add link v0 name mv0 index {index} type macvtap mode bridge"
+        ));
+        let net = format!(
+            "name=n,socket={},link=macvtap:mv0,queues=1,netns={},link_follows=session",
+            path.display(),
+            netns.name()
+        );
+        let daemon = Daemon::start(&["run", "--net", &net]);
+        // It was down from the start.
+        daemon.wait_log(DOWN, PATIENCE);
+        let set =
+            |which: &str, state: &str| drop(netns.ok(&format!("ip link set {which} {state}")));
+        set("mv0", "up");
+        let own = || set("mv0", "down");
+        follows(&daemon, &path, &own, &|| set("mv0", "up"));
+        // The cable below it is cut.
+        set("mv0", "up");
+        follows(&daemon, &path, &|| set("v1", "down"), &|| set("v1", "up"));
+        set("v1", "up");
+        let open = connect(&path);
+        netns.ok("ip link del mv0");
+        assert_ended(open);
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+    }
+
+    #[test]
     fn a_port_of_a_wire_follows_the_front_end_of_the_other() {
         let dir = TempDir::new("link");
         let (path, peer) = (dir.path("n.sock"), dir.path("m.sock"));

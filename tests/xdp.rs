@@ -17,6 +17,10 @@ mod support;
 mod front_end;
 
 #[cfg(test)]
+#[path = "xdp/passed.rs"]
+mod passed;
+
+#[cfg(test)]
 mod tests {
     use std::path::Path;
     use std::time::Duration;
@@ -31,7 +35,7 @@ mod tests {
     use super::support::tmp::TempDir;
 
     /// A namespace with a cable between `xa` and `xb`.
-    fn cable(queues: u16, mtu: u16) -> Netns {
+    pub(super) fn cable(queues: u16, mtu: u16) -> Netns {
         let netns = Netns::new();
         let ends = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
         netns.ok(&format!(
@@ -42,7 +46,7 @@ mod tests {
         netns
     }
 
-    fn peer(netns: &Netns) -> PacketSocket {
+    pub(super) fn peer(netns: &Netns) -> PacketSocket {
         netns.spawn(|| PacketSocket::bind("xb")).join().unwrap()
     }
 
@@ -60,12 +64,12 @@ mod tests {
         )
     }
 
-    fn has_program(netns: &Netns) -> bool {
+    pub(super) fn has_program(netns: &Netns) -> bool {
         netns.ok("ip -d link show xa").contains("prog/xdp")
     }
 
     /// An Ethernet frame of `len` bytes.
-    fn frame(len: usize, seed: usize) -> Vec<u8> {
+    pub(super) fn frame(len: usize, seed: usize) -> Vec<u8> {
         let seed = seed.to_le_bytes();
         let mut frame = vec![0xff; 6];
         frame.extend([2, 0, 0, 0, seed[1], seed[0]]);
@@ -74,9 +78,13 @@ mod tests {
         frame
     }
 
-    const PLAIN: [u8; VNET_HEADER] = [0; VNET_HEADER];
+    pub(super) const PLAIN: [u8; VNET_HEADER] = [0; VNET_HEADER];
 
-    fn exchange<D: Driver>(front_end: &mut FrontEnd<D>, peer: &PacketSocket, sizes: &[usize]) {
+    pub(super) fn exchange<D: Driver>(
+        front_end: &mut FrontEnd<D>,
+        peer: &PacketSocket,
+        sizes: &[usize],
+    ) {
         for (number, &len) in sizes.iter().enumerate() {
             let frame = frame(len, number);
             front_end.transmit(0, &frame);

@@ -1,7 +1,8 @@
 //! A TOML file as tables of keys, each value with the line it stands on.
 //!
-//! Only the shape is checked here: `[engine]` once, `[[net]]`, `[[blk]]` and `[[group]]` any number
-//! of times, nothing else. What the keys may be is up to the structures in `validate`.
+//! Only the shape is checked here: `[engine]` once, `[[net]]`, `[[blk]]`, `[[group]]` and
+//! `[[switch]]` any number of times, nothing else. What the keys may be is up to the structures in
+//! `validate`.
 
 use std::ops::Range;
 use std::path::Path;
@@ -12,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 use super::error::{ConfigError, Place, Problem};
 use super::keyvalue::{Entry, Kind, Scalar, Table};
 
-const TABLES: &str = "engine, net, blk, group";
+const TABLES: &str = "engine, net, blk, group, switch";
 
 /// Reads and takes apart one file; the tables are in the order of the file.
 pub(super) fn read(path: &Path) -> Result<Vec<Table>, ConfigError> {
@@ -45,6 +46,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<Table>, ConfigError> 
             ("net", _) => source.tables(Kind::Net, value, &mut add)?,
             ("blk", _) => source.tables(Kind::Blk, value, &mut add)?,
             ("group", _) => source.tables(Kind::Group, value, &mut add)?,
+            ("switch", _) => source.tables(Kind::Switch, value, &mut add)?,
             (name, value) => {
                 let place = source.place(key.span());
                 let problem = Problem::UnknownKind {

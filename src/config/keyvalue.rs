@@ -21,6 +21,7 @@ pub(super) enum Kind {
     Net,
     Blk,
     Group,
+    Switch,
 }
 
 impl Kind {
@@ -30,6 +31,7 @@ impl Kind {
             Self::Net => "net",
             Self::Blk => "blk",
             Self::Group => "group",
+            Self::Switch => "switch",
         }
     }
 }

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::sys::tap::TapPlace;
+use crate::sys::xdp::XdpPlace;
 
 mod bench;
 mod encrypt;
@@ -25,6 +26,7 @@ mod rates;
 mod sick;
 mod size;
 mod switch;
+mod switches;
 #[cfg(test)]
 mod tests;
 mod uplink;
@@ -32,6 +34,7 @@ mod uring;
 mod validate;
 mod values;
 mod wires;
+mod xdp;
 
 pub use crate::host::fault::FaultPlan;
 pub use crate::host::limit::{DiskRates, Rates};
@@ -46,6 +49,7 @@ pub use size::DURATION_MAX;
 pub use validate::load;
 #[cfg(any(test, fuzzing, feature = "testing"))]
 pub use validate::load_text;
+pub use xdp::HelperGiven;
 
 /// Everything that the daemon is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +64,8 @@ pub struct Config {
     pub blks: Vec<BlkConfig>,
     /// Limits that disks share, in the order given; names are unique among groups.
     pub groups: Vec<GroupConfig>,
+    /// What is chosen about switches, of which others have the defaults; names are unique.
+    pub switches: Vec<SwitchConfig>,
 }
 
 /// Limits that disks share.
@@ -159,6 +165,15 @@ pub struct NetConfig {
     pub rings: RingsConfig,
 }
 
+/// What is chosen about a whole switch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwitchConfig {
+    /// Its name, as its ports have it.
+    pub name: String,
+    /// Seconds after which it forgets a station that it has not seen.
+    pub ageing: u32,
+}
+
 /// What front-ends and drivers are told of the link behind a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct LinkTold {
@@ -225,8 +240,8 @@ pub enum LinkConfig {
     Sink,
     /// To and from a tap or macvtap of the host.
     Tap(TapPlace),
-    /// To and from the host's interface of this name, past the host's own stack.
-    Xdp(String),
+    /// To and from an interface of the host, past the host's own stack.
+    Xdp(XdpPlace),
     /// To and from the other port of this name, whose link is a wire to this one.
     Wire(String),
     /// A port of the switch of this name.
@@ -322,6 +337,8 @@ pub struct Given {
     pub blks: Vec<String>,
     /// `key=value` lists, after the file's `[[group]]`.
     pub groups: Vec<String>,
+    /// `key=value` lists, after the file's `[[switch]]`.
+    pub switches: Vec<String>,
 }
 
 /// Looks up the number of a user or group; `None` when there is none of that name.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::sys::tap::{TapPlace, TapSource};
+use crate::sys::xdp::XdpPlace;
 
 use super::error::{ConfigError, Problem};
 use super::keyvalue::Table;
@@ -13,7 +14,7 @@ use super::validate::{
 };
 use super::values::{bounded, check_name, check_netns, parse_link, parse_mac};
 use super::{EngineConfig, LinkConfig, Machine, NetConfig, UplinkConfig};
-use super::{links, rates, switch, uplink};
+use super::{links, rates, switch, uplink, xdp};
 
 /// What an interface receives on a queue that no guest serves is lost, so no more than are wanted.
 const XDP_QUEUES_DEFAULT: u64 = 1;
@@ -44,6 +45,7 @@ struct RawNet {
     egress_frames: Option<TextOrNumber>,
     rate_burst: Option<TextOrNumber>,
     netns: Option<String>,
+    busy_poll: Option<u64>,
     vlan: Option<TextOrNumber>,
     vlan_native: Option<u64>,
     isolated: Option<bool>,
@@ -86,6 +88,7 @@ pub(super) fn net(
     let mtu = raw.mtu.map(|mtu| bounded(mtu, MTU.0, MTU.1));
     let mtu = mtu.transpose().map_err(in_key("mtu"))?;
     let link = in_netns(table, link, raw.netns)?;
+    let link = xdp::busy_poll(table, link, raw.busy_poll)?;
     let is_port = matches!(link, LinkConfig::Switch(_));
     let usual = match link {
         LinkConfig::Xdp(_) => XDP_QUEUES_DEFAULT,
@@ -103,7 +106,7 @@ pub(super) fn net(
         name,
         told: links::told(table, told, &link, &socket)?,
         socket,
-        queues: tap_queues(table, &link, queues)?,
+        queues: fd_queues(table, &link, queues)?,
         link,
         rules: switch::rules(table, port, mtu, is_port)?,
         hold: Duration::from_micros(u64::from(
@@ -172,7 +175,7 @@ pub(super) fn uplink(table: &Table) -> Result<UplinkConfig, ConfigError> {
         rules: switch::rules(table, raw.switch_port(), mtu, true)?,
         rates: rates::port_rates(table, raw.port_rates())?,
         mtu,
-        host: in_netns(table, host, raw.netns)?,
+        host: xdp::busy_poll(table, in_netns(table, host, raw.netns)?, raw.busy_poll)?,
     })
 }
 
@@ -199,21 +202,25 @@ fn in_netns(
 }
 
 /// Descriptors are one for each queue pair.
-fn tap_queues(table: &Table, link: &LinkConfig, queues: u16) -> Result<u16, ConfigError> {
-    let LinkConfig::Tap(TapPlace {
-        source: TapSource::Fds(fds),
-        ..
-    }) = link
-    else {
-        return Ok(queues);
+fn fd_queues(table: &Table, link: &LinkConfig, queues: u16) -> Result<u16, ConfigError> {
+    let there = match link {
+        LinkConfig::Tap(TapPlace {
+            source: TapSource::Fds(fds),
+            ..
+        }) => fds.len(),
+        LinkConfig::Xdp(XdpPlace {
+            passed: Some(passed),
+            ..
+        }) => passed.sockets.len(),
+        _ => return Ok(queues),
     };
-    let there = u16::try_from(fds.len()).unwrap_or(u16::MAX);
-    if there > u16::try_from(QUEUES_MAX).unwrap_or(u16::MAX) {
+    let count = u16::try_from(there).unwrap_or(u16::MAX);
+    if count > u16::try_from(QUEUES_MAX).unwrap_or(u16::MAX) {
         let max = QUEUES_MAX;
         return Err(table.key_error("link", Problem::OutOfRange { min: 1, max }));
     }
-    if table.entry("queues").is_some() && queues != there {
-        return Err(table.key_error("queues", Problem::FdQueues(fds.len())));
+    if table.entry("queues").is_some() && queues != count {
+        return Err(table.key_error("queues", Problem::FdQueues(there)));
     }
-    Ok(there)
+    Ok(count)
 }

@@ -14,9 +14,11 @@ mod limits;
 mod links;
 mod rates;
 mod switch;
+mod switches;
 mod taps;
 mod uring;
 mod wires;
+mod xdp;
 
 fn machine() -> Machine {
     let user_id: AccountLookup = |name| match name {
@@ -144,6 +146,7 @@ fn flags_and_file_give_the_same_settings() {
     assert_eq!(from_file, from_flags);
     let expected = Config {
         uplinks: Vec::new(),
+        switches: Vec::new(),
         groups: Vec::new(),
         engine: EngineConfig {
             cores: vec![1, 5],

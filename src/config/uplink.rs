@@ -37,6 +37,15 @@ pub(super) fn switch_of(
         let kinds = "tap:NAME, tap:fd=N, macvtap:NAME or xdp:IFACE".to_owned();
         return Err(table.key_error("host", Problem::Expected(kinds)));
     }
+    if let LinkConfig::Xdp(place) = host
+        && place
+            .passed
+            .as_ref()
+            .is_some_and(|passed| passed.sockets.len() != 1)
+    {
+        let one = "one socket, as an uplink has one queue".to_owned();
+        return Err(table.key_error("host", Problem::Expected(one)));
+    }
     match link {
         LinkConfig::Switch(name) => Ok(name.clone()),
         _ => Err(table.key_error("host", Problem::OnlyWith("link = \"switch:…\""))),

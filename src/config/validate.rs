@@ -24,7 +24,7 @@ use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, KeySource,
     LinkConfig, Machine, Placement, RingsConfig, SocketConfig, SocketSource,
 };
-use super::{encrypt, limits, net, sick, switch, uplink, uring, wires};
+use super::{encrypt, limits, net, sick, switch, switches, uplink, uring, wires};
 
 /// 128 pairs are the 256 vrings that a kick message can name.
 pub(super) const QUEUES_MAX: u64 = 128;
@@ -139,6 +139,9 @@ fn load_tables(
     for list in &given.groups {
         tables.push(Table::from_list(Kind::Group, list)?);
     }
+    for list in &given.switches {
+        tables.push(Table::from_list(Kind::Switch, list)?);
+    }
     assign_names(&mut tables);
     let engine = engine(engine_table(&tables, given), machine)?;
     let mut config = Config {
@@ -147,6 +150,7 @@ fn load_tables(
         uplinks: Vec::new(),
         blks: Vec::new(),
         groups: Vec::new(),
+        switches: Vec::new(),
     };
     let mut taken = Taken::default();
     for table in &tables {
@@ -179,19 +183,31 @@ fn load_tables(
                 taken.claim_as(table, ["group", "name"], &group.name)?;
                 config.groups.push(group);
             }
+            Kind::Switch => {
+                let switch = switches::switch(table)?;
+                taken.claim_as(table, ["switch", "name"], &switch.name)?;
+                config.switches.push(switch);
+            }
         }
     }
     if config.nets.is_empty() && config.blks.is_empty() {
         return Err(ConfigError::NoDevice);
     }
+    check_together(&tables, &mut config)?;
+    Ok(config)
+}
+
+/// What only shows when all tables are known.
+fn check_together(tables: &[Table], config: &mut Config) -> Result<(), ConfigError> {
     let ports = tables.iter().filter(|table| table.kind == Kind::Net);
     let (uplinks, nets): (Vec<_>, Vec<_>) = ports.partition(|t| t.entry("host").is_some());
     wires::join(&nets, &mut config.nets)?;
     switch::check(&nets, &config.nets)?;
     uplink::check(&uplinks, &config.uplinks, &config.nets)?;
+    let switches: Vec<_> = tables.iter().filter(|t| t.kind == Kind::Switch).collect();
+    switches::check(&switches, &config.switches, &config.nets)?;
     let disks: Vec<_> = tables.iter().filter(|t| t.kind == Kind::Blk).collect();
-    limits::check(&disks, &config.blks, &config.groups)?;
-    Ok(config)
+    limits::check(&disks, &config.blks, &config.groups)
 }
 
 /// The file's engine keys, each replaced by its flag where that is given.
@@ -227,6 +243,7 @@ fn assign_names(tables: &mut [Table]) {
             Kind::Net => "net",
             Kind::Blk => "disk",
             Kind::Group => "group",
+            Kind::Switch => "switch",
         };
         let mut free = (0..).map(|number| format!("{prefix}{number}"));
         table.name = match table.given_name() {
@@ -552,7 +569,12 @@ impl Taken {
                     self.claim_as(table, key, &name)
                 }
             },
-            LinkConfig::Xdp(interface) => self.claim_as(table, key, interface),
+            LinkConfig::Xdp(place) => {
+                let passed = place.passed.iter();
+                let mut fds = passed.flat_map(|passed| passed.sockets.iter().chain(&passed.map));
+                self.claim_as(table, key, &place.interface)?;
+                fds.try_for_each(|fd| self.claim_as(table, key, &format!("fd={fd}")))
+            }
             _ => Ok(()),
         }
     }

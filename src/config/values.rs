@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::error::Problem;
 use super::size::{parse_digits, parse_size};
+use super::xdp;
 use super::{AccountLookup, BlkBackend, FaultPlan, LinkConfig, SocketSource};
 use crate::sys::tap::{TapPlace, TapSource};
 
@@ -21,6 +22,7 @@ const NETNS_MAX: usize = 255;
 /// VIRTIO 1.3 §5.2.6: the device ID string has 20 bytes.
 pub(super) const SERIAL_MAX: usize = 20;
 
+const TAP_FDS: &str = "fd= and numbers of file descriptors, as in tap:fd=3+4";
 const LINKS: &str = "tap, macvtap, xdp, wire, switch, echo, sink";
 const BACKENDS: &str = "ram, null";
 const FAULTS: &str = "eio, enospc, eintr, eagain, short, delay_us, reorder, drop_flush";
@@ -136,7 +138,7 @@ pub(super) fn parse_link(text: &str) -> Result<LinkConfig, Problem> {
         ("sink", None) => Ok(LinkConfig::Sink),
         ("tap", Some(name)) if !name.is_empty() => {
             let source = match name.strip_prefix("fd=") {
-                Some(fds) => TapSource::Fds(parse_tap_fds(fds)?),
+                Some(fds) => TapSource::Fds(parse_fds(fds, TAP_FDS)?),
                 None => TapSource::Name(check_interface_name(name)?),
             };
             Ok(tap(source))
@@ -154,7 +156,7 @@ pub(super) fn parse_link(text: &str) -> Result<LinkConfig, Problem> {
             given,
             example: "tap:tap0",
         }),
-        ("xdp", Some(name)) if !name.is_empty() => Ok(LinkConfig::Xdp(check_interface_name(name)?)),
+        ("xdp", Some(name)) if !name.is_empty() => xdp::parse(name),
         ("xdp", _) => Err(Problem::NeedsArgument {
             what,
             given,
@@ -192,8 +194,7 @@ fn tap(source: TapSource) -> LinkConfig {
 }
 
 /// Numbers of descriptors, one for each queue.
-fn parse_tap_fds(text: &str) -> Result<Vec<i32>, Problem> {
-    let expected = "fd= and numbers of file descriptors, as in tap:fd=3+4";
+pub(super) fn parse_fds(text: &str, expected: &'static str) -> Result<Vec<i32>, Problem> {
     let mut fds = Vec::new();
     for number in text.split('+') {
         let fd = parse_fd(number, expected)?;
@@ -208,7 +209,7 @@ fn parse_tap_fds(text: &str) -> Result<Vec<i32>, Problem> {
 }
 
 /// 0 to 2 are the standard streams.
-fn parse_fd(number: &str, expected: &'static str) -> Result<i32, Problem> {
+pub(super) fn parse_fd(number: &str, expected: &'static str) -> Result<i32, Problem> {
     let (min, max) = (3, u64::from(i32::MAX.unsigned_abs()));
     match i32::try_from(parse_digits(number, expected)?) {
         Ok(fd) if fd >= 3 => Ok(fd),
@@ -229,7 +230,7 @@ pub(super) fn check_netns(name: String) -> Result<String, Problem> {
 }
 
 /// The kernel takes more, but makes a pattern of `%` and refuses blanks, `/` and `:`.
-fn check_interface_name(name: &str) -> Result<String, Problem> {
+pub(super) fn check_interface_name(name: &str) -> Result<String, Problem> {
     check_length(name, INTERFACE_NAME_MAX)?;
     check_characters(name, "A-Z a-z 0-9 _ . - @", |character| {
         character.is_ascii_alphanumeric() || "_.-@".contains(character)

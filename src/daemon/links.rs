@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::config::{self, LinkConfig, LinkFollows, NetConfig};
+use crate::config::{self, Config, LinkConfig, LinkFollows, NetConfig, SwitchConfig};
 use crate::control::session::Link;
 use crate::device::net::{Duplex, LinkInfo};
 use crate::sys::link::{LinkWatch, Presence};
@@ -21,7 +21,7 @@ pub(super) fn watch(net: &NetConfig) -> Result<Option<LinkWatch>, DaemonError> {
             }
             TapSource::Fds(_) => return Ok(None),
         },
-        LinkConfig::Xdp(interface) => LinkWatch::interface(interface, None),
+        LinkConfig::Xdp(place) => LinkWatch::interface(&place.interface, None),
         _ => return Ok(None),
     };
     let name = net.name.clone();
@@ -55,6 +55,16 @@ pub(super) fn join(nets: &[NetConfig], watches: Vec<Option<LinkWatch>>) -> io::R
         }
     }
     Ok(links)
+}
+
+/// The ageing times of switches, each by the number of its first port.
+pub(super) fn ageing(config: &Config) -> Vec<(usize, u32)> {
+    let of_first = |switch: &SwitchConfig| {
+        let link = LinkConfig::Switch(switch.name.clone());
+        let first = config.nets.iter().position(|net| net.link == link);
+        first.map(|first| (first, switch.ageing))
+    };
+    config.switches.iter().filter_map(of_first).collect()
 }
 
 /// What the guest of `net` is told of its link.

@@ -41,9 +41,6 @@ use super::topology::{Placement, Topology, groups};
 use super::uplink::{HostEnd, HostOutlet, Uplink};
 use super::worker::{UringNeed, Worker, WorkerConfig, WorkerCounters};
 
-/// Seconds after which a switch forgets a station that it has not seen (IEEE 802.1Q's default).
-const AGEING: u32 = 300;
-
 /// Old memory tables waiting to be unmapped at most; beyond that the worker unmaps itself.
 const RETIRED_MAX: usize = 64;
 
@@ -280,6 +277,8 @@ pub struct EngineOptions {
     pub topology: Topology,
     /// Ports of switches behind which is no guest.
     pub uplinks: Vec<Uplink>,
+    /// Seconds after which a switch forgets a station, by the number of the switch.
+    pub ageing: Vec<(usize, u32)>,
 }
 
 impl Default for EngineOptions {
@@ -291,6 +290,7 @@ impl Default for EngineOptions {
             placement: Placement::default(),
             topology: Topology::MACHINE,
             uplinks: Vec::new(),
+            ageing: Vec::new(),
         }
     }
 }
@@ -384,7 +384,7 @@ impl Engine {
                 share_counters(groups.iter().map(place).collect())
             })
             .collect();
-        join_all(&mut plans, &mut places, &devices, &options.uplinks)?;
+        join_all(&mut plans, &mut places, &devices, options)?;
         let handle = |(device, places): (Member, _)| {
             Arc::new(DeviceHandle::new(device.parts, places, options))
         };
@@ -512,7 +512,7 @@ fn join_all(
     plans: &mut [Plan],
     places: &mut [Vec<Vec<Place>>],
     devices: &[Member],
-    uplinks: &[Uplink],
+    options: &EngineOptions,
 ) -> io::Result<()> {
     let mut joined = Vec::new();
     for (number, device) in devices.iter().enumerate() {
@@ -528,8 +528,7 @@ fn join_all(
                 // Once, for all ports.
                 if !joined.contains(&switch) {
                     joined.push(switch);
-                    let own: Vec<_> = uplinks.iter().filter(|u| u.switch == switch).collect();
-                    join_switch(plans, places, devices, switch, &own)?;
+                    join_switch(plans, places, devices, switch, options)?;
                 }
             }
             Parts::Net(_, link) => {
@@ -624,7 +623,7 @@ fn join_switch(
     places: &[Vec<Vec<Place>>],
     devices: &[Member],
     switch: usize,
-    uplinks: &[&Uplink],
+    options: &EngineOptions,
 ) -> io::Result<()> {
     let is_port = |device: &&Member| device.switch() == Some(switch);
     let mut rules = Vec::new();
@@ -639,14 +638,15 @@ fn join_switch(
     // All ports of a switch have the worker of the first.
     let worker = ports[0][0].worker;
     let mut hosts = Vec::new();
-    for uplink in uplinks {
+    for uplink in options.uplinks.iter().filter(|u| u.switch == switch) {
         uplink.start()?;
         let outlet = HostOutlet::open(uplink, &mut plans[worker].ports);
         hosts.push(outlet.ok_or_else(|| io::Error::other("an uplink has no queue"))?);
         rules.push(uplink.rules.clone());
     }
     let sources: Vec<_> = hosts.iter().map(HostOutlet::end).collect();
-    let fabric = Arc::new(Fabric::switch(Switch::new(rules, AGEING), outlets, hosts));
+    let table = Switch::new(rules, options.ageing_of(switch));
+    let fabric = Arc::new(Fabric::switch(table, outlets, hosts));
     for (port, end) in (ports.len()..).zip(sources) {
         let gate = Gate::new(Arc::clone(&fabric), [port, 0], worker, Vec::new());
         let source = match end {

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use crate::device::net::{NetCounters, QueueCounters, Tally};
 use crate::host::limit::PortLimits;
 use crate::host::net::{DropReason, Frame, FrameBurst, FrameSink, FrameSource, Verdict};
-use crate::host::switch::PortRules;
+use crate::host::switch::{AGEING, PortRules};
 use crate::host::tap::{self, TapQueue};
 use crate::host::xdp::XdpQueue;
 use crate::memory::Segments;
 use crate::sys::tap::Tap;
 use crate::sys::xdp::Xdp;
 
+use super::build::EngineOptions;
 use super::link::HostPorts;
 
 /// The interface behind an uplink.
@@ -49,6 +50,14 @@ impl Uplink {
             }
             Host::Xdp(xdp) => xdp.set_receiving(0, true),
         }
+    }
+}
+
+impl EngineOptions {
+    /// Seconds after which the switch with this number forgets a station.
+    pub(super) fn ageing_of(&self, switch: usize) -> u32 {
+        let own = self.ageing.iter().find(|(number, _)| *number == switch);
+        own.map_or(AGEING, |(_, ageing)| *ageing)
     }
 }
 
@@ -159,4 +168,19 @@ fn tally(frames: &[Frame]) -> Tally {
     let mut tally = Tally::default();
     frames.iter().for_each(|frame| tally.frame(frame));
     tally
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_has_its_ageing_time_or_the_usual() {
+        let options = EngineOptions {
+            ageing: vec![(3, 10), (0, 1_000_000)],
+            ..EngineOptions::default()
+        };
+        let times = [0, 1, 2, 3].map(|switch| options.ageing_of(switch));
+        assert_eq!(times, [1_000_000, 300, 300, 10]);
+    }
 }

@@ -598,3 +598,6 @@ fn watch(epoll: &Epoll, fd: &impl std::os::fd::AsRawFd, how: EventSet) -> io::Re
     let event = EpollEvent::new(EventSet::IN | how, 0);
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
 }
+
+#[cfg(test)]
+mod tests;

@@ -232,6 +232,9 @@ struct Forms {
     made: [Option<Frame>; 2],
 }
 
+/// Seconds after which a switch forgets a station that it has not seen (IEEE 802.1Q's default).
+pub const AGEING: u32 = 300;
+
 impl Switch {
     /// A switch with these ports, [`PORTS_MAX`] at most, that forgets stations after `ageing`
     /// seconds.

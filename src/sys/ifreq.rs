@@ -4,7 +4,7 @@
 //! which driver and how many queues it has, its MTU, and up.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// A request that names an interface. The name must be shorter than IFNAMSIZ.
 pub(super) struct IfReq(libc::ifreq);
@@ -206,6 +206,12 @@ impl InterfaceSocket {
         // SAFETY: all requests above read and write an `ifreq`; that of SIOCETHTOOL points to a
         // `DriverInfo` or `Channels`, as long as its command asks for.
         check(unsafe { libc::ioctl(self.0.as_raw_fd(), what, request.as_mut_ptr()) })
+    }
+}
+
+impl AsRawFd for InterfaceSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 

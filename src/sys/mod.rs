@@ -24,6 +24,8 @@ pub mod lock;
 pub mod netns;
 #[expect(unsafe_code, reason = "poll, MSG_PEEK, dup3")]
 pub mod peer;
+#[expect(unsafe_code, reason = "setresuid, capset, prctl")]
+pub mod privileges;
 #[expect(unsafe_code, reason = "preadv and pwritev take pointers")]
 pub mod rw;
 #[expect(unsafe_code, reason = "memfd_create, fallocate")]

@@ -56,6 +56,16 @@ pub(super) fn is_inherited(fd: RawFd) -> io::Result<bool> {
     Ok(flags & libc::FD_CLOEXEC == 0)
 }
 
+/// A copy of `fd`, if it is one that this process was started with and that nobody here has taken
+/// over yet; otherwise what is wrong with it.
+pub(super) fn inherit(fd: RawFd) -> Result<OwnedFd, String> {
+    match is_inherited(fd) {
+        Ok(true) => duplicate(fd).map_err(|error| error.to_string()),
+        Ok(false) => Err("was not passed to this process, or is in use already".into()),
+        Err(_) => Err("is not open".into()),
+    }
+}
+
 /// What exec would have done for a descriptor that was passed on.
 #[cfg(test)]
 pub(super) fn pass_on(fd: &impl AsRawFd) -> io::Result<()> {

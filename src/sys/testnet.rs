@@ -162,11 +162,19 @@ impl PacketSocket {
 /// # Panics
 /// When the system refuses.
 pub fn drop_capabilities() {
-    /// `struct __user_cap_header_struct`, and two of `__user_cap_data_struct` behind it.
-    const VERSION_3: u32 = 0x2008_0522;
-    let header = [VERSION_3, 0];
-    let data = [0u32; 6];
-    // SAFETY: header and data are as long as version 3 of the call has them.
-    let answer = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
-    assert_eq!(answer, 0, "capset: {}", io::Error::last_os_error());
+    super::privileges::drop_capabilities().expect("capset");
+}
+
+/// Makes the calling thread, and no other, that of a user of its own without capabilities: what it
+/// locks of memory counts with nobody else's.
+///
+/// # Panics
+/// When the system refuses.
+#[cfg(test)]
+pub fn become_nobody_else() {
+    let id = 1_000_000_000 + std::process::id();
+    // SAFETY: no pointers. Without libc, which would do it to all threads.
+    let answer = unsafe { libc::syscall(libc::SYS_setresuid, id, id, id) };
+    assert_eq!(answer, 0, "setresuid: {}", io::Error::last_os_error());
+    drop_capabilities();
 }

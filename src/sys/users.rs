@@ -8,11 +8,30 @@ use std::mem::MaybeUninit;
 /// Buffers grow up to here before a lookup is given up: groups with very many members.
 const BUFFER_MAX: usize = 1 << 20;
 
+/// A user of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The name.
+    pub name: CString,
+    /// The user's number.
+    pub id: u32,
+    /// That of the primary group.
+    pub group: u32,
+}
+
 /// The number of the user of this name.
 ///
 /// # Errors
 /// When the lookup itself fails; an unknown name is `None`.
 pub fn user_id(name: &str) -> io::Result<Option<u32>> {
+    Ok(user(name)?.map(|user| user.id))
+}
+
+/// The user of this name.
+///
+/// # Errors
+/// As for [`user_id`].
+pub fn user(name: &str) -> io::Result<Option<User>> {
     look_up(name, |name, buffer| {
         let mut record = MaybeUninit::<libc::passwd>::uninit();
         let mut found = std::ptr::null_mut();
@@ -31,7 +50,13 @@ pub fn user_id(name: &str) -> io::Result<Option<u32>> {
             return (error, None);
         }
         // SAFETY: a non-null result means that the record has been filled.
-        (error, Some(unsafe { record.assume_init() }.pw_uid))
+        let record = unsafe { record.assume_init() };
+        let user = User {
+            name: name.to_owned(),
+            id: record.pw_uid,
+            group: record.pw_gid,
+        };
+        (error, Some(user))
     })
 }
 
@@ -61,17 +86,17 @@ pub fn group_id(name: &str) -> io::Result<Option<u32>> {
     })
 }
 
-fn look_up(
+fn look_up<T>(
     name: &str,
-    call: impl Fn(&CStr, &mut [libc::c_char]) -> (libc::c_int, Option<u32>),
-) -> io::Result<Option<u32>> {
+    call: impl Fn(&CStr, &mut [libc::c_char]) -> (libc::c_int, Option<T>),
+) -> io::Result<Option<T>> {
     let Ok(name) = CString::new(name) else {
         return Ok(None);
     };
     let mut buffer = vec![0; 1024];
     loop {
         match call(&name, &mut buffer) {
-            (0, id) => return Ok(id),
+            (0, found) => return Ok(found),
             (libc::ERANGE, _) if buffer.len() < BUFFER_MAX => buffer.resize(buffer.len() * 4, 0),
             (libc::EINTR, _) => {}
             // getpwnam(3): some systems say "not found" in these words.

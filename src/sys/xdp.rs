@@ -7,7 +7,7 @@
 //! Linux: Documentation/networking/af_xdp.rst.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,18 @@ use crossbeam::queue::ArrayQueue;
 
 use super::ifreq::{InterfaceSocket, bad_name, check};
 
+mod attached;
 mod bpf;
+mod busy;
+mod passed;
 mod ring;
 mod socket;
 
 pub use bpf::Mode;
 use bpf::{Link, Program, XskMap};
+pub use passed::{PassedXdp, XdpPlace, hand_over};
 use socket::Binding;
-pub use socket::{CHUNK, PIECES_MAX, RX_CHUNK, Statistics, XdpSocket};
+pub use socket::{CHUNK, MEMORY_BYTES, PIECES_MAX, RX_CHUNK, Statistics, XdpSocket};
 
 /// Queues at most: more than interfaces have.
 pub const QUEUES_MAX: u16 = 1024;
@@ -88,6 +92,16 @@ pub enum XdpError {
         /// To do what.
         what: String,
     },
+    /// A descriptor that was passed can't be used.
+    #[error("xdp `{name}`: the file descriptor {fd} {reason}")]
+    Passed {
+        /// The name.
+        name: String,
+        /// The descriptor.
+        fd: RawFd,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// More memory than the process may lock.
     #[error(
         "xdp `{name}`: can't {what}: more than the process may lock (LimitMEMLOCK, or CAP_IPC_LOCK)"
@@ -121,10 +135,26 @@ pub struct Xdp {
     /// The sockets, until their workers take them.
     sockets: ArrayQueue<XdpSocket>,
     fds: Vec<Arc<OwnedFd>>,
-    map: XskMap,
-    _link: Link,
+    /// Without one, the sockets are where they belong already, and stay there.
+    map: Option<XskMap>,
+    /// Without it, whoever passed the sockets sees to the program.
+    _held: Option<Held>,
+}
+
+/// What a port needs that not everybody may make.
+struct Means {
+    map: Option<XskMap>,
+    held: Option<Held>,
+    /// Where the program runs.
+    mode: Mode,
+}
+
+/// What is at the interface for as long as this is there.
+#[derive(Debug)]
+struct Held {
+    link: Link,
     /// Keeps the interface promiscuous.
-    _promiscuous: OwnedFd,
+    promiscuous: OwnedFd,
 }
 
 impl Xdp {
@@ -133,54 +163,71 @@ impl Xdp {
     /// # Errors
     /// [`XdpError`]; the interface is as before then.
     pub fn open(name: &str, queues: u16, mtu: Option<u16>) -> Result<Xdp, XdpError> {
+        Xdp::with_own(name, queues, mtu, 0)
+    }
+
+    /// With sockets of its own.
+    fn with_own(
+        name: &str,
+        queues: u16,
+        mtu: Option<u16>,
+        busy_poll: u32,
+    ) -> Result<Xdp, XdpError> {
         let found = find(name, queues, mtu)?;
-        let frags = found.longest > RX_CHUNK;
-        let map = XskMap::new(queues).map_err(|error| failed(name, "make a map", error))?;
-        let program = Program::load(&map, queues, frags)
-            .map_err(|error| failed(name, "load a program", error))?;
-        let (link, mode) = attach(name, found.index, &program)?;
-        let sockets = ArrayQueue::new(queues.into());
+        let (fds, means) = means(&found)?;
+        let with_memory =
+            |(queue, fd)| XdpSocket::new(fd).map_err(|refusal| of_queue(name, queue, refusal));
+        let sockets: Result<Vec<_>, _> = (0..).zip(fds).map(with_memory).collect();
+        Xdp::bound(&found, means, sockets?, busy_poll)
+    }
+
+    /// Binds the sockets. This takes no capability.
+    fn bound(
+        found: &Found,
+        means: Means,
+        unbound: Vec<XdpSocket>,
+        busy_poll: u32,
+    ) -> Result<Xdp, XdpError> {
+        let (name, frags) = (&found.name, found.frags());
+        let sockets = ArrayQueue::new(unbound.len().max(1));
         let mut fds = Vec::new();
-        let mut zero_copy = mode == Mode::Native;
+        let mut zero_copy = means.mode == Mode::Native;
         let mut huge = true;
-        for queue in 0..queues {
+        for (queue, mut socket) in (0..).zip(unbound) {
             let binding = Binding {
                 interface: found.index,
                 queue,
                 zero_copy,
                 frags,
             };
-            let socket = bind(name, binding)?;
-            zero_copy = socket.1;
-            huge &= socket.0.is_huge();
-            fds.push(socket.0.fd());
+            zero_copy = bind(name, &mut socket, binding)?;
+            socket
+                .poll_busily(busy_poll)
+                .map_err(|refusal| of_queue(name, queue, refusal))?;
+            huge &= socket.is_huge();
+            fds.push(socket.fd());
             // It has a place for each.
-            let _ = sockets.push(socket.0);
+            let _ = sockets.push(socket);
         }
         let how = if zero_copy { "zero-copy" } else { "copy mode" };
-        let at = match mode {
+        let at = match means.mode {
             Mode::Native => "native",
             Mode::Generic => "generic",
         };
         let pages = if huge { "2 MiB" } else { "small" };
-        let longest = found.longest;
+        let (longest, queues) = (found.longest, fds.len());
         tracing::info!(
             "xdp {name}: {at} XDP, {how}, {pages} pages, queues={queues} frame_max={longest}"
         );
-        let promiscuous =
-            promiscuous(found.index).map_err(|error| failed(name, "make it promiscuous", error))?;
         Ok(Xdp {
-            name: name.into(),
-            mode,
+            name: name.clone(),
+            mode: means.mode,
             zero_copy,
-            frame_max: found
-                .longest
-                .min(if frags { PIECES_MAX * CHUNK } else { CHUNK }),
+            frame_max: longest.min(if frags { PIECES_MAX * CHUNK } else { CHUNK }),
             sockets,
             fds,
-            map,
-            _link: link,
-            _promiscuous: promiscuous,
+            map: means.map,
+            _held: means.held,
         })
     }
 
@@ -209,18 +256,19 @@ impl Xdp {
         self.sockets.pop()
     }
 
-    /// Whether what queue `index` receives goes to its socket; otherwise it is dropped.
+    /// Whether what queue `index` receives goes to its socket; otherwise it is dropped. Without a
+    /// map it always goes there.
     ///
     /// # Errors
     /// The system's refusal.
     pub fn set_receiving(&self, index: u16, receiving: bool) -> io::Result<()> {
-        let Some(fd) = self.fds.get(usize::from(index)) else {
+        let (Some(fd), Some(map)) = (self.fds.get(usize::from(index)), &self.map) else {
             return Ok(());
         };
         if receiving {
-            self.map.insert(index, fd.as_raw_fd())
+            map.insert(index, fd.as_raw_fd())
         } else {
-            self.map.remove(index)
+            map.remove(index)
         }
     }
 
@@ -239,9 +287,19 @@ impl Xdp {
 
 /// What is known about an interface.
 struct Found {
+    name: String,
     index: u32,
+    /// Queues that are asked for.
+    queues: u16,
     /// Bytes of its longest frame.
     longest: u32,
+}
+
+impl Found {
+    /// Whether frames may take several chunks.
+    fn frags(&self) -> bool {
+        self.longest > RX_CHUNK
+    }
 }
 
 fn find(name: &str, queues: u16, mtu: Option<u16>) -> Result<Found, XdpError> {
@@ -282,9 +340,32 @@ fn find(name: &str, queues: u16, mtu: Option<u16>) -> Result<Found, XdpError> {
         tracing::warn!("xdp {name}: the interface is down: no frame goes through until it is up");
     }
     Ok(Found {
+        name: name.into(),
         index: index.cast_unsigned(),
+        queues,
         longest: has.saturating_add(HEADER_BYTES),
     })
+}
+
+/// Makes what takes capabilities, and the sockets, which have no memory yet.
+fn means(found: &Found) -> Result<(Vec<OwnedFd>, Means), XdpError> {
+    let (name, queues) = (found.name.as_str(), found.queues);
+    let map = XskMap::new(queues).map_err(|error| failed(name, "make a map", error))?;
+    let program = Program::load(&map, queues, found.frags())
+        .map_err(|error| failed(name, "load a program", error))?;
+    let (link, mode) = attach(name, found.index, &program)?;
+    let sockets: io::Result<_> = (0..queues).map(|_| socket::create()).collect();
+    let sockets = sockets.map_err(|error| failed(name, "open an AF_XDP socket", error))?;
+    let means = Means {
+        map: Some(map),
+        held: Some(Held {
+            link,
+            promiscuous: promiscuous(found.index)
+                .map_err(|error| failed(name, "make it promiscuous", error))?,
+        }),
+        mode,
+    };
+    Ok((sockets, means))
 }
 
 /// Ties the program to the driver, or else to the network stack.
@@ -336,27 +417,22 @@ fn when_free<T, E>(
     }
 }
 
-fn open_socket(binding: Binding) -> Result<XdpSocket, socket::Refusal> {
-    when_free(
-        || XdpSocket::open(binding),
-        |refusal| is_busy(&refusal.source),
-    )
-}
-
-/// A socket without copies, if that was tried and is possible, or else with; and which it was.
-fn bind(name: &str, binding: Binding) -> Result<(XdpSocket, bool), XdpError> {
+/// Without copies, if that was tried and is possible, or else with; and which it was.
+fn bind(name: &str, socket: &mut XdpSocket, binding: Binding) -> Result<bool, XdpError> {
     let queue = binding.queue;
-    let named = |refusal: socket::Refusal| {
-        let what = format!("{} (queue {queue})", refusal.what);
-        failed(name, &what, refusal.source)
+    let mut bind = |binding| {
+        when_free(
+            || socket.bind(binding),
+            |refusal: &socket::Refusal| is_busy(&refusal.source),
+        )
     };
     if binding.zero_copy {
-        let refused = match open_socket(binding) {
-            Ok(socket) => return Ok((socket, true)),
+        let refused = match bind(binding) {
+            Ok(()) => return Ok(true),
             Err(refusal) => refusal,
         };
         if is_final(&refused.source) {
-            return Err(named(refused));
+            return Err(of_queue(name, queue, refused));
         }
         // Where one queue works without copies and the next does not, this is said once more.
         tracing::info!(
@@ -368,8 +444,13 @@ fn bind(name: &str, binding: Binding) -> Result<(XdpSocket, bool), XdpError> {
         zero_copy: false,
         ..binding
     };
-    let socket = open_socket(copying).map_err(named)?;
-    Ok((socket, false))
+    bind(copying).map_err(|refusal| of_queue(name, queue, refusal))?;
+    Ok(false)
+}
+
+fn of_queue(name: &str, queue: u16, refusal: socket::Refusal) -> XdpError {
+    let what = format!("{} (queue {queue})", refusal.what);
+    failed(name, &what, refusal.source)
 }
 
 /// Has the interface take frames for all stations, not only for its own: the guest has an address

@@ -74,11 +74,11 @@ fn refused_files_name_the_line() {
         ),
         (
             "[nets]",
-            "FILE:1: unknown table \"nets\" (known: engine, net, blk, group)",
+            "FILE:1: unknown table \"nets\" (known: engine, net, blk, group, switch)",
         ),
         (
             "\ncores = 1",
-            "FILE:2: unknown key \"cores\" (known: engine, net, blk, group)",
+            "FILE:2: unknown key \"cores\" (known: engine, net, blk, group, switch)",
         ),
         (
             "",

@@ -115,7 +115,7 @@ fn an_uplink_has_a_host_and_no_socket() {
         panic!("{:?}", up.host);
     };
     assert_eq!(tap.netns.as_deref(), Some("blue"));
-    assert_eq!(config.uplinks[1].host, LinkConfig::Xdp("eth1".into()));
+    assert_eq!(config.uplinks[1].host, xdp::named("eth1"));
 }
 
 #[test]

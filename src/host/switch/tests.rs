@@ -33,7 +33,7 @@ impl Bench {
     fn new(ports: Vec<PortRules>) -> Bench {
         Bench {
             ways: Ways::new(ports.len()),
-            switch: Switch::new(ports, 300),
+            switch: Switch::new(ports, AGEING),
             ram: GuestRam::for_test(&[(0, 1 << 20)]),
             now: 1,
         }
@@ -159,6 +159,37 @@ fn it_floods_learns_and_forgets() {
         "B was not seen for long"
     );
     assert_eq!(bench.ports(0, &[0; 13]), Err(DropReason::BadFrame));
+}
+
+#[test]
+fn stations_are_forgotten_after_the_ageing_time_of_their_switch() {
+    let mut ports = vec![PortRules::default(); 3];
+    ports[2].stations.push([2, 0, 0, 0, 0, 0xc]);
+    let mut bench = Bench::new(ports.clone());
+    bench.switch = Switch::new(ports, 10);
+    let to_a = ethernet(A, B, None, 50);
+    assert_eq!(bench.ports(1, &ethernet(ALL, A, None, 50)), Ok(vec![0, 2]));
+    bench.now += 9;
+    assert_eq!(bench.ports(0, &to_a), Ok(vec![1]), "nearly too long ago");
+    bench.now += 1;
+    assert_eq!(
+        bench.ports(0, &to_a),
+        Ok(vec![1, 2]),
+        "A was not seen for 10 s"
+    );
+    assert_eq!(
+        bench.ports(1, &ethernet(B, A, None, 50)),
+        Ok(vec![0]),
+        "B was"
+    );
+    // Who goes on sending stays known, and who is there for good does.
+    for _ in 0..30 {
+        bench.now += 1;
+        assert_eq!(bench.ports(0, &to_a), Ok(vec![1]));
+        assert_eq!(bench.ports(1, &ethernet(B, A, None, 50)), Ok(vec![0]));
+    }
+    let fixed = ethernet([2, 0, 0, 0, 0, 0xc], A, None, 50);
+    assert_eq!(bench.ports(1, &fixed), Ok(vec![2]));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::*;
 use crate::memory::{Access, GuestRam};
 use crate::sys::testnet::{DEADLINE, ETHERTYPE, PacketSocket, VNET_HEADER, in_private_netns, ip};
+use crate::sys::xdp::XdpPlace;
 
 const RAM: u64 = 1 << 20;
 const PLAIN: [u8; VNET_HEADER] = [0; VNET_HEADER];
@@ -55,6 +56,10 @@ fn cable(mtu: u16) {
 
 /// The end of a cable that the port has, or an interface upon it without native XDP.
 fn port(generic: bool, mtu: u16) -> (Xdp, XdpQueue) {
+    port_polled(generic, mtu, 0)
+}
+
+fn port_polled(generic: bool, mtu: u16, busy_poll: u32) -> (Xdp, XdpQueue) {
     cable(mtu);
     let name = if generic {
         ip("link add link xa name mv type macvlan mode passthru");
@@ -63,7 +68,12 @@ fn port(generic: bool, mtu: u16) -> (Xdp, XdpQueue) {
     } else {
         "xa"
     };
-    let xdp = Xdp::open(name, 1, Some(mtu)).unwrap();
+    let place = XdpPlace {
+        interface: name.into(),
+        passed: None,
+        busy_poll,
+    };
+    let xdp = Xdp::open_at(&place, 1, Some(mtu)).unwrap();
     xdp.set_receiving(0, true).unwrap();
     let queue = XdpQueue::take(&xdp).unwrap();
     (xdp, queue)
@@ -110,8 +120,8 @@ fn peek(queue: &mut XdpQueue, burst: &mut FrameBurst) -> Vec<Vec<u8>> {
     frames
 }
 
-fn both_ways(generic: bool) {
-    let (xdp, mut queue) = port(generic, 1500);
+fn both_ways(generic: bool, busy_poll: u32) {
+    let (xdp, mut queue) = port_polled(generic, 1500, busy_poll);
     let peer = PacketSocket::bind("xb");
     let ram = GuestRam::for_test(&[(0, RAM)]);
     // More frames than any ring has entries, in and out.
@@ -143,12 +153,17 @@ fn both_ways(generic: bool) {
 
 #[test]
 fn frames_go_both_ways_byte_for_byte() {
-    in_private_netns(|| both_ways(false));
+    in_private_netns(|| both_ways(false, 0));
 }
 
 #[test]
 fn frames_go_both_ways_in_generic_mode() {
-    in_private_netns(|| both_ways(true));
+    in_private_netns(|| both_ways(true, 0));
+}
+
+#[test]
+fn frames_go_both_ways_through_a_socket_that_is_polled_busily() {
+    in_private_netns(|| both_ways(false, 20));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::sys::netns;
-use crate::sys::socket::{close_on_exec, duplicate, is_inherited};
+use crate::sys::socket::{self, close_on_exec};
 
 use super::{FLAGS, Tap, TapError, VNET_HEADER, check, check_name, check_queues, failed};
 use crate::sys::ifreq::{IfReq, InterfaceSocket};
@@ -149,21 +149,9 @@ impl Tap {
 
 /// A copy of `fd`, if it is the operator's to give.
 fn inherit(fd: RawFd) -> Result<File, TapError> {
-    let error = |reason: &str| TapError::Inherited {
-        fd,
-        reason: reason.into(),
-    };
-    match is_inherited(fd) {
-        Ok(true) => {}
-        Ok(false) => {
-            return Err(error(
-                "was not passed to this process, or is in use already",
-            ));
-        }
-        Err(_) => return Err(error("is not open")),
-    }
-    let system = |source: io::Error| error(&source.to_string());
-    let file = File::from(duplicate(fd).map_err(system)?);
+    let error = |reason: String| TapError::Inherited { fd, reason };
+    let file = File::from(socket::inherit(fd).map_err(error)?);
+    let system = |source: io::Error| error(source.to_string());
     // SAFETY: no pointers are passed, and `file` is open.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
     check(flags).map_err(system)?;

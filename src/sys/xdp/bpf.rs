@@ -14,6 +14,7 @@ const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
 const PROG_LOAD: libc::c_int = 5;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const LINK_CREATE: libc::c_int = 28;
 
 /// BPF_MAP_TYPE_XSKMAP.
@@ -77,6 +78,25 @@ struct MapElem {
     flags: u64,
 }
 
+/// For OBJ_GET_INFO_BY_FD.
+#[repr(C)]
+struct GetInfo {
+    fd: u32,
+    bytes: u32,
+    info: u64,
+}
+
+/// The start of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Default)]
+struct MapInfo {
+    map_type: u32,
+    id: u32,
+    key_bytes: u32,
+    value_bytes: u32,
+    max_entries: u32,
+}
+
 /// For PROG_LOAD.
 #[repr(C)]
 struct ProgLoad {
@@ -120,6 +140,28 @@ impl XskMap {
         };
         // SAFETY: MAP_CREATE reads its attributes, and answers a new descriptor.
         unsafe { bpf_fd(MAP_CREATE, &create) }.map(XskMap)
+    }
+
+    /// The map that somebody else has made, and the number of queues that it has places for.
+    /// `None` when `fd` is not such a map.
+    pub(super) fn of(fd: OwnedFd) -> Option<(XskMap, u32)> {
+        let mut info = MapInfo::default();
+        let ask = GetInfo {
+            fd: number(fd.as_raw_fd()),
+            bytes: size_of::<MapInfo>().try_into().ok()?,
+            info: (&raw mut info).expose_provenance() as u64,
+        };
+        // SAFETY: OBJ_GET_INFO_BY_FD writes as many bytes as it is told, of plain integers.
+        check(unsafe { bpf(OBJ_GET_INFO_BY_FD, &ask) }).ok()?;
+        // Objects of other kinds are described in other words.
+        let is_map = info.map_type == MAP_TYPE_XSKMAP;
+        let fits = (info.key_bytes, info.value_bytes) == (4, 4);
+        (is_map && fits).then_some((XskMap(fd), info.max_entries))
+    }
+
+    /// To be given to another process.
+    pub(super) fn into_fd(self) -> OwnedFd {
+        self.0
     }
 
     /// Frames of receive queue `queue` go to `socket` from now on.
@@ -192,14 +234,19 @@ impl Program {
             flags: mode.flag(),
         };
         // SAFETY: LINK_CREATE reads its attributes, and answers a new descriptor.
-        unsafe { bpf_fd(LINK_CREATE, &create) }.map(|link| Link { _fd: link })
+        unsafe { bpf_fd(LINK_CREATE, &create) }.map(Link)
     }
 }
 
 /// What keeps a program at an interface.
 #[derive(Debug)]
-pub(super) struct Link {
-    _fd: OwnedFd,
+pub(super) struct Link(OwnedFd);
+
+impl Link {
+    /// To be given to another process.
+    pub(super) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
 }
 
 /// One instruction: operation, registers, offset, immediate.

@@ -13,6 +13,7 @@ use crate::memory::Segment;
 use crate::sys::ifreq::check;
 
 use super::ring::{Consumer, Producer, Umem};
+use super::{busy, when_free};
 
 /// Bytes of a frame of the UMEM.
 pub const CHUNK: u32 = 2048;
@@ -25,6 +26,8 @@ const ENTRIES: u32 = 2048;
 /// Entries of the rings that we fill. The kernel may hand a frame over before it says that it took
 /// it from there, so that it seems to be in both.
 const FILLED_ENTRIES: u32 = 2 * ENTRIES;
+/// Bytes of the memory of a socket, which the process must be allowed to lock.
+pub const MEMORY_BYTES: u64 = 2 * ENTRIES as u64 * CHUNK as u64;
 /// Buffers of one frame at most: MAX_SKB_FRAGS of the kernel.
 pub const PIECES_MAX: u32 = 17;
 
@@ -52,6 +55,16 @@ pub(super) struct Binding {
     pub(super) frags: bool,
 }
 
+/// A socket without memory, which takes CAP_NET_RAW; all that follows does not.
+pub(super) fn create() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(libc::AF_XDP, kind, 0) };
+    check(fd)?;
+    // SAFETY: `fd` is open and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Why a socket can't be had.
 #[derive(Debug)]
 pub(super) struct Refusal {
@@ -68,6 +81,8 @@ fn refused(what: &'static str) -> impl FnOnce(io::Error) -> Refusal {
 pub struct XdpSocket {
     fd: Arc<OwnedFd>,
     zero_copy: bool,
+    /// The kernel looks for frames when it is asked.
+    busy_poll: bool,
     fill: Producer<u64>,
     rx: Consumer<libc::xdp_desc>,
     tx: Producer<libc::xdp_desc>,
@@ -79,28 +94,37 @@ pub struct XdpSocket {
 }
 
 impl XdpSocket {
-    /// A socket that is bound, its fill ring full.
-    pub(super) fn open(binding: Binding) -> Result<XdpSocket, Refusal> {
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // SAFETY: no pointers.
-        let fd = unsafe { libc::socket(libc::AF_XDP, kind, 0) };
-        check(fd).map_err(refused("open an AF_XDP socket"))?;
-        // SAFETY: `fd` is open and nobody else has it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let bytes = 2 * ENTRIES as usize * CHUNK as usize;
+    /// Gives the new socket `fd` memory and rings, and fills its fill ring.
+    pub(super) fn new(fd: OwnedFd) -> Result<XdpSocket, Refusal> {
+        let bytes = usize::try_from(MEMORY_BYTES).unwrap_or(usize::MAX);
         let umem = Umem::new(bytes).map_err(refused("get memory for its frames"))?;
-        register(&fd, &umem).map_err(refused("register memory for its frames"))?;
-        let mut socket = XdpSocket::with_rings(fd, umem, binding.zero_copy)
-            .map_err(refused("make its rings"))?;
+        // What a process before this one had locked is free some time after its end.
+        let is_short = |error: &io::Error| error.raw_os_error() == Some(libc::ENOBUFS);
+        when_free(|| register(&fd, &umem), is_short)
+            .map_err(refused("register memory for its frames"))?;
+        let mut socket = XdpSocket::with_rings(fd, umem).map_err(refused("make its rings"))?;
         for frame in 0..ENTRIES {
             socket.fill.push(u64::from(frame * CHUNK));
         }
         socket.fill.publish();
-        bind(&socket.fd, binding).map_err(refused("bind to a queue"))?;
         Ok(socket)
     }
 
-    fn with_rings(fd: OwnedFd, umem: Umem, zero_copy: bool) -> io::Result<XdpSocket> {
+    /// Binds it to a queue of an interface. After an error it can be tried again.
+    pub(super) fn bind(&mut self, binding: Binding) -> Result<(), Refusal> {
+        bind(&self.fd, binding).map_err(refused("bind to a queue"))?;
+        self.zero_copy = binding.zero_copy;
+        Ok(())
+    }
+
+    /// Has it polled for so many microseconds; not with 0.
+    pub(super) fn poll_busily(&mut self, micros: u32) -> Result<(), Refusal> {
+        busy::poll(&self.fd, micros).map_err(refused(busy::WHAT))?;
+        self.busy_poll = micros > 0;
+        Ok(())
+    }
+
+    fn with_rings(fd: OwnedFd, umem: Umem) -> io::Result<XdpSocket> {
         set(&fd, libc::XDP_UMEM_FILL_RING, &FILLED_ENTRIES)?;
         set(&fd, libc::XDP_UMEM_COMPLETION_RING, &ENTRIES)?;
         set(&fd, libc::XDP_RX_RING, &ENTRIES)?;
@@ -120,7 +144,8 @@ impl XdpSocket {
                 .map(|frame| u64::from(frame * CHUNK))
                 .collect(),
             fd: Arc::new(fd),
-            zero_copy,
+            zero_copy: false,
+            busy_poll: false,
             umem,
         })
     }
@@ -161,10 +186,10 @@ impl XdpSocket {
         self.fill.publish();
     }
 
-    /// Wakes the kernel if it waits for buffers to receive in.
+    /// Wakes the kernel if it waits for buffers to receive in, or to be polled.
     #[inline]
     pub fn wake_receiver(&self) {
-        if self.fill.wants_wakeup() {
+        if self.busy_poll || self.fill.wants_wakeup() {
             self.wake_receiver_now();
         }
     }
@@ -231,7 +256,7 @@ impl XdpSocket {
     /// ENETDOWN when the interface is down, ENXIO when it is gone.
     #[inline]
     pub fn wake_sender(&mut self) -> io::Result<()> {
-        if self.zero_copy && !self.tx.wants_wakeup() {
+        if self.zero_copy && !self.busy_poll && !self.tx.wants_wakeup() {
             return Ok(());
         }
         loop {

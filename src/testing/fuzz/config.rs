@@ -8,6 +8,7 @@ use crate::config::{Config, ConfigError, Given, Machine, load_text};
 const NET: &str = "--net ";
 const BLK: &str = "--blk ";
 const GROUP: &str = "--group ";
+const SWITCH: &str = "--switch ";
 const CORE: &str = "--core ";
 
 /// Reads `data` as a file and flags. Returns whether they were taken.
@@ -27,6 +28,8 @@ pub fn config(data: &[u8]) -> bool {
             given.blks.push(list.to_owned());
         } else if let Some(list) = line.strip_prefix(GROUP) {
             given.groups.push(list.to_owned());
+        } else if let Some(list) = line.strip_prefix(SWITCH) {
+            given.switches.push(list.to_owned());
         } else if let Some(cores) = line.strip_prefix(CORE) {
             given.cores = Some(cores.to_owned());
         } else {
@@ -87,7 +90,7 @@ fn check_error(error: &ConfigError) {
 
 /// Configurations to begin with, by name.
 pub fn config_seeds() -> Vec<(String, Vec<u8>)> {
-    const SEEDS: [(&str, &str); 6] = [
+    const SEEDS: [(&str, &str); 7] = [
         (
             "file",
             "[engine]\ncores = [1, 5]\nidle = \"spin\"\nstop_timeout = \"500ms\"\n\
@@ -109,6 +112,11 @@ pub fn config_seeds() -> Vec<(String, Vec<u8>)> {
         (
             "wire",
             "--net name=a,socket=/a,link=wire:b,hold_us=7\n--net name=b,socket=/b,cores=5\n",
+        ),
+        (
+            "switch",
+            "--switch name=s,ageing=60\n--net socket=/a,link=switch:s\n\
+             --net link=switch:s,host=xdp:e:fd=5:map=6,busy_poll=20\n",
         ),
         (
             "refused",

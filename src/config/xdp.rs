@@ -1,0 +1,125 @@
+//! Interfaces through AF_XDP: the link `xdp:IFACE`, with descriptors or without.
+
+use std::ffi::OsString;
+
+use crate::sys::xdp::{PassedXdp, XdpPlace};
+
+use super::LinkConfig;
+use super::error::{ConfigError, Problem};
+use super::keyvalue::Table;
+use super::size::parse_digits;
+use super::values::{bounded, check_interface_name, parse_fd, parse_fds};
+
+/// Microseconds of busy polling at most.
+const BUSY_POLL_MAX: u64 = 10_000;
+const EXPECTED: &str =
+    "numbers of file descriptors, as in xdp:eth1:fd=5+6:map=7 (the map may be left out)";
+
+/// `eth1`, `eth1:fd=5+6` or `eth1:fd=5+6:map=7`.
+pub(super) fn parse(text: &str) -> Result<LinkConfig, Problem> {
+    let (interface, passed) = match text.split_once(':') {
+        None => (text, None),
+        Some((interface, fds)) => (interface, Some(parse_passed(fds)?)),
+    };
+    Ok(LinkConfig::Xdp(XdpPlace {
+        interface: check_interface_name(interface)?,
+        passed,
+        busy_poll: 0,
+    }))
+}
+
+/// The link with the key `busy_poll`, if that is given.
+pub(super) fn busy_poll(
+    table: &Table,
+    link: LinkConfig,
+    micros: Option<u64>,
+) -> Result<LinkConfig, ConfigError> {
+    let Some(micros) = micros else {
+        return Ok(link);
+    };
+    let error = |problem| table.key_error("busy_poll", problem);
+    match link {
+        LinkConfig::Xdp(place) => Ok(LinkConfig::Xdp(XdpPlace {
+            busy_poll: bounded(micros, 0, BUSY_POLL_MAX).map_err(error)?.into(),
+            ..place
+        })),
+        _ => Err(error(Problem::OnlyWith("link = \"xdp:IFACE\""))),
+    }
+}
+
+fn parse_passed(text: &str) -> Result<PassedXdp, Problem> {
+    let wrong = || Problem::Expected(EXPECTED.to_owned());
+    let text = text.strip_prefix("fd=").ok_or_else(wrong)?;
+    let (sockets, map) = match text.split_once(':') {
+        None => (text, None),
+        Some((sockets, map)) => (sockets, Some(map.strip_prefix("map=").ok_or_else(wrong)?)),
+    };
+    let sockets = parse_fds(sockets, EXPECTED)?;
+    let map = map.map(|map| parse_fd(map, EXPECTED)).transpose()?;
+    match map.filter(|map| sockets.contains(map)) {
+        None => Ok(PassedXdp { sockets, map }),
+        Some(map) => Err(Problem::Expected(format!(
+            "each descriptor once, {map} is there twice"
+        ))),
+    }
+}
+
+/// What `vringd xdp-helper` was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HelperGiven {
+    /// Links with descriptors, which are to be opened.
+    pub links: Vec<String>,
+    /// Who the command is to run as; `None`: as who we are.
+    pub user: Option<String>,
+    /// Microseconds of busy polling.
+    pub busy_poll: Option<String>,
+    /// The command and its arguments; not empty.
+    pub command: Vec<OsString>,
+}
+
+impl HelperGiven {
+    /// The interfaces and the numbers of their descriptors.
+    ///
+    /// # Errors
+    /// The first link that has none, or those of another.
+    pub fn places(&self) -> Result<Vec<XdpPlace>, ConfigError> {
+        let refused = |flag, value: &String, problem| ConfigError::Flag {
+            flag,
+            value: value.clone(),
+            problem: Box::new(problem),
+        };
+        let busy_poll = match &self.busy_poll {
+            None => 0,
+            Some(text) => parse_digits(text, "a number of microseconds")
+                .and_then(|micros| bounded(micros, 0, BUSY_POLL_MAX))
+                .map_err(|problem| refused("--busy-poll", text, problem))?,
+        };
+        let mut places: Vec<XdpPlace> = Vec::new();
+        for link in &self.links {
+            let refused = |problem| refused("--link", link, problem);
+            let mut place = handed_over(link).map_err(refused)?;
+            place.busy_poll = busy_poll.into();
+            let shares = |other: &&XdpPlace| {
+                other.interface == place.interface
+                    || all(other).any(|fd| all(&place).any(|f| f == fd))
+            };
+            if let Some(other) = places.iter().find(shares) {
+                return Err(refused(Problem::Duplicate(other.to_string())));
+            }
+            places.push(place);
+        }
+        Ok(places)
+    }
+}
+
+fn all(place: &XdpPlace) -> impl Iterator<Item = i32> {
+    place.passed.iter().flat_map(PassedXdp::all)
+}
+
+fn handed_over(link: &str) -> Result<XdpPlace, Problem> {
+    let wrong = || Problem::Expected("a link such as xdp:eth1:fd=5+6:map=7".to_owned());
+    match parse(link.strip_prefix("xdp:").ok_or_else(wrong)?)? {
+        LinkConfig::Xdp(place) if place.passed.is_some() => Ok(place),
+        _ => Err(wrong()),
+    }
+}

@@ -1,0 +1,65 @@
+//! Giving up what a process may do, before it becomes another program. capabilities(7).
+
+use std::io;
+
+use super::ifreq::check;
+use super::users::User;
+
+/// Lets this process, and what it becomes, lock `bytes` bytes of memory; on top of what it may lock
+/// now if that is possible, since others of the same user count, too.
+///
+/// # Errors
+/// The limit is less than `bytes`, and raising it takes CAP_SYS_RESOURCE.
+pub fn lock_memory(bytes: u64) -> io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
+    // RLIM_INFINITY is the greatest number, and stays that.
+    let wanted = limit.rlim_cur.saturating_add(bytes);
+    let most = limit.rlim_max;
+    let set = |wanted| {
+        let limit = libc::rlimit {
+            rlim_cur: wanted,
+            rlim_max: most.max(wanted),
+        };
+        // SAFETY: `limit` is initialised.
+        check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) })
+    };
+    match set(wanted) {
+        Err(_) if most >= bytes => set(most),
+        answer => answer,
+    }
+}
+
+/// Becomes `user`, in the user's groups, if one is given; and in any case gives up all
+/// capabilities, for good: no program that this process becomes has any, even as root.
+///
+/// # Errors
+/// Becoming another takes CAP_SETUID and CAP_SETGID.
+pub fn give_up(user: Option<&User>) -> io::Result<()> {
+    // SAFETY: integers only.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    if let Some(user) = user {
+        // SAFETY: a string that ends with NUL.
+        check(unsafe { libc::initgroups(user.name.as_ptr(), user.group) })?;
+        // SAFETY: no pointers.
+        check(unsafe { libc::setresgid(user.group, user.group, user.group) })?;
+        // SAFETY: no pointers.
+        check(unsafe { libc::setresuid(user.id, user.id, user.id) })?;
+    }
+    drop_capabilities()
+}
+
+/// Takes all capabilities from the calling thread. Ambient ones go with the permitted.
+pub(super) fn drop_capabilities() -> io::Result<()> {
+    /// `struct __user_cap_header_struct`, and two of `__user_cap_data_struct` behind it.
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    let data = [0u32; 6];
+    // SAFETY: header and data are as long as version 3 of the call has them.
+    let answer = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
+    check(libc::c_int::try_from(answer).unwrap_or(-1))
+}
