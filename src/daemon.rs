@@ -379,7 +379,7 @@ fn blk_parts(blk: &BlkConfig, limits: Arc<DiskLimits>) -> Result<Parts, DaemonEr
                 told.min_io,
                 told.opt_io,
             );
-            let mut ranges = RangeLimits::file(told.physical_block);
+            let mut ranges = RangeLimits::file(told.discard_align, told.discard_max);
             // Zeros are written there, as ciphertext.
             ranges.zero_unmaps = blk.encrypt.is_none();
             let file = Arc::new(file.with_io(path, blk.io));

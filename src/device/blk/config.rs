@@ -477,7 +477,7 @@ mod tests {
     #[test]
     fn config_space_tells_the_limits_of_ranges() {
         let mut setup = BlkSetup {
-            ranges: RangeLimits::file(4096),
+            ranges: RangeLimits::file(4096, u64::MAX),
             block_size: 512,
             ..BlkSetup::default()
         };
