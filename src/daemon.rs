@@ -34,6 +34,7 @@ use crate::sys::tap::{Tap, TapError, TapPlace, TapSource};
 use crate::sys::xdp::{Xdp, XdpError};
 
 mod doors;
+mod faults;
 mod limits;
 mod links;
 mod sizes;
@@ -400,17 +401,6 @@ fn blk_parts(blk: &BlkConfig, limits: Arc<DiskLimits>) -> Result<Parts, DaemonEr
         &BlkBackend::Null(bytes) => (Backing::Null, bytes, RangeLimits::NULL),
     };
     ranges.discard = blk.discard;
-    let backing = match blk.fault {
-        Some(plan) => {
-            tracing::warn!(
-                device = blk.name,
-                ?plan,
-                "faults are injected, as asked for"
-            );
-            Backing::Faulty(plan, Box::new(backing))
-        }
-        None => backing,
-    };
     let model = BlkModel::new(BlkSetup {
         name: blk.name.clone(),
         capacity_bytes,
@@ -424,6 +414,7 @@ fn blk_parts(blk: &BlkConfig, limits: Arc<DiskLimits>) -> Result<Parts, DaemonEr
         sick: sick_policy(blk.sick),
         rings: ring_options(blk.rings),
         limits,
+        faults: faults::of(blk),
     });
     Ok(Parts::Blk(Arc::new(model), backing))
 }
@@ -578,6 +569,7 @@ fn change(running: &Running, config: &mut Config, new: Config) {
     }
     sizes::change(&running.sizes, &mut config.blks, &new.blks);
     limits::change(running, config, &new);
+    faults::change(running, config, &new);
     if new.blks != config.blks || new.engine != config.engine {
         tracing::warn!("what has changed of disks or of the engine takes a restart");
     }

@@ -58,7 +58,6 @@ impl Source {
             Backing::File(file) | Backing::Encrypted(file, _) => Source::File(Arc::clone(file)),
             Backing::Ram(store) => memory(Some(Arc::clone(store))),
             Backing::Null => memory(None),
-            Backing::Faulty(_, disk) => Source::of(disk, bytes),
         }
     }
 

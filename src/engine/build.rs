@@ -11,7 +11,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use crate::device::DeviceModel;
 use crate::device::blk::{BlkHandler, BlkModel};
 use crate::device::net::{NetModel, RxHandler, RxWindow, TxHandler};
-use crate::host::fault::{FaultDisk, FaultPlan};
+use crate::host::fault::FaultDisk;
 use crate::host::null::NullDisk;
 use crate::host::ram::RamDisk;
 use crate::host::sink::SinkPort;
@@ -94,13 +94,11 @@ pub enum Backing {
     Ram(Arc<Store>),
     /// Nowhere.
     Null,
-    /// One of the others, with faults.
-    Faulty(FaultPlan, Box<Backing>),
 }
 
 impl Backing {
-    /// What serves one queue of it, in blocks of `block_size` bytes.
-    fn queue(&self, block_size: u32) -> HostDisk {
+    /// What serves one queue of it.
+    fn queue(&self) -> HostDisk {
         match self {
             Backing::File(file) => HostDisk::Uring(UringDisk::new(Arc::clone(file))),
             Backing::Encrypted(file, how) => {
@@ -111,10 +109,6 @@ impl Backing {
                 HostDisk::Ram(RamDisk::new(Arc::clone(store), IN_FLIGHT_MAX.into()))
             }
             Backing::Null => HostDisk::Null(NullDisk::new(IN_FLIGHT_MAX.into())),
-            Backing::Faulty(plan, disk) => {
-                let faults = FaultDisk::new(*plan, block_size);
-                HostDisk::Faulty(Box::new((faults, disk.queue(block_size))))
-            }
         }
     }
 
@@ -125,7 +119,6 @@ impl Backing {
                 false => UringNeed::Ring,
             },
             Backing::Ram(_) | Backing::Null => UringNeed::Nothing,
-            Backing::Faulty(_, disk) => disk.uring(),
         }
     }
 }
@@ -186,8 +179,10 @@ impl Parts {
             Parts::Blk(model, backing) => {
                 let handler = BlkHandler::new(model, index, size, features).ok_or(missing)?;
                 let queue = Arc::clone(model.queue_counters(index).ok_or(missing)?);
-                let host = backing.queue(model.setup().block_size);
-                let disk = DiskQueue::new(vring, handler, host, counters, queue);
+                let setup = model.setup();
+                let faults = FaultDisk::new(Arc::clone(&setup.faults), setup.block_size);
+                let host = backing.queue();
+                let disk = DiskQueue::new(vring, handler, host, faults, counters, queue);
                 Ok(Endpoint::Disk(Box::new(disk)))
             }
         }

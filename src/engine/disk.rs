@@ -38,8 +38,6 @@ pub(super) enum HostDisk {
     Ram(RamDisk),
     /// Nowhere.
     Null(NullDisk),
-    /// One of the others, with faults.
-    Faulty(Box<(FaultDisk, HostDisk)>),
 }
 
 impl HostDisk {
@@ -51,7 +49,6 @@ impl HostDisk {
                 Err(io::Error::other("the worker has no io_uring"))
             }
             (HostDisk::Ram(_) | HostDisk::Null(_), _) => Ok(()),
-            (HostDisk::Faulty(disk), ring) => disk.1.attach(ring),
         }
     }
 
@@ -59,7 +56,6 @@ impl HostDisk {
         match (self, ring) {
             (HostDisk::Uring(disk), Some(ring)) => disk.detach(ring),
             (HostDisk::Encrypted(it), Some(ring)) => it.disk.detach(ring),
-            (HostDisk::Faulty(disk), ring) => disk.1.detach(ring),
             _ => {}
         }
     }
@@ -68,19 +64,15 @@ impl HostDisk {
 impl HostDisk {
     /// Registers guest memory with the ring, where that is asked for.
     fn pin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
-        match (self, ring) {
-            (HostDisk::Uring(disk), Some(ring)) => disk.pin(ring, ram),
-            (HostDisk::Faulty(disk), ring) => disk.1.pin(ring, ram),
-            _ => {}
+        if let (HostDisk::Uring(disk), Some(ring)) = (self, ring) {
+            disk.pin(ring, ram);
         }
     }
 
     /// Takes guest memory out of the ring again, before it is unmapped.
     fn unpin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
-        match (self, ring) {
-            (HostDisk::Uring(disk), Some(ring)) => disk.unpin(ring, ram),
-            (HostDisk::Faulty(disk), ring) => disk.1.unpin(ring, ram),
-            _ => {}
+        if let (HostDisk::Uring(disk), Some(ring)) = (self, ring) {
+            disk.unpin(ring, ram);
         }
     }
 
@@ -90,7 +82,6 @@ impl HostDisk {
             HostDisk::Uring(disk) => disk.has_done(),
             HostDisk::Encrypted(it) => it.disk.has_done(),
             HostDisk::Ram(_) | HostDisk::Null(_) => false,
-            HostDisk::Faulty(disk) => disk.1.has_done(),
         }
     }
 }
@@ -133,6 +124,8 @@ pub(super) struct DiskQueue<F: RingFormat> {
     vring: Vring<F>,
     handler: BlkHandler,
     host: HostDisk,
+    /// What goes wrong between the two.
+    faults: FaultDisk,
     counters: Arc<VringCounters>,
     blk_counters: Arc<BlkCounters>,
     old_tables: Vec<OldTable>,
@@ -143,6 +136,7 @@ impl<F: RingFormat> DiskQueue<F> {
         vring: Vring<F>,
         handler: BlkHandler,
         host: HostDisk,
+        faults: FaultDisk,
         counters: Arc<VringCounters>,
         blk_counters: Arc<BlkCounters>,
     ) -> DiskQueue<F> {
@@ -151,6 +145,7 @@ impl<F: RingFormat> DiskQueue<F> {
             vring,
             handler,
             host,
+            faults,
             counters,
             blk_counters,
             old_tables,
@@ -158,6 +153,9 @@ impl<F: RingFormat> DiskQueue<F> {
     }
 
     fn run(&mut self, cx: &mut WorkerCx, budget: usize) -> Result<usize, RingFault> {
+        if self.faults.is_active() {
+            return self.run_faulty(cx, budget);
+        }
         let (vq, scratch) = (&mut self.vring.vq, &mut cx.scratch);
         match (&mut self.host, &mut cx.uring) {
             (HostDisk::Uring(disk), Some(ring)) => {
@@ -179,23 +177,19 @@ impl<F: RingFormat> DiskQueue<F> {
             (HostDisk::Uring(_) | HostDisk::Encrypted(_), None) => Ok(0),
             (HostDisk::Ram(disk), _) => self.handler.poll(vq, disk, scratch, budget),
             (HostDisk::Null(disk), _) => self.handler.poll(vq, disk, scratch, budget),
-            (HostDisk::Faulty(_), _) => self.run_faulty(cx, budget),
         }
     }
 
     #[cold]
     fn run_faulty(&mut self, cx: &mut WorkerCx, budget: usize) -> Result<usize, RingFault> {
         let (vq, scratch) = (&mut self.vring.vq, &mut cx.scratch);
-        let HostDisk::Faulty(parts) = &mut self.host else {
-            return Ok(0);
-        };
-        let (faults, disk) = &mut **parts;
+        let faults = &mut self.faults;
         let before = faults.injected();
         let mut poll = |disk: &mut dyn BlkIo| {
             let mut disk = faults.over(disk);
             self.handler.poll(vq, &mut disk, scratch, budget)
         };
-        let work = match (disk, &mut cx.uring) {
+        let work = match (&mut self.host, &mut cx.uring) {
             (HostDisk::Uring(disk), Some(ring)) => poll(&mut disk.lend(ring)),
             (HostDisk::Encrypted(it), Some(ring)) => match &mut it.crypt {
                 Some(crypt) => poll(&mut crypt.over(it.disk.lend(ring))),
@@ -203,7 +197,7 @@ impl<F: RingFormat> DiskQueue<F> {
             },
             (HostDisk::Ram(disk), _) => poll(disk),
             (HostDisk::Null(disk), _) => poll(disk),
-            (HostDisk::Uring(_) | HostDisk::Encrypted(_) | HostDisk::Faulty(_), _) => Ok(0),
+            (HostDisk::Uring(_) | HostDisk::Encrypted(_), None) => Ok(0),
         };
         self.blk_counters.injected.add(faults.injected() - before);
         work
@@ -311,9 +305,9 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
         if self.host.has_done() || self.handler.has_room() && self.vring.set_kicks(true) {
             return Armed::Work;
         }
-        match &self.host {
-            HostDisk::Faulty(disk) if disk.0.holds() => Armed::Bounded,
-            _ => Armed::Sleep,
+        match self.faults.holds() {
+            true => Armed::Bounded,
+            false => Armed::Sleep,
         }
     }
 
@@ -380,6 +374,7 @@ mod tests {
             vring.unwrap(),
             BlkHandler::new(&model, 0, memory.size, 0).unwrap(),
             HostDisk::Ram(RamDisk::new(store, IN_FLIGHT_MAX.into())),
+            FaultDisk::new(Arc::default(), 512),
             Arc::clone(counters),
             Arc::clone(model.queue_counters(0).unwrap()),
         )
