@@ -33,6 +33,7 @@ use crate::sys::systemd;
 use crate::sys::tap::{Tap, TapError, TapPlace, TapSource};
 use crate::sys::xdp::{Xdp, XdpError};
 
+mod cores;
 mod doors;
 mod faults;
 mod limits;
@@ -191,7 +192,7 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
     let links = links.into_iter().chain(iter::repeat_with(Link::default));
     let mut sizes = Vec::new();
     for (((parts, handle), door), link) in parts.into_iter().zip(handles).zip(doors).zip(links) {
-        let (size, medium) = sizes::watch(&parts.parts)
+        let (size, medium) = sizes::watch(&parts.parts, &handle)
             .map_err(start("size of a disk"))?
             .unzip();
         sizes.extend(size);
@@ -567,6 +568,7 @@ fn change(running: &Running, config: &mut Config, new: Config) {
     if new.uplinks != config.uplinks {
         tracing::warn!("what else has changed of uplinks takes a restart");
     }
+    cores::change(running, config, &new);
     sizes::change(&running.sizes, &mut config.blks, &new.blks);
     limits::change(running, config, &new);
     faults::change(running, config, &new);

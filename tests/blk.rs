@@ -4,7 +4,7 @@
 //! `durable` what must be on the disk when, `encrypted` what is there in ciphertext, `discard` what
 //! is given back; `uring` has what a disk asks of io_uring; in `faults` the disk is sick, in `hold`
 //! it is full or slow, in `resize` it grows and shrinks, in `locks` somebody else uses it, in
-//! `limits` it may do so much in a second.
+//! `limits` it may do so much in a second, in `workers` its queues are served by two workers.
 
 mod support;
 
@@ -26,4 +26,5 @@ mod blk {
     mod reference;
     mod resize;
     mod uring;
+    mod workers;
 }

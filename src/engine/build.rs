@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU16;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -34,7 +33,8 @@ use super::idle::IdlePolicy;
 use super::link::{End, HostPorts, Link};
 use super::mailbox::{Command, Mailbox, Retired};
 use super::net::{NetRx, NetTx};
-use super::placement::worker_of;
+use super::placement::{worker_of, workers_of};
+use super::places::places_of;
 use super::runner::VringSetup;
 use super::started::Vring;
 use super::topology::{Placement, Topology, groups};
@@ -112,12 +112,9 @@ impl Backing {
         }
     }
 
-    fn uring(&self) -> UringNeed {
+    pub(super) fn uring(&self) -> UringNeed {
         match self {
-            Backing::File(file) | Backing::Encrypted(file, _) => match file.io().sqpoll {
-                true => UringNeed::WithThread,
-                false => UringNeed::Ring,
-            },
+            Backing::File(file) | Backing::Encrypted(file, _) => UringNeed::of(file.io()),
             Backing::Ram(_) | Backing::Null => UringNeed::Nothing,
         }
     }
@@ -309,13 +306,9 @@ impl Member {
 
     /// The numbers of the workers that may serve it, in groups of which one is chosen when its
     /// vrings start.
-    fn groups(&self, options: &EngineOptions) -> Vec<(Option<usize>, Vec<usize>)> {
+    pub(super) fn groups(&self, options: &EngineOptions) -> Vec<(Option<usize>, Vec<usize>)> {
         let cores = &options.cores;
-        let serves = |worker: &usize| self.cores.contains(&cores[*worker]);
-        let mut workers: Vec<_> = (0..cores.len()).filter(serves).collect();
-        if workers.is_empty() {
-            workers = (0..cores.len()).collect();
-        }
+        let workers = workers_of(&self.cores, cores);
         let placement = match self.parts {
             // The ends of a wire must find each other.
             Parts::Net(_, LinkSpec::Wire { .. } | LinkSpec::Switch { .. }) => Placement::Spread,
@@ -337,13 +330,13 @@ pub struct Engine {
 }
 
 /// What a worker will be made of.
-struct Plan {
-    mailbox: Arc<Mailbox>,
-    slots: Vec<Running>,
+pub(super) struct Plan {
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) slots: Vec<Running>,
     links: Vec<Link>,
     inbounds: Vec<Inbound>,
     ports: HostPorts,
-    uring: UringNeed,
+    pub(super) uring: UringNeed,
 }
 
 impl Engine {
@@ -373,17 +366,15 @@ impl Engine {
                 if let Some(worker) = worker_of_switch(&devices, device, options) {
                     groups = vec![(None, vec![worker])];
                 }
-                let place = |(node, workers): &(_, Vec<_>)| {
-                    place(&mut plans, number, &device.parts, workers, *node)
-                };
-                share_counters(groups.iter().map(place).collect())
+                places_of(&mut plans, number, &device.parts, &groups)
             })
             .collect();
         join_all(&mut plans, &mut places, &devices, &options.uplinks)?;
-        let handle = |(device, places): (Member, _)| {
-            Arc::new(DeviceHandle::new(device.parts, places, options))
+        let handle = |(number, (device, places)): (usize, (Member, _))| {
+            Arc::new(DeviceHandle::new(number, device, places, options))
         };
-        let handles: Vec<_> = devices.into_iter().zip(places).map(handle).collect();
+        let each = devices.into_iter().zip(places).enumerate();
+        let handles: Vec<_> = each.map(handle).collect();
         let (retired, receive): (Sender<Retired>, Receiver<Retired>) = bounded(RETIRED_MAX);
         let retire = std::thread::Builder::new()
             .name("retire".into())
@@ -451,55 +442,6 @@ impl Engine {
             let _ = retire.join();
         }
     }
-}
-
-/// Gives every vring of a device a place among `workers`, near to memory node `node`.
-fn place(
-    plans: &mut [Plan],
-    device: usize,
-    parts: &Parts,
-    workers: &[usize],
-    node: Option<usize>,
-) -> Vec<Place> {
-    let (per_unit, group) = match parts {
-        // The ends of a wire are served side by side.
-        Parts::Net(_, LinkSpec::Wire { peer, .. }) => (2, device.min(*peer)),
-        Parts::Net(..) => (2, device),
-        Parts::Blk(..) => (1, device),
-    };
-    let mut places = Vec::new();
-    for index in 0..parts.model().vrings_max() {
-        let worker = worker_of(group, index / per_unit, workers);
-        let plan = &mut plans[worker];
-        let running = Running::default();
-        places.push(Place {
-            mailbox: Arc::clone(&plan.mailbox),
-            worker,
-            node,
-            slot: plan.slots.len(),
-            running: running.clone(),
-            bursts: 1,
-            size: AtomicU16::new(0),
-            counters: Arc::default(),
-        });
-        plan.slots.push(running);
-        if let Parts::Blk(_, backing) = parts {
-            plan.uring = plan.uring.max(backing.uring());
-        }
-    }
-    places
-}
-
-/// The places of each vring, from those of each group: a vring is the same at each of them.
-fn share_counters(mut groups: Vec<Vec<Place>>) -> Vec<Vec<Place>> {
-    if let Some((first, others)) = groups.split_first_mut() {
-        for group in others {
-            for (place, same) in group.iter_mut().zip(first.iter()) {
-                place.counters = Arc::clone(&same.counters);
-            }
-        }
-    }
-    groups
 }
 
 /// Makes the links of all devices, in each of their groups.

@@ -22,7 +22,7 @@ use super::endpoint::{GuestDisk, VringEndpoint};
 use super::link::Armed;
 use super::mailbox::{CallFds, Retired};
 use super::started::{Vring, VringCounters};
-use super::worker::WorkerCx;
+use super::worker::{UringNeed, WorkerCx};
 
 /// Requests in flight at most per queue, for the queues of completions.
 pub(super) const IN_FLIGHT_MAX: u16 = 512;
@@ -62,6 +62,25 @@ impl HostDisk {
 }
 
 impl HostDisk {
+    /// Operations that only the worker's ring can finish.
+    fn in_ring(&self, ring: Option<&Uring>) -> usize {
+        match (self, ring) {
+            (HostDisk::Uring(disk), Some(ring)) => disk.in_ring(ring),
+            (HostDisk::Encrypted(it), Some(ring)) => it.disk.in_ring(ring),
+            _ => 0,
+        }
+    }
+
+    /// Which ring it needs.
+    fn need(&self) -> UringNeed {
+        let disk = match self {
+            HostDisk::Uring(disk) => disk,
+            HostDisk::Encrypted(it) => &it.disk,
+            HostDisk::Ram(_) | HostDisk::Null(_) => return UringNeed::Nothing,
+        };
+        UringNeed::of(disk.io())
+    }
+
     /// Registers guest memory with the ring, where that is asked for.
     fn pin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
         if let (HostDisk::Uring(disk), Some(ring)) = (self, ring) {
@@ -203,6 +222,12 @@ impl<F: RingFormat> DiskQueue<F> {
         work
     }
 
+    /// The memory tables that requests may point into.
+    fn tables(&self) -> impl Iterator<Item = &Arc<GuestRam>> {
+        let old = self.old_tables.iter().map(|table| &table.retired.ram);
+        old.chain([self.vring.vq.ram()])
+    }
+
     /// Sends tables that nothing in flight points into to be unmapped.
     #[cold]
     fn retire(&mut self, cx: &mut WorkerCx) {
@@ -221,14 +246,18 @@ impl<F: RingFormat> DiskQueue<F> {
 impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
     fn attach(&mut self, cx: &mut WorkerCx) -> io::Result<()> {
         self.host.attach(cx.uring.as_mut())?;
-        self.host.pin(cx.uring.as_mut(), self.vring.vq.ram());
+        for ram in self.tables() {
+            self.host.pin(cx.uring.as_mut(), ram);
+        }
         Ok(())
     }
 
     fn detach(&mut self, cx: &mut WorkerCx) {
-        self.host.unpin(cx.uring.as_mut(), self.vring.vq.ram());
-        self.host.detach(cx.uring.as_mut());
         self.retire(cx);
+        for ram in self.tables() {
+            self.host.unpin(cx.uring.as_mut(), ram);
+        }
+        self.host.detach(cx.uring.as_mut());
     }
 
     fn kick(&self) -> Option<&EventFd> {
@@ -251,6 +280,15 @@ impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
         self.handler.stop_holding();
         self.poll(cx, 0);
         self.handler.is_drained()
+    }
+
+    fn is_movable(&mut self, cx: &mut WorkerCx) -> bool {
+        // What waits for space, for a limit or to be told goes with us.
+        self.host.in_ring(cx.uring.as_ref()) == 0
+    }
+
+    fn uring(&self) -> UringNeed {
+        self.host.need()
     }
 
     fn base(&self) -> u32 {

@@ -18,7 +18,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::memory::{GuestRam, Segment, Store, copy};
-use crate::sys::disk::DiskFile;
+use crate::sys::disk::{DiskFile, IoOptions};
 use crate::sys::uring::{ClientId, Uring, UringOp, Zero};
 
 use super::blk::{BlkIo, BlkOp, Completion, Full, Token};
@@ -246,6 +246,16 @@ impl UringDisk {
     /// Whether something is done that was not reaped, and of which the ring tells nothing.
     pub fn has_done(&self) -> bool {
         self.at_once.in_flight() > 0
+    }
+
+    /// What is asked of the ring beside the usual.
+    pub fn io(&self) -> IoOptions {
+        self.disk.io()
+    }
+
+    /// Operations in the ring that it is attached to, done or not.
+    pub fn in_ring(&self, ring: &Uring) -> usize {
+        self.attached.map_or(0, |at| ring.in_flight(at.client))
     }
 
     /// Registers with the worker's ring.
