@@ -6,6 +6,10 @@
 //! the cache-line round trip between the cores, as in `rings`. What carries over to other machines
 //! is the ratio.
 //!
+//! Rows with a number of queues are vringd's alone: with two workers on two cores one of them
+//! shares its core with the front-end, so that not the rate but the CPU time per request (the last
+//! number of a cell) tells what a second worker costs.
+//!
 //! `scripts/bench blk [ROW…] [--pairs N] [--seconds S] [--dir PATH] [--write]`, where a ROW is part
 //! of a row's name: `null`, `ram`, `tmpfs`, `disk`, or `"null randread 32"`. `--dir` is where the
 //! disk's file is made, on a file system with O_DIRECT. `--write` measures all rows and puts table
@@ -57,6 +61,16 @@ struct Case {
     rw: &'static str,
     depth: u32,
     format: &'static str,
+    /// Queues, and what they are served by; spinning on a core of its own, if nothing is said.
+    shared: Option<Shared>,
+}
+
+/// A load on vringd alone, whose CPU time per request tells what several workers cost. They sleep
+/// without work: one of them has the load's own core.
+#[derive(Clone, Copy)]
+struct Shared {
+    queues: u32,
+    cores: &'static str,
 }
 
 impl Case {
@@ -68,6 +82,7 @@ impl Case {
             rw,
             depth,
             format,
+            shared: None,
         };
         let mut cases = Vec::new();
         for format in ["split", "packed"] {
@@ -85,6 +100,12 @@ impl Case {
                 cases.push(case(Disk, rw, depth, "split"));
             }
         }
+        for (queues, cores) in [(1, "1"), (4, "1"), (4, "0,1")] {
+            cases.push(Case {
+                shared: Some(Shared { queues, cores }),
+                ..case(Ram, "randread", 128, "packed")
+            });
+        }
         cases
     }
 
@@ -95,7 +116,13 @@ impl Case {
             Medium::Tmpfs => "tmpfs file",
             Medium::Disk => "disk file, O_DIRECT",
         };
-        format!("{medium} {} {} {}", self.rw, self.depth, self.format)
+        let name = format!("{medium} {} {} {}", self.rw, self.depth, self.format);
+        match self.shared {
+            None => name,
+            Some(Shared { queues, cores }) => {
+                format!("{name}, {queues} queues on cores {cores}, interrupt")
+            }
+        }
     }
 
     /// Who takes part: what the others don't have is measured alone.
@@ -248,8 +275,13 @@ impl BackEnd {
                     Medium::Disk => format!("path={path},direct=true"),
                 };
                 let mut command = Command::new(env!("CARGO_BIN_EXE_vringd"));
-                command.args(["run", "--log-level", "warn", "--idle", "spin"]);
-                command.args(["--core", &BACK_END_CORE.to_string(), "--blk"]);
+                let own = BACK_END_CORE.to_string();
+                let (idle, cores) = match case.shared {
+                    None => ("spin", own.as_str()),
+                    Some(Shared { cores, .. }) => ("interrupt", cores),
+                };
+                command.args(["run", "--log-level", "warn", "--idle", idle]);
+                command.args(["--core", cores, "--blk"]);
                 command.arg(format!("name=d0,socket={socket_name},{backend}"));
                 command
             }
@@ -311,11 +343,13 @@ fn run(peer: Peer, case: &Case, options: &Options, files: &Files) -> Rate {
         // Pages that were never written are all the same one, and cost a fault to write.
         object_of(front_end().args(["--rw", "write", "--bs", "1m", "--loops", "1"]));
     }
+    let queues = case.shared.map_or(1, |shared| shared.queues);
     let found = object_of(
         front_end()
             .args(["--event-idx", "--rw", case.rw])
             .args(["--format", case.format])
-            .args(["--iodepth", &case.depth.to_string()])
+            .args(["--queues", &queues.to_string(), "--threads", "1"])
+            .args(["--iodepth", &(case.depth / queues).to_string()])
             .args(["--runtime", &options.seconds.to_string()])
             .args(["--cpus-allowed", &FRONT_END_CORE.to_string()])
             .args(["--pid", &back_end.0.id().to_string()]),

@@ -33,7 +33,9 @@ use crate::sys::systemd;
 use crate::sys::tap::{Tap, TapError, TapPlace, TapSource};
 use crate::sys::xdp::{Xdp, XdpError, XdpPlace};
 
+mod cores;
 mod doors;
+mod faults;
 mod limits;
 mod links;
 mod sizes;
@@ -191,7 +193,7 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
     let links = links.into_iter().chain(iter::repeat_with(Link::default));
     let mut sizes = Vec::new();
     for (((parts, handle), door), link) in parts.into_iter().zip(handles).zip(doors).zip(links) {
-        let (size, medium) = sizes::watch(&parts.parts)
+        let (size, medium) = sizes::watch(&parts.parts, &handle)
             .map_err(start("size of a disk"))?
             .unzip();
         sizes.extend(size);
@@ -380,7 +382,7 @@ fn blk_parts(blk: &BlkConfig, limits: Arc<DiskLimits>) -> Result<Parts, DaemonEr
                 told.min_io,
                 told.opt_io,
             );
-            let mut ranges = RangeLimits::file(told.physical_block);
+            let mut ranges = RangeLimits::file(told.discard_align, told.discard_max);
             // Zeros are written there, as ciphertext.
             ranges.zero_unmaps = blk.encrypt.is_none();
             let file = Arc::new(file.with_io(path, blk.io));
@@ -401,17 +403,6 @@ fn blk_parts(blk: &BlkConfig, limits: Arc<DiskLimits>) -> Result<Parts, DaemonEr
         &BlkBackend::Null(bytes) => (Backing::Null, bytes, RangeLimits::NULL),
     };
     ranges.discard = blk.discard;
-    let backing = match blk.fault {
-        Some(plan) => {
-            tracing::warn!(
-                device = blk.name,
-                ?plan,
-                "faults are injected, as asked for"
-            );
-            Backing::Faulty(plan, Box::new(backing))
-        }
-        None => backing,
-    };
     let model = BlkModel::new(BlkSetup {
         name: blk.name.clone(),
         capacity_bytes,
@@ -425,6 +416,7 @@ fn blk_parts(blk: &BlkConfig, limits: Arc<DiskLimits>) -> Result<Parts, DaemonEr
         sick: sick_policy(blk.sick),
         rings: ring_options(blk.rings),
         limits,
+        faults: faults::of(blk),
     });
     Ok(Parts::Blk(Arc::new(model), backing))
 }
@@ -580,8 +572,10 @@ fn change(running: &Running, config: &mut Config, new: Config) {
     if new.switches != config.switches {
         tracing::warn!("what has changed of switches takes a restart");
     }
+    cores::change(running, config, &new);
     sizes::change(&running.sizes, &mut config.blks, &new.blks);
     limits::change(running, config, &new);
+    faults::change(running, config, &new);
     if new.blks != config.blks || new.engine != config.engine {
         tracing::warn!("what has changed of disks or of the engine takes a restart");
     }

@@ -1,10 +1,10 @@
 //! Disks of the real daemon, with a front-end of our own that decides on every descriptor.
 //!
 //! `matrix` has every request in every shape, `reference` the same ones for a disk of another make,
-//! `durable` what must be on the disk when, `encrypted` what is there in ciphertext; `uring` has
-//! what a disk asks of io_uring; in `faults` the disk is sick, in `hold` it is full or slow, in
-//! `resize` it grows and shrinks, in `locks` somebody else uses it, in `limits` it may do so much
-//! in a second.
+//! `durable` what must be on the disk when, `encrypted` what is there in ciphertext, `discard` what
+//! is given back; `uring` has what a disk asks of io_uring; in `faults` the disk is sick, in `hold`
+//! it is full or slow, in `resize` it grows and shrinks, in `locks` somebody else uses it, in
+//! `limits` it may do so much in a second, in `workers` its queues are served by two workers.
 
 mod support;
 
@@ -15,6 +15,7 @@ mod blk {
     mod front_end;
     mod served;
 
+    mod discard;
     mod durable;
     mod encrypted;
     mod faults;
@@ -25,4 +26,5 @@ mod blk {
     mod reference;
     mod resize;
     mod uring;
+    mod workers;
 }

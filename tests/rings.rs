@@ -3,7 +3,8 @@
 //!
 //! `session` is the model and `models` its tests; `oracle` plays the same bytes to the split queue
 //! of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
-//! each mistake that other back-ends were found to make; `engine` has a worker in the middle; in
+//! each mistake that other back-ends were found to make; `engine` has a worker in the middle, in
+//! `moves` there are two; in
 //! `neighbour` one ring breaks beside others;
 //! `wire` joins two ports, `switch` several, `offload` guests with different features; `nodes` has
 //! memory on two nodes; `disk` compares the disk with a reference.
@@ -24,6 +25,7 @@ mod rings {
     mod hostile;
     mod limits;
     mod models;
+    mod moves;
     mod neighbour;
     mod nodes;
     mod offload;

@@ -43,7 +43,8 @@ pub struct Link {
     pub tells: Option<Arc<Presence>>,
 }
 
-/// What a disk is on, which may become larger or smaller while it is served.
+/// What a disk is on, which may become larger or smaller while it is served, and who serves it,
+/// which may change too.
 pub trait Medium: Send {
     /// Readable when it is worth a look.
     fn news(&self) -> RawFd;

@@ -1,7 +1,8 @@
-//! The sizes of disks, which may change while guests use them.
+//! The sizes of disks, and the workers that serve them, which may change while guests use them.
 //!
 //! A disk's own session thread looks at its medium, when the kernel says that another program has
-//! written to the file, or when the main thread asks it to, at SIGHUP. So the size has one writer.
+//! written to the file, or when the main thread asks it to, at SIGHUP. So the size has one writer,
+//! and vrings are started, stopped and moved by one thread.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -14,7 +15,7 @@ use crate::config::{BlkBackend, BlkConfig};
 use crate::control::session::Medium;
 use crate::device::DeviceModel;
 use crate::device::blk::BlkModel;
-use crate::engine::{Backing, Parts};
+use crate::engine::{Backing, DeviceHandle, Parts};
 use crate::memory::Store;
 use crate::sys::disk::DiskFile;
 use crate::sys::watch::SizeWatch;
@@ -37,6 +38,7 @@ struct Memory {
 /// A disk's size, for its session thread.
 struct Watched {
     model: Arc<BlkModel>,
+    handle: Arc<DeviceHandle>,
     source: Source,
     watch: SizeWatch,
     /// As the log has it.
@@ -58,7 +60,6 @@ impl Source {
             Backing::File(file) | Backing::Encrypted(file, _) => Source::File(Arc::clone(file)),
             Backing::Ram(store) => memory(Some(Arc::clone(store))),
             Backing::Null => memory(None),
-            Backing::Faulty(_, disk) => Source::of(disk, bytes),
         }
     }
 
@@ -71,7 +72,10 @@ impl Source {
 }
 
 /// Watches the size of a disk; `None` for what is none.
-pub(super) fn watch(parts: &Parts) -> io::Result<Option<(Size, Box<dyn Medium>)>> {
+pub(super) fn watch(
+    parts: &Parts,
+    handle: &Arc<DeviceHandle>,
+) -> io::Result<Option<(Size, Box<dyn Medium>)>> {
     let Parts::Blk(model, backing) = parts else {
         return Ok(None);
     };
@@ -93,6 +97,7 @@ pub(super) fn watch(parts: &Parts) -> io::Result<Option<(Size, Box<dyn Medium>)>
     let size = Size { name, bell, memory };
     let medium = Watched {
         model: Arc::clone(model),
+        handle: Arc::clone(handle),
         source,
         watch,
         last,
@@ -108,6 +113,7 @@ impl Medium for Watched {
     fn look(&mut self, in_use: bool) -> bool {
         // Before the look: what changes after it is news again.
         self.watch.clear();
+        self.handle.settle();
         let name = self.model.name();
         let bytes = match self.source.bytes() {
             Ok(bytes) => bytes,

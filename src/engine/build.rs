@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU16;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use crate::device::DeviceModel;
 use crate::device::blk::{BlkHandler, BlkModel};
 use crate::device::net::{NetModel, RxHandler, RxWindow, TxHandler};
-use crate::host::fault::{FaultDisk, FaultPlan};
+use crate::host::fault::FaultDisk;
 use crate::host::null::NullDisk;
 use crate::host::ram::RamDisk;
 use crate::host::sink::SinkPort;
@@ -34,7 +33,8 @@ use super::idle::IdlePolicy;
 use super::link::{End, HostPorts, Link};
 use super::mailbox::{Command, Mailbox, Retired};
 use super::net::{NetRx, NetTx};
-use super::placement::worker_of;
+use super::placement::{worker_of, workers_of};
+use super::places::places_of;
 use super::runner::VringSetup;
 use super::started::Vring;
 use super::topology::{Placement, Topology, groups};
@@ -91,13 +91,11 @@ pub enum Backing {
     Ram(Arc<Store>),
     /// Nowhere.
     Null,
-    /// One of the others, with faults.
-    Faulty(FaultPlan, Box<Backing>),
 }
 
 impl Backing {
-    /// What serves one queue of it, in blocks of `block_size` bytes.
-    fn queue(&self, block_size: u32) -> HostDisk {
+    /// What serves one queue of it.
+    fn queue(&self) -> HostDisk {
         match self {
             Backing::File(file) => HostDisk::Uring(UringDisk::new(Arc::clone(file))),
             Backing::Encrypted(file, how) => {
@@ -108,21 +106,13 @@ impl Backing {
                 HostDisk::Ram(RamDisk::new(Arc::clone(store), IN_FLIGHT_MAX.into()))
             }
             Backing::Null => HostDisk::Null(NullDisk::new(IN_FLIGHT_MAX.into())),
-            Backing::Faulty(plan, disk) => {
-                let faults = FaultDisk::new(*plan, block_size);
-                HostDisk::Faulty(Box::new((faults, disk.queue(block_size))))
-            }
         }
     }
 
-    fn uring(&self) -> UringNeed {
+    pub(super) fn uring(&self) -> UringNeed {
         match self {
-            Backing::File(file) | Backing::Encrypted(file, _) => match file.io().sqpoll {
-                true => UringNeed::WithThread,
-                false => UringNeed::Ring,
-            },
+            Backing::File(file) | Backing::Encrypted(file, _) => UringNeed::of(file.io()),
             Backing::Ram(_) | Backing::Null => UringNeed::Nothing,
-            Backing::Faulty(_, disk) => disk.uring(),
         }
     }
 }
@@ -183,8 +173,10 @@ impl Parts {
             Parts::Blk(model, backing) => {
                 let handler = BlkHandler::new(model, index, size, features).ok_or(missing)?;
                 let queue = Arc::clone(model.queue_counters(index).ok_or(missing)?);
-                let host = backing.queue(model.setup().block_size);
-                let disk = DiskQueue::new(vring, handler, host, counters, queue);
+                let setup = model.setup();
+                let faults = FaultDisk::new(Arc::clone(&setup.faults), setup.block_size);
+                let host = backing.queue();
+                let disk = DiskQueue::new(vring, handler, host, faults, counters, queue);
                 Ok(Endpoint::Disk(Box::new(disk)))
             }
         }
@@ -314,13 +306,9 @@ impl Member {
 
     /// The numbers of the workers that may serve it, in groups of which one is chosen when its
     /// vrings start.
-    fn groups(&self, options: &EngineOptions) -> Vec<(Option<usize>, Vec<usize>)> {
+    pub(super) fn groups(&self, options: &EngineOptions) -> Vec<(Option<usize>, Vec<usize>)> {
         let cores = &options.cores;
-        let serves = |worker: &usize| self.cores.contains(&cores[*worker]);
-        let mut workers: Vec<_> = (0..cores.len()).filter(serves).collect();
-        if workers.is_empty() {
-            workers = (0..cores.len()).collect();
-        }
+        let workers = workers_of(&self.cores, cores);
         let placement = match self.parts {
             // The ends of a wire must find each other.
             Parts::Net(_, LinkSpec::Wire { .. } | LinkSpec::Switch { .. }) => Placement::Spread,
@@ -342,13 +330,13 @@ pub struct Engine {
 }
 
 /// What a worker will be made of.
-struct Plan {
-    mailbox: Arc<Mailbox>,
-    slots: Vec<Running>,
+pub(super) struct Plan {
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) slots: Vec<Running>,
     links: Vec<Link>,
     inbounds: Vec<Inbound>,
     ports: HostPorts,
-    uring: UringNeed,
+    pub(super) uring: UringNeed,
 }
 
 impl Engine {
@@ -378,17 +366,15 @@ impl Engine {
                 if let Some(worker) = worker_of_switch(&devices, device, options) {
                     groups = vec![(None, vec![worker])];
                 }
-                let place = |(node, workers): &(_, Vec<_>)| {
-                    place(&mut plans, number, &device.parts, workers, *node)
-                };
-                share_counters(groups.iter().map(place).collect())
+                places_of(&mut plans, number, &device.parts, &groups)
             })
             .collect();
         join_all(&mut plans, &mut places, &devices, options)?;
-        let handle = |(device, places): (Member, _)| {
-            Arc::new(DeviceHandle::new(device.parts, places, options))
+        let handle = |(number, (device, places)): (usize, (Member, _))| {
+            Arc::new(DeviceHandle::new(number, device, places, options))
         };
-        let handles: Vec<_> = devices.into_iter().zip(places).map(handle).collect();
+        let each = devices.into_iter().zip(places).enumerate();
+        let handles: Vec<_> = each.map(handle).collect();
         let (retired, receive): (Sender<Retired>, Receiver<Retired>) = bounded(RETIRED_MAX);
         let retire = std::thread::Builder::new()
             .name("retire".into())
@@ -456,55 +442,6 @@ impl Engine {
             let _ = retire.join();
         }
     }
-}
-
-/// Gives every vring of a device a place among `workers`, near to memory node `node`.
-fn place(
-    plans: &mut [Plan],
-    device: usize,
-    parts: &Parts,
-    workers: &[usize],
-    node: Option<usize>,
-) -> Vec<Place> {
-    let (per_unit, group) = match parts {
-        // The ends of a wire are served side by side.
-        Parts::Net(_, LinkSpec::Wire { peer, .. }) => (2, device.min(*peer)),
-        Parts::Net(..) => (2, device),
-        Parts::Blk(..) => (1, device),
-    };
-    let mut places = Vec::new();
-    for index in 0..parts.model().vrings_max() {
-        let worker = worker_of(group, index / per_unit, workers);
-        let plan = &mut plans[worker];
-        let running = Running::default();
-        places.push(Place {
-            mailbox: Arc::clone(&plan.mailbox),
-            worker,
-            node,
-            slot: plan.slots.len(),
-            running: running.clone(),
-            bursts: 1,
-            size: AtomicU16::new(0),
-            counters: Arc::default(),
-        });
-        plan.slots.push(running);
-        if let Parts::Blk(_, backing) = parts {
-            plan.uring = plan.uring.max(backing.uring());
-        }
-    }
-    places
-}
-
-/// The places of each vring, from those of each group: a vring is the same at each of them.
-fn share_counters(mut groups: Vec<Vec<Place>>) -> Vec<Vec<Place>> {
-    if let Some((first, others)) = groups.split_first_mut() {
-        for group in others {
-            for (place, same) in group.iter_mut().zip(first.iter()) {
-                place.counters = Arc::clone(&same.counters);
-            }
-        }
-    }
-    groups
 }
 
 /// Makes the links of all devices, in each of their groups.

@@ -22,7 +22,7 @@ use super::endpoint::{GuestDisk, VringEndpoint};
 use super::link::Armed;
 use super::mailbox::{CallFds, Retired};
 use super::started::{Vring, VringCounters};
-use super::worker::WorkerCx;
+use super::worker::{UringNeed, WorkerCx};
 
 /// Requests in flight at most per queue, for the queues of completions.
 pub(super) const IN_FLIGHT_MAX: u16 = 512;
@@ -38,8 +38,6 @@ pub(super) enum HostDisk {
     Ram(RamDisk),
     /// Nowhere.
     Null(NullDisk),
-    /// One of the others, with faults.
-    Faulty(Box<(FaultDisk, HostDisk)>),
 }
 
 impl HostDisk {
@@ -51,7 +49,6 @@ impl HostDisk {
                 Err(io::Error::other("the worker has no io_uring"))
             }
             (HostDisk::Ram(_) | HostDisk::Null(_), _) => Ok(()),
-            (HostDisk::Faulty(disk), ring) => disk.1.attach(ring),
         }
     }
 
@@ -59,28 +56,42 @@ impl HostDisk {
         match (self, ring) {
             (HostDisk::Uring(disk), Some(ring)) => disk.detach(ring),
             (HostDisk::Encrypted(it), Some(ring)) => it.disk.detach(ring),
-            (HostDisk::Faulty(disk), ring) => disk.1.detach(ring),
             _ => {}
         }
     }
 }
 
 impl HostDisk {
+    /// Operations that only the worker's ring can finish.
+    fn in_ring(&self, ring: Option<&Uring>) -> usize {
+        match (self, ring) {
+            (HostDisk::Uring(disk), Some(ring)) => disk.in_ring(ring),
+            (HostDisk::Encrypted(it), Some(ring)) => it.disk.in_ring(ring),
+            _ => 0,
+        }
+    }
+
+    /// Which ring it needs.
+    fn need(&self) -> UringNeed {
+        let disk = match self {
+            HostDisk::Uring(disk) => disk,
+            HostDisk::Encrypted(it) => &it.disk,
+            HostDisk::Ram(_) | HostDisk::Null(_) => return UringNeed::Nothing,
+        };
+        UringNeed::of(disk.io())
+    }
+
     /// Registers guest memory with the ring, where that is asked for.
     fn pin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
-        match (self, ring) {
-            (HostDisk::Uring(disk), Some(ring)) => disk.pin(ring, ram),
-            (HostDisk::Faulty(disk), ring) => disk.1.pin(ring, ram),
-            _ => {}
+        if let (HostDisk::Uring(disk), Some(ring)) = (self, ring) {
+            disk.pin(ring, ram);
         }
     }
 
     /// Takes guest memory out of the ring again, before it is unmapped.
     fn unpin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
-        match (self, ring) {
-            (HostDisk::Uring(disk), Some(ring)) => disk.unpin(ring, ram),
-            (HostDisk::Faulty(disk), ring) => disk.1.unpin(ring, ram),
-            _ => {}
+        if let (HostDisk::Uring(disk), Some(ring)) = (self, ring) {
+            disk.unpin(ring, ram);
         }
     }
 
@@ -90,7 +101,6 @@ impl HostDisk {
             HostDisk::Uring(disk) => disk.has_done(),
             HostDisk::Encrypted(it) => it.disk.has_done(),
             HostDisk::Ram(_) | HostDisk::Null(_) => false,
-            HostDisk::Faulty(disk) => disk.1.has_done(),
         }
     }
 }
@@ -133,6 +143,8 @@ pub(super) struct DiskQueue<F: RingFormat> {
     vring: Vring<F>,
     handler: BlkHandler,
     host: HostDisk,
+    /// What goes wrong between the two.
+    faults: FaultDisk,
     counters: Arc<VringCounters>,
     blk_counters: Arc<BlkCounters>,
     old_tables: Vec<OldTable>,
@@ -143,6 +155,7 @@ impl<F: RingFormat> DiskQueue<F> {
         vring: Vring<F>,
         handler: BlkHandler,
         host: HostDisk,
+        faults: FaultDisk,
         counters: Arc<VringCounters>,
         blk_counters: Arc<BlkCounters>,
     ) -> DiskQueue<F> {
@@ -151,6 +164,7 @@ impl<F: RingFormat> DiskQueue<F> {
             vring,
             handler,
             host,
+            faults,
             counters,
             blk_counters,
             old_tables,
@@ -158,6 +172,9 @@ impl<F: RingFormat> DiskQueue<F> {
     }
 
     fn run(&mut self, cx: &mut WorkerCx, budget: usize) -> Result<usize, RingFault> {
+        if self.faults.is_active() {
+            return self.run_faulty(cx, budget);
+        }
         let (vq, scratch) = (&mut self.vring.vq, &mut cx.scratch);
         match (&mut self.host, &mut cx.uring) {
             (HostDisk::Uring(disk), Some(ring)) => {
@@ -179,23 +196,19 @@ impl<F: RingFormat> DiskQueue<F> {
             (HostDisk::Uring(_) | HostDisk::Encrypted(_), None) => Ok(0),
             (HostDisk::Ram(disk), _) => self.handler.poll(vq, disk, scratch, budget),
             (HostDisk::Null(disk), _) => self.handler.poll(vq, disk, scratch, budget),
-            (HostDisk::Faulty(_), _) => self.run_faulty(cx, budget),
         }
     }
 
     #[cold]
     fn run_faulty(&mut self, cx: &mut WorkerCx, budget: usize) -> Result<usize, RingFault> {
         let (vq, scratch) = (&mut self.vring.vq, &mut cx.scratch);
-        let HostDisk::Faulty(parts) = &mut self.host else {
-            return Ok(0);
-        };
-        let (faults, disk) = &mut **parts;
+        let faults = &mut self.faults;
         let before = faults.injected();
         let mut poll = |disk: &mut dyn BlkIo| {
             let mut disk = faults.over(disk);
             self.handler.poll(vq, &mut disk, scratch, budget)
         };
-        let work = match (disk, &mut cx.uring) {
+        let work = match (&mut self.host, &mut cx.uring) {
             (HostDisk::Uring(disk), Some(ring)) => poll(&mut disk.lend(ring)),
             (HostDisk::Encrypted(it), Some(ring)) => match &mut it.crypt {
                 Some(crypt) => poll(&mut crypt.over(it.disk.lend(ring))),
@@ -203,10 +216,16 @@ impl<F: RingFormat> DiskQueue<F> {
             },
             (HostDisk::Ram(disk), _) => poll(disk),
             (HostDisk::Null(disk), _) => poll(disk),
-            (HostDisk::Uring(_) | HostDisk::Encrypted(_) | HostDisk::Faulty(_), _) => Ok(0),
+            (HostDisk::Uring(_) | HostDisk::Encrypted(_), None) => Ok(0),
         };
         self.blk_counters.injected.add(faults.injected() - before);
         work
+    }
+
+    /// The memory tables that requests may point into.
+    fn tables(&self) -> impl Iterator<Item = &Arc<GuestRam>> {
+        let old = self.old_tables.iter().map(|table| &table.retired.ram);
+        old.chain([self.vring.vq.ram()])
     }
 
     /// Sends tables that nothing in flight points into to be unmapped.
@@ -227,14 +246,18 @@ impl<F: RingFormat> DiskQueue<F> {
 impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
     fn attach(&mut self, cx: &mut WorkerCx) -> io::Result<()> {
         self.host.attach(cx.uring.as_mut())?;
-        self.host.pin(cx.uring.as_mut(), self.vring.vq.ram());
+        for ram in self.tables() {
+            self.host.pin(cx.uring.as_mut(), ram);
+        }
         Ok(())
     }
 
     fn detach(&mut self, cx: &mut WorkerCx) {
-        self.host.unpin(cx.uring.as_mut(), self.vring.vq.ram());
-        self.host.detach(cx.uring.as_mut());
         self.retire(cx);
+        for ram in self.tables() {
+            self.host.unpin(cx.uring.as_mut(), ram);
+        }
+        self.host.detach(cx.uring.as_mut());
     }
 
     fn kick(&self) -> Option<&EventFd> {
@@ -257,6 +280,15 @@ impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
         self.handler.stop_holding();
         self.poll(cx, 0);
         self.handler.is_drained()
+    }
+
+    fn is_movable(&mut self, cx: &mut WorkerCx) -> bool {
+        // What waits for space, for a limit or to be told goes with us.
+        self.host.in_ring(cx.uring.as_ref()) == 0
+    }
+
+    fn uring(&self) -> UringNeed {
+        self.host.need()
     }
 
     fn base(&self) -> u32 {
@@ -311,9 +343,9 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
         if self.host.has_done() || self.handler.has_room() && self.vring.set_kicks(true) {
             return Armed::Work;
         }
-        match &self.host {
-            HostDisk::Faulty(disk) if disk.0.holds() => Armed::Bounded,
-            _ => Armed::Sleep,
+        match self.faults.holds() {
+            true => Armed::Bounded,
+            false => Armed::Sleep,
         }
     }
 
@@ -380,6 +412,7 @@ mod tests {
             vring.unwrap(),
             BlkHandler::new(&model, 0, memory.size, 0).unwrap(),
             HostDisk::Ram(RamDisk::new(store, IN_FLIGHT_MAX.into())),
+            FaultDisk::new(Arc::default(), 512),
             Arc::clone(counters),
             Arc::clone(model.queue_counters(0).unwrap()),
         )

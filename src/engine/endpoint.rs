@@ -15,7 +15,7 @@ use crate::ring::{Areas, RingFault};
 
 use super::link::Armed;
 use super::mailbox::{CallFds, Retired};
-use super::worker::WorkerCx;
+use super::worker::{UringNeed, WorkerCx};
 
 /// What every endpoint can do.
 pub(crate) trait VringEndpoint: Send + core::fmt::Debug {
@@ -35,6 +35,14 @@ pub(crate) trait VringEndpoint: Send + core::fmt::Debug {
     fn flush_call(&mut self, now: bool);
     /// Takes nothing new and gives back what it can; true once nothing is held.
     fn drain(&mut self, cx: &mut WorkerCx) -> bool;
+    /// Takes nothing new; true once another worker could go on with it.
+    fn is_movable(&mut self, cx: &mut WorkerCx) -> bool {
+        self.drain(cx)
+    }
+    /// Which io_uring it needs.
+    fn uring(&self) -> UringNeed {
+        UringNeed::Nothing
+    }
     /// The 32-bit base.
     fn base(&self) -> u32;
     /// Exchanges the call and err fds.

@@ -15,17 +15,18 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::memory::GuestRam;
 use crate::ring::{Areas, Packed, RingFormat, Split};
 
-use super::build::{EngineOptions, Parts};
+use super::build::{EngineOptions, Member, Parts};
 use super::fabric::Running;
-use super::mailbox::{CallFds, Command, Mailbox};
+use super::mailbox::{CallFds, Command, Leave, Mailbox};
+use super::moves::Moves;
 use super::runner::{EngineError, VringAddr, VringRunner, VringSetup};
 use super::started::VringCounters;
 use super::topology::Topology;
 
 /// How long a worker may take to answer anything but a stop: many turns of the longest loop.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// Where a vring lives: fixed when the daemon starts.
+/// Where a vring can live: fixed when the daemon starts.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) mailbox: Arc<Mailbox>,
@@ -48,13 +49,15 @@ pub(super) struct Place {
 pub struct DeviceHandle {
     name: String,
     pub(super) parts: Parts,
-    /// Groups of places, in each one for every vring.
-    places: Vec<Vec<Place>>,
+    /// Groups of places, in each one for every vring. For a disk a group is a worker.
+    pub(super) places: Vec<Vec<Place>>,
     /// The group in which each vring is, or was last.
-    group: Vec<AtomicUsize>,
-    started: Vec<AtomicBool>,
-    cores: Vec<usize>,
-    topology: Topology,
+    pub(super) group: Vec<AtomicUsize>,
+    pub(super) started: Vec<AtomicBool>,
+    pub(super) cores: Vec<usize>,
+    pub(super) topology: Topology,
+    /// How a disk's vrings go from one worker to another.
+    pub(super) moves: Moves,
     /// Vrings started on a core that is far from their memory.
     remote_starts: AtomicU64,
     /// How long a stop waits for requests in flight.
@@ -64,15 +67,18 @@ pub struct DeviceHandle {
 }
 
 impl DeviceHandle {
+    /// Of device number `number`.
     pub(super) fn new(
-        parts: Parts,
+        number: usize,
+        device: Member,
         places: Vec<Vec<Place>>,
         options: &EngineOptions,
     ) -> DeviceHandle {
         let vrings = places.first().map_or(0, Vec::len);
         DeviceHandle {
-            name: parts.model().name().to_owned(),
-            parts,
+            name: device.parts.model().name().to_owned(),
+            moves: Moves::new(number, &device.cores, vrings, options),
+            parts: device.parts,
             places,
             group: (0..vrings).map(|_| AtomicUsize::new(0)).collect(),
             started: (0..vrings).map(|_| AtomicBool::new(false)).collect(),
@@ -111,6 +117,7 @@ impl DeviceHandle {
         });
         let group = match with {
             Some(partner) => self.group[partner].load(Ordering::Relaxed),
+            None if partner.is_none() => self.choose_worker(at, memory),
             None => self.places.iter().position(near).unwrap_or(0),
         };
         if let Some(chosen) = self.group.get(at) {
@@ -136,7 +143,7 @@ impl DeviceHandle {
     }
 
     /// Sends a command and waits for its answer.
-    fn ask<T>(
+    pub(super) fn ask<T>(
         &self,
         index: u16,
         within: Duration,
@@ -144,8 +151,7 @@ impl DeviceHandle {
         answer: &Receiver<T>,
     ) -> Result<T, EngineError> {
         let deadline = Instant::now() + within;
-        let waited_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
-        let timeout = EngineError::Timeout { index, waited_ms };
+        let timeout = timeout(index, within);
         if self.place(index)?.mailbox.send(command, deadline).is_err() {
             return Err(timeout);
         }
@@ -191,9 +197,18 @@ impl DeviceHandle {
                 self.remote_starts.load(Ordering::Relaxed),
             ),
         ];
+        if matches!(self.parts, Parts::Blk(..)) {
+            counters.push(("vrings_moved", self.moves.done()));
+        }
         counters.extend(self.parts.host_counters());
         counters
     }
+}
+
+/// A worker has not answered for so long.
+pub(super) fn timeout(index: u16, within: Duration) -> EngineError {
+    let waited_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+    EngineError::Timeout { index, waited_ms }
 }
 
 fn find_areas<F: RingFormat>(
@@ -225,15 +240,10 @@ impl VringRunner for DeviceHandle {
         self.parts
             .served(index, true)
             .map_err(|source| EngineError::System { index, source })?;
-        let (reply, answer) = bounded(1);
-        let command = Command::Start {
-            slot: place.slot,
-            endpoint,
-            reply,
-        };
-        let started = self.ask(index, ANSWER_WITHIN, command, &answer)?;
-        started.map_err(|source| EngineError::System { index, source })?;
+        self.enter(index, place, endpoint, false)
+            .map_err(|(error, _)| error)?;
         self.started[usize::from(index)].store(true, Ordering::Relaxed);
+        self.moves.lost(index, false);
         Ok(())
     }
 
@@ -244,11 +254,14 @@ impl VringRunner for DeviceHandle {
         let (reply, answer) = bounded(1);
         let command = Command::Stop {
             slot: place.slot,
+            how: Leave::Drained,
             reply,
         };
         // The drain has its deadline, and the answer some time on top.
         let within = self.stop_timeout + Duration::from_millis(500);
-        match self.ask(index, within, command, &answer) {
+        let stopped = self.ask(index, within, command, &answer);
+        self.moves.lost(index, stopped.is_err());
+        match stopped {
             Ok(stopped) => {
                 self.started[usize::from(index)].store(false, Ordering::Relaxed);
                 // A tap that is gone has no queue to detach; the vring is stopped all the same.

@@ -30,10 +30,17 @@ pub(crate) enum Command {
     Start {
         slot: usize,
         endpoint: Endpoint,
-        reply: Sender<io::Result<()>>,
+        paused: bool,
+        reply: Sender<Result<(), NotStarted>>,
     },
     /// Takes no new chain, finishes what is in flight, then gives the endpoint back.
-    Stop { slot: usize, reply: Sender<Stopped> },
+    Stop {
+        slot: usize,
+        how: Leave,
+        reply: Sender<Stopped>,
+    },
+    /// Calls a stop off; whether it was not too late for that.
+    Stay { slot: usize, reply: Sender<bool> },
     /// A disabled vring is not processed in either direction.
     Pause {
         slot: usize,
@@ -66,13 +73,32 @@ pub(crate) struct CallFds {
     pub(crate) err: Option<EventFd>,
 }
 
-/// A stopped vring on its way back to control, where it is dropped.
+/// What a vring that is stopped waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// The end of all that is in flight.
+    Drained,
+    /// The end of what only this worker can finish; the rest goes with it to another one.
+    Movable,
+}
+
+/// A stopped vring on its way back to control, where it is dropped or given to another worker.
 #[derive(Debug)]
 pub(crate) struct Stopped {
     /// The 32-bit value for GET_VRING_BASE.
     pub(crate) base: u32,
     /// What the worker owned.
-    #[expect(dead_code, reason = "held to be dropped by control")]
+    pub(crate) endpoint: Endpoint,
+    /// It was disabled.
+    pub(crate) paused: bool,
+}
+
+/// A vring that a worker could not take over.
+#[derive(Debug)]
+pub(crate) struct NotStarted {
+    /// Why.
+    pub(crate) error: io::Error,
+    /// As it came.
     pub(crate) endpoint: Endpoint,
 }
 

@@ -9,6 +9,17 @@ pub(super) fn worker_of(device: usize, unit: u16, workers: &[usize]) -> usize {
     workers[(device + usize::from(unit)) % workers.len()]
 }
 
+/// The numbers of the workers on `cores`, where there is one on each of `all`; all of them, when
+/// none of `cores` has one.
+pub(super) fn workers_of(cores: &[usize], all: &[usize]) -> Vec<usize> {
+    let serves = |worker: &usize| cores.contains(&all[*worker]);
+    let workers: Vec<_> = (0..all.len()).filter(serves).collect();
+    if workers.is_empty() {
+        return (0..all.len()).collect();
+    }
+    workers
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,5 +39,12 @@ mod tests {
             [0, 1, 2, 0]
         );
         assert_eq!(worker_of(7, 9, &[3]), 3);
+    }
+
+    #[test]
+    fn cores_without_a_worker_are_left_out_and_none_is_all() {
+        assert_eq!(workers_of(&[7, 3, 5], &[3, 4, 7]), [0, 2]);
+        assert_eq!(workers_of(&[], &[3, 4]), [0, 1]);
+        assert_eq!(workers_of(&[9], &[3, 4]), [0, 1]);
     }
 }

@@ -17,13 +17,14 @@ use crate::host::net::FrameBurst;
 use crate::memory::{SEGMENTS_MAX, Segments};
 use crate::sync::Counter;
 use crate::sys::cpu;
+use crate::sys::disk::IoOptions;
 use crate::sys::uring::Uring;
 
 use super::endpoint::{Endpoint, GuestDisk, GuestSink, GuestSource};
 use super::fabric::{Inbound, Running};
 use super::idle::{Idle, IdlePolicy};
 use super::link::{Armed, HostPorts, Link};
-use super::mailbox::{Command, Mailbox, Stopped};
+use super::mailbox::{Command, Leave, Mailbox, NotStarted, Stopped};
 
 /// Requests that a disk queue takes in one turn, so that none starves the others.
 const DISK_BUDGET: usize = 64;
@@ -66,8 +67,8 @@ pub(crate) struct WorkerCx {
 struct Slot {
     endpoint: Option<Endpoint>,
     paused: bool,
-    /// Who waits for it to stop.
-    stopping: Option<Sender<Stopped>>,
+    /// What it is stopped for, and who waits for that.
+    stopping: Option<(Leave, Sender<Stopped>)>,
     /// Whether it runs, for workers that send to it.
     running: Running,
 }
@@ -165,6 +166,27 @@ pub(crate) enum UringNeed {
     WithThread,
 }
 
+impl UringNeed {
+    /// Of a disk that asks for these.
+    pub(crate) fn of(io: IoOptions) -> UringNeed {
+        match io.sqpoll {
+            true => UringNeed::WithThread,
+            false => UringNeed::Ring,
+        }
+    }
+
+    /// The ring, which `epoll` is told of.
+    fn make(self, epoll: &Epoll) -> io::Result<Option<Uring>> {
+        let ring = match self {
+            UringNeed::Nothing => return Ok(None),
+            UringNeed::Ring => Uring::new()?,
+            UringNeed::WithThread => Uring::with_thread()?,
+        };
+        watch(epoll, &ring, EventSet::EDGE_TRIGGERED)?;
+        Ok(Some(ring))
+    }
+}
+
 /// How a worker is made.
 #[derive(Debug)]
 pub(crate) struct WorkerConfig {
@@ -192,6 +214,8 @@ pub(crate) struct Worker {
     live: Vec<usize>,
     inbounds: Vec<Inbound>,
     ports: HostPorts,
+    /// Slots with a vring.
+    started: Vec<usize>,
     /// Slots with a disk, so that a turn does not look at the others.
     disks: Vec<usize>,
     /// Slots whose vring puts calls to its driver off.
@@ -246,14 +270,7 @@ impl Worker {
         watch(&epoll, config.mailbox.wake_fd(), EventSet::EDGE_TRIGGERED)?;
         let alarm = TimerFd::new()?;
         watch(&epoll, &alarm, EventSet::EDGE_TRIGGERED)?;
-        let uring = match config.uring {
-            UringNeed::Nothing => None,
-            UringNeed::Ring => Some(Uring::new()?),
-            UringNeed::WithThread => Some(Uring::with_thread()?),
-        };
-        if let Some(uring) = &uring {
-            watch(&epoll, uring, EventSet::EDGE_TRIGGERED)?;
-        }
+        let uring = config.uring.make(&epoll)?;
         let slot = |running| Slot {
             running,
             ..Slot::default()
@@ -265,6 +282,7 @@ impl Worker {
             links: config.links,
             inbounds: config.inbounds,
             ports: config.ports,
+            started: Vec::new(),
             disks: Vec::new(),
             putting_off: Vec::new(),
             kickless: 0,
@@ -376,14 +394,21 @@ impl Worker {
                 Command::Start {
                     slot,
                     endpoint,
+                    paused,
                     reply,
                 } => {
-                    let _ = reply.try_send(self.start(slot, endpoint));
+                    let _ = reply.try_send(self.start(slot, endpoint, paused));
                 }
-                Command::Stop { slot, reply } => {
-                    self.slots.0[slot].stopping = Some(reply);
+                Command::Stop { slot, how, reply } => {
+                    self.slots.0[slot].stopping = Some((how, reply));
                     self.slots.0[slot].tell();
                     self.stopping = true;
+                }
+                Command::Stay { slot, reply } => {
+                    let slot = &mut self.slots.0[slot];
+                    let stays = slot.stopping.take().is_some() && slot.endpoint.is_some();
+                    slot.tell();
+                    let _ = reply.try_send(stays);
                 }
                 Command::Pause {
                     slot,
@@ -419,16 +444,14 @@ impl Worker {
         self.find_live();
     }
 
-    fn start(&mut self, slot: usize, mut endpoint: Endpoint) -> io::Result<()> {
-        if self.slots.0[slot].endpoint.is_some() {
-            return Err(io::Error::other(
-                "the vring before it is still being stopped",
-            ));
-        }
-        endpoint.vring().attach(&mut self.cx)?;
-        match endpoint.vring().kick() {
-            Some(kick) => watch(&self.epoll, kick, EventSet::EDGE_TRIGGERED)?,
-            None => self.kickless += 1,
+    fn start(
+        &mut self,
+        slot: usize,
+        mut endpoint: Endpoint,
+        paused: bool,
+    ) -> Result<(), NotStarted> {
+        if let Err(error) = self.make_room(slot, &mut endpoint) {
+            return Err(NotStarted { error, endpoint });
         }
         if matches!(endpoint, Endpoint::Disk(_)) {
             self.disks.push(slot);
@@ -436,11 +459,37 @@ impl Worker {
         if endpoint.vring().puts_calls_off() {
             self.putting_off.push(slot);
         }
+        self.started.push(slot);
         let slot = &mut self.slots.0[slot];
         slot.endpoint = Some(endpoint);
-        slot.paused = false;
+        slot.paused = paused;
         slot.tell();
         Ok(())
+    }
+
+    /// What a vring needs of this worker; nothing, when that fails.
+    fn make_room(&mut self, slot: usize, endpoint: &mut Endpoint) -> io::Result<()> {
+        if self.slots.0[slot].endpoint.is_some() {
+            return Err(io::Error::other(
+                "the vring before it is still being stopped",
+            ));
+        }
+        let vring = endpoint.vring();
+        if self.cx.uring.is_none() {
+            self.cx.uring = vring.uring().make(&self.epoll)?;
+        }
+        vring.attach(&mut self.cx)?;
+        let watched = match vring.kick() {
+            Some(kick) => watch(&self.epoll, kick, EventSet::EDGE_TRIGGERED),
+            None => {
+                self.kickless += 1;
+                Ok(())
+            }
+        };
+        if watched.is_err() {
+            vring.detach(&mut self.cx);
+        }
+        watched
     }
 
     /// Gives back every stopping vring that holds nothing any more.
@@ -448,25 +497,36 @@ impl Worker {
         self.stopping = false;
         for index in 0..self.slots.0.len() {
             let slot = &mut self.slots.0[index];
-            let (Some(_), Some(endpoint)) = (&slot.stopping, &mut slot.endpoint) else {
+            let (Some((how, _)), Some(endpoint)) = (&slot.stopping, &mut slot.endpoint) else {
                 // Nobody is there to be stopped: the sender learns it from the closed channel.
                 slot.stopping = None;
                 continue;
             };
-            if !endpoint.vring().drain(&mut self.cx) {
+            let leaves = match how {
+                Leave::Drained => endpoint.vring().drain(&mut self.cx),
+                Leave::Movable => endpoint.vring().is_movable(&mut self.cx),
+            };
+            if !leaves {
                 self.stopping = true;
                 continue;
             }
-            let (reply, endpoint) = (slot.stopping.take(), slot.endpoint.take());
-            slot.paused = false;
-            if let (Some(reply), Some(endpoint)) = (reply, endpoint) {
-                self.finish_stop(index, endpoint, &reply);
+            let (stopping, endpoint) = (slot.stopping.take(), slot.endpoint.take());
+            let paused = core::mem::take(&mut slot.paused);
+            slot.tell();
+            if let (Some((_, reply)), Some(endpoint)) = (stopping, endpoint) {
+                self.finish_stop(index, endpoint, paused, &reply);
             }
         }
         self.find_live();
     }
 
-    fn finish_stop(&mut self, slot: usize, mut endpoint: Endpoint, reply: &Sender<Stopped>) {
+    fn finish_stop(
+        &mut self,
+        slot: usize,
+        mut endpoint: Endpoint,
+        paused: bool,
+        reply: &Sender<Stopped>,
+    ) {
         endpoint.vring().detach(&mut self.cx);
         match endpoint.vring().kick() {
             Some(kick) => {
@@ -476,11 +536,17 @@ impl Worker {
             }
             None => self.kickless -= 1,
         }
+        self.started.retain(|&other| other != slot);
         self.disks.retain(|&disk| disk != slot);
         self.putting_off.retain(|&other| other != slot);
         endpoint.vring().flush_call(true);
         let base = endpoint.vring().base();
-        let _ = reply.try_send(Stopped { base, endpoint });
+        let stopped = Stopped {
+            base,
+            endpoint,
+            paused,
+        };
+        let _ = reply.try_send(stopped);
     }
 
     /// Turns kicks on, looks once more at everything, sleeps, and turns kicks off again.
@@ -503,8 +569,8 @@ impl Worker {
         }
         self.mailbox.parking().awake();
         self.turns_awake = 0;
-        for slot in &mut self.slots.0 {
-            if let Some(endpoint) = &mut slot.endpoint {
+        for &slot in &self.started {
+            if let Some(endpoint) = &mut self.slots.0[slot].endpoint {
                 endpoint.vring().disarm();
             }
         }

@@ -1,7 +1,9 @@
 //! `FaultDisk`: another disk that fails, dawdles and lies as it is told to. For tests, of guests
 //! and of ourselves: what a sick disk does is hard to get from a healthy one.
 
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::memory::Segment;
@@ -17,7 +19,7 @@ const EIO: i32 = 5;
 const EAGAIN: i32 = 11;
 const ENOSPC: i32 = 28;
 
-/// What goes wrong. "Every Nth" counts the operations of a queue; 0 is never.
+/// What goes wrong. "Every Nth" counts the operations of a queue while it has faults; 0 is never.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FaultPlan {
     /// Every Nth operation fails with EIO.
@@ -38,24 +40,80 @@ pub struct FaultPlan {
     pub drop_flush: bool,
 }
 
+/// What goes wrong with a disk now. Whoever controls the disk sets it; its queues look once per
+/// turn. One that looks while it is being set may have some of both plans for that turn.
+#[derive(Debug, Default)]
+pub struct Faults {
+    is_on: AtomicBool,
+    /// In the order of the plan; the delay in microseconds.
+    numbers: [AtomicU32; 7],
+    drop_flush: AtomicBool,
+}
+
+impl Faults {
+    /// From now on this goes wrong, or nothing.
+    pub fn set(&self, plan: Option<FaultPlan>) {
+        let wanted = plan.unwrap_or_default();
+        let delay = u32::try_from(wanted.delay.as_micros()).unwrap_or(u32::MAX);
+        let numbers = [
+            wanted.eio,
+            wanted.enospc,
+            wanted.eintr,
+            wanted.eagain,
+            wanted.short,
+            wanted.reorder,
+            delay,
+        ];
+        for (place, number) in self.numbers.iter().zip(numbers) {
+            place.store(number, Relaxed);
+        }
+        self.drop_flush.store(wanted.drop_flush, Relaxed);
+        self.is_on.store(plan.is_some(), Relaxed);
+    }
+
+    #[inline]
+    fn is_on(&self) -> bool {
+        self.is_on.load(Relaxed)
+    }
+
+    fn plan(&self) -> FaultPlan {
+        let [eio, enospc, eintr, eagain, short, reorder, delay] =
+            self.numbers.each_ref().map(|number| number.load(Relaxed));
+        FaultPlan {
+            eio,
+            enospc,
+            eintr,
+            eagain,
+            short,
+            delay: Duration::from_micros(delay.into()),
+            reorder,
+            drop_flush: self.drop_flush.load(Relaxed),
+        }
+    }
+}
+
 /// The faults of one queue, and the completions that they hold back.
 #[derive(Debug)]
 pub struct FaultDisk {
+    faults: Arc<Faults>,
+    /// In this turn.
     plan: FaultPlan,
     /// What short operations keep to.
     block_size: u32,
     operations: u64,
     injected: u64,
     segments: Vec<Segment>,
+    /// With the time since when.
     held: VecDeque<(Instant, Completion)>,
     ready: VecDeque<Completion>,
 }
 
 impl FaultDisk {
-    /// Faults after `plan` on a disk of blocks of `block_size` bytes.
-    pub fn new(plan: FaultPlan, block_size: u32) -> FaultDisk {
+    /// The faults of a queue of a disk of blocks of `block_size` bytes.
+    pub fn new(faults: Arc<Faults>, block_size: u32) -> FaultDisk {
         FaultDisk {
-            plan,
+            faults,
+            plan: FaultPlan::default(),
             block_size,
             operations: 0,
             injected: 0,
@@ -70,6 +128,12 @@ impl FaultDisk {
         self.injected
     }
 
+    /// Whether something goes wrong, or still has to come right again.
+    #[inline]
+    pub fn is_active(&self) -> bool {
+        self.faults.is_on() || self.holds()
+    }
+
     /// Whether completions are held back: nothing but time wakes those.
     pub fn holds(&self) -> bool {
         !self.held.is_empty() || !self.ready.is_empty()
@@ -77,6 +141,7 @@ impl FaultDisk {
 
     /// The faults over `disk`, for one turn.
     pub fn over<'a>(&'a mut self, disk: &'a mut dyn BlkIo) -> Faulty<'a> {
+        self.plan = self.faults.plan();
         Faulty { faults: self, disk }
     }
 
@@ -99,8 +164,7 @@ impl FaultDisk {
     }
 
     fn hold(&mut self, completion: Completion) {
-        let due = Instant::now() + self.plan.delay;
-        self.held.push_back((due, completion));
+        self.held.push_back((Instant::now(), completion));
     }
 
     /// Half of `bytes`, in whole blocks; all of it where half is none.
@@ -132,13 +196,17 @@ impl FaultDisk {
             return;
         };
         let now = Instant::now();
+        let delay = self.plan.delay;
+        let waited = |since: &Instant| now.saturating_duration_since(*since);
         if self.plan.reorder == 0 {
-            let count = self.held.iter().take_while(|(due, _)| *due <= now).count();
+            let is_due = |held: &&(Instant, Completion)| waited(&held.0) >= delay;
+            let count = self.held.iter().take_while(is_due).count();
             let due = self.held.drain(..count);
             self.ready.extend(due.map(|(_, completion)| completion));
         } else {
-            let many = self.held.len() >= self.plan.reorder as usize && *oldest <= now;
-            if many || *oldest + REORDER_WITHIN <= now {
+            let waited = waited(oldest);
+            let many = self.held.len() >= self.plan.reorder as usize && waited >= delay;
+            if many || waited >= delay + REORDER_WITHIN {
                 let last_first = self.held.drain(..).rev();
                 self.ready
                     .extend(last_first.map(|(_, completion)| completion));
@@ -233,7 +301,9 @@ mod tests {
 
     /// Results of `count` operations in the order of their completion.
     fn run(plan: FaultPlan, count: u16, op: BlkOp<'_>) -> Vec<(u16, Result<u32, i32>)> {
-        let (mut faults, mut disk) = (FaultDisk::new(plan, 512), NullDisk::new(64));
+        let shared = Arc::new(Faults::default());
+        shared.set(Some(plan));
+        let (mut faults, mut disk) = (FaultDisk::new(shared, 512), NullDisk::new(64));
         let mut faulty = faults.over(&mut disk);
         for slot in 0..count {
             faulty.submit(token(slot), op).unwrap();
@@ -297,8 +367,32 @@ mod tests {
     }
 
     #[test]
+    fn what_was_held_back_follows_the_plan_of_now() {
+        let shared = Arc::new(Faults::default());
+        let mut faults = FaultDisk::new(Arc::clone(&shared), 512);
+        let mut disk = NullDisk::new(64);
+        assert!(!faults.is_active());
+        let plan = FaultPlan {
+            delay: Duration::from_secs(3600),
+            drop_flush: true,
+            ..FaultPlan::default()
+        };
+        shared.set(Some(plan));
+        assert_eq!(shared.plan(), plan);
+        let mut faulty = faults.over(&mut disk);
+        faulty.submit(token(1), BlkOp::Flush).unwrap();
+        assert_eq!(faulty.reap(), None);
+        shared.set(None);
+        assert!(faults.is_active(), "one is still to come");
+        let done = faults.over(&mut disk).reap().unwrap();
+        assert_eq!((done.token, done.result), (token(1), Ok(0)));
+        assert!(!faults.is_active());
+        assert_eq!(shared.plan(), FaultPlan::default());
+    }
+
+    #[test]
     fn half_is_whole_blocks_and_never_nothing() {
-        let faults = FaultDisk::new(FaultPlan::default(), 4096);
+        let faults = FaultDisk::new(Arc::default(), 4096);
         for (bytes, half) in [(4096, 4096), (8192, 4096), (20480, 8192), (0, 0)] {
             assert_eq!(faults.half(bytes), half);
         }

@@ -8,15 +8,17 @@
 //!
 //! A file in memory needs no ring (`at_once`).
 //!
-//! Ranges are discarded and zeroed by fallocate(2), which the kernel does beside the ring, for
-//! block devices too. What a file system or device can't do is learnt from its first answer: then
-//! zeros are written, and a discard, which is only a hint, does nothing.
+//! Ranges are zeroed by fallocate(2), which the kernel does beside the ring, for block devices too.
+//! Discards punch holes into files. On a block device a hole is a range that reads as zeros, which
+//! not all devices that discard can do (dm-thin, many SSDs): they have a command of their own. What
+//! a kernel, file system or device can't do is learnt from its first answer: then the next best is
+//! tried, zeros are written, and a discard, which is only a hint, does nothing.
 
 use std::io;
 use std::sync::Arc;
 
 use crate::memory::{GuestRam, Segment, Store, copy};
-use crate::sys::disk::DiskFile;
+use crate::sys::disk::{DiskFile, IoOptions};
 use crate::sys::uring::{ClientId, Uring, UringOp, Zero};
 
 use super::blk::{BlkIo, BlkOp, Completion, Full, Token};
@@ -43,8 +45,8 @@ const ZEROES_BYTES: usize = 128 << 10;
 /// How often they are written by one operation.
 const ZEROES_REPEATED: usize = 8;
 
-// What fallocate(2) says where it does not do what it is asked for; the same on every Linux. EINVAL
-// comes from kernels whose io_uring has no fallocate.
+// What the kernel says where it does not do what it is asked for; the same on every Linux. EINVAL
+// comes from kernels whose io_uring has no such operation.
 const EAGAIN: i32 = 11;
 const EINVAL: i32 = 22;
 const ENOSYS: i32 = 38;
@@ -107,18 +109,43 @@ enum Kind {
     /// Moves data, or syncs.
     Move,
     /// Discards.
-    Discard,
+    Discard(Discard),
     /// Zeroes.
     Zero(Zero),
 }
 
 impl Kind {
-    const ALL: [Kind; 4] = [
+    const ALL: [Kind; 6] = [
         Kind::Move,
-        Kind::Discard,
+        Kind::Discard(Discard::Command),
+        Kind::Discard(Discard::Hole),
+        Kind::Discard(Discard::Nothing),
         Kind::Zero(Zero::Punch),
         Kind::Zero(Zero::Keep),
     ];
+}
+
+/// How ranges are discarded; what can't be done becomes the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Discard {
+    /// By the command of block devices.
+    Command,
+    /// By fallocate(2).
+    Hole,
+    /// Not at all.
+    Nothing,
+}
+
+impl Discard {
+    /// The best that is worth trying on `disk`.
+    fn on(disk: &DiskFile) -> Discard {
+        match disk.topology() {
+            // A hole would be zeros that the device writes.
+            topology if topology.discard_max == 0 => Discard::Nothing,
+            _ if disk.is_regular() => Discard::Hole,
+            _ => Discard::Command,
+        }
+    }
 }
 
 /// What the ring gives back with a completion: the token, which bounce buffer was used, and what
@@ -135,9 +162,11 @@ impl Tag {
         let buffer = self.buffer.map_or(0, |buffer| u64::from(buffer) + 1);
         let kind = match self.kind {
             Kind::Move => 0,
-            Kind::Discard => 1,
-            Kind::Zero(Zero::Punch) => 2,
-            Kind::Zero(Zero::Keep) => 3,
+            Kind::Discard(Discard::Command) => 1,
+            Kind::Discard(Discard::Hole) => 2,
+            Kind::Discard(Discard::Nothing) => 3,
+            Kind::Zero(Zero::Punch) => 4,
+            Kind::Zero(Zero::Keep) => 5,
         };
         let token = u64::from(self.token.slot) | (u64::from(self.token.generation) << 16);
         token | (buffer << 32) | (kind << 48)
@@ -154,7 +183,7 @@ impl Tag {
                 generation: (tag >> 16) as u16,
             },
             buffer: ((tag >> 32) as u16).checked_sub(1),
-            kind: Kind::ALL[(tag >> 48) as usize & 3],
+            kind: Kind::ALL[(tag >> 48) as usize],
         }
     }
 }
@@ -174,6 +203,7 @@ pub struct UringDisk {
 /// What is needed to discard and zero.
 #[derive(Debug)]
 struct Ranges {
+    discard: Discard,
     /// Whether the file can have holes punched, as far as is known.
     punch: bool,
     /// Whether it can have ranges zeroed that stay allocated, as far as is known.
@@ -189,16 +219,17 @@ impl UringDisk {
     pub fn new(disk: Arc<DiskFile>) -> UringDisk {
         UringDisk {
             at_once: AtOnce::new(disk.is_in_memory()),
-            disk,
             attached: None,
             bounces: None,
             unaligned: 0,
             ranges: Ranges {
+                discard: Discard::on(&disk),
                 punch: true,
                 keep: true,
                 bytes: Box::default(),
                 zeroes: None,
             },
+            disk,
         }
     }
 
@@ -215,6 +246,16 @@ impl UringDisk {
     /// Whether something is done that was not reaped, and of which the ring tells nothing.
     pub fn has_done(&self) -> bool {
         self.at_once.in_flight() > 0
+    }
+
+    /// What is asked of the ring beside the usual.
+    pub fn io(&self) -> IoOptions {
+        self.disk.io()
+    }
+
+    /// Operations in the ring that it is attached to, done or not.
+    pub fn in_ring(&self, ring: &Uring) -> usize {
+        self.attached.map_or(0, |at| ring.in_flight(at.client))
     }
 
     /// Registers with the worker's ring.
@@ -311,6 +352,7 @@ impl Lent<'_> {
                 durable,
             },
             BlkOp::Flush => UringOp::Sync { file },
+            // These have their own way.
             BlkOp::Discard { .. } | BlkOp::WriteZeroes { .. } => UringOp::Nothing,
         };
         if self.ring.submit(at.client, tag.to_u64(), op) {
@@ -371,19 +413,33 @@ impl Lent<'_> {
         let aligned = offset.is_multiple_of(align.into()) && bytes.is_multiple_of(align);
         let ranges = &self.queue.ranges;
         let (punch, keep) = (ranges.punch && aligned, ranges.keep && aligned);
-        let (kind, how) = match unmap {
-            None if punch => (Kind::Discard, Zero::Punch),
-            None => return self.push_ring(at, token, Kind::Discard, bytes, UringOp::Nothing),
-            Some(true) if punch => (Kind::Zero(Zero::Punch), Zero::Punch),
-            Some(_) if keep => (Kind::Zero(Zero::Keep), Zero::Keep),
-            Some(_) => return self.push_zeroes(at, token, offset, bytes),
-        };
         let file = at.file;
-        let op = UringOp::Zero {
+        let zero = |how| UringOp::Zero {
             file,
             offset,
             bytes,
             how,
+        };
+        let (kind, op) = match unmap {
+            None => {
+                let how = match aligned {
+                    true => ranges.discard,
+                    false => Discard::Nothing,
+                };
+                let op = match how {
+                    Discard::Command => UringOp::Discard {
+                        file,
+                        offset,
+                        bytes,
+                    },
+                    Discard::Hole => zero(Zero::Punch),
+                    Discard::Nothing => UringOp::Nothing,
+                };
+                (Kind::Discard(how), op)
+            }
+            Some(true) if punch => (Kind::Zero(Zero::Punch), zero(Zero::Punch)),
+            Some(_) if keep => (Kind::Zero(Zero::Keep), zero(Zero::Keep)),
+            Some(_) => return self.push_zeroes(at, token, offset, bytes),
         };
         self.push_ring(at, token, kind, bytes, op)
     }
@@ -437,24 +493,29 @@ impl Lent<'_> {
         self.push(at, tag, op)
     }
 
-    /// What a range's operation came to, from what fallocate(2) answered.
+    /// What a range's operation came to, from what the kernel answered.
     #[cold]
     fn finish_range(&mut self, token: Token, kind: Kind, result: i32) -> Completion {
         let ranges = &mut self.queue.ranges;
         let bytes = ranges.bytes[usize::from(token.slot)];
         let cannot = matches!(-result, EOPNOTSUPP | ENOSYS | EINVAL);
-        match kind {
-            Kind::Discard | Kind::Zero(Zero::Punch) => ranges.punch &= !cannot,
-            Kind::Zero(Zero::Keep) => ranges.keep &= !cannot,
-            Kind::Move => {}
-        }
-        let result = match (result, kind) {
-            (0.., _) => Ok(bytes),
-            (_, Kind::Discard) if cannot => Ok(bytes),
+        let result = match u32::try_from(result) {
+            Ok(_) => Ok(bytes),
             // Again, in another way.
-            _ if cannot => Err(EAGAIN),
-            _ => Err(-result),
+            Err(_) if cannot => Err(EAGAIN),
+            Err(_) => Err(-result),
         };
+        match kind {
+            _ if !cannot => {}
+            // Those that were sent before the first was answered may come later.
+            Kind::Discard(Discard::Command) if ranges.discard == Discard::Command => {
+                ranges.discard = Discard::Hole;
+            }
+            Kind::Discard(Discard::Hole) => ranges.discard = Discard::Nothing,
+            Kind::Zero(Zero::Punch) => ranges.punch = false,
+            Kind::Zero(Zero::Keep) => ranges.keep = false,
+            Kind::Discard(_) | Kind::Move => {}
+        }
         Completion { token, result }
     }
 }

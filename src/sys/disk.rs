@@ -1,6 +1,6 @@
 //! Files and block devices as disks: how they are opened, how large they are, what direct I/O asks.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -250,6 +250,10 @@ pub struct DiskTopology {
     pub min_io: u32,
     /// The best I/O, or 0.
     pub opt_io: u32,
+    /// Space is given back in such units.
+    pub discard_align: u32,
+    /// The most that is discarded as one, or 0 where nothing is.
+    pub discard_max: u64,
 }
 
 impl DiskTopology {
@@ -262,6 +266,8 @@ impl DiskTopology {
             offset: 0,
             min_io: block,
             opt_io: 0,
+            discard_align: block,
+            discard_max: u64::MAX,
         }
     }
 
@@ -275,6 +281,8 @@ impl DiskTopology {
         };
         let zero_align = ask(BLKSSZGET).filter(|bytes| *bytes > 0)?;
         let physical_block = ask(BLKPBSZGET).unwrap_or(0).max(zero_align);
+        let granularity = queue_limit(file, "discard_granularity");
+        let granularity = granularity.and_then(|bytes| u32::try_from(bytes).ok());
         Some(DiskTopology {
             zero_align,
             physical_block,
@@ -282,8 +290,20 @@ impl DiskTopology {
             offset: ask(BLKALIGNOFF).unwrap_or(0),
             min_io: ask(BLKIOMIN).unwrap_or(0).max(physical_block),
             opt_io: ask(BLKIOOPT).unwrap_or(0),
+            discard_align: granularity.unwrap_or(0).max(physical_block),
+            // Where nothing is told, the device itself will.
+            discard_max: queue_limit(file, "discard_max_bytes").unwrap_or(u64::MAX),
         })
     }
+}
+
+/// What sysfs says of the queue of a block device, or of the device that it is a partition of.
+fn queue_limit(file: &File, name: &str) -> Option<u64> {
+    let device = file.metadata().ok()?.rdev();
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let queue = |up| format!("/sys/dev/block/{major}:{minor}/{up}queue/{name}");
+    let text = fs::read_to_string(queue("")).or_else(|_| fs::read_to_string(queue("../")));
+    text.ok()?.trim().parse().ok()
 }
 
 fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {

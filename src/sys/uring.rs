@@ -37,6 +37,8 @@ const SEGMENTS_QUEUED: usize = 16 * SEGMENTS_PER_OPERATION;
 const SEGMENTS_PER_OPERATION: usize = 1024;
 /// After so many milliseconds without work the kernel's own thread sleeps (SQPOLL).
 const SQPOLL_IDLE_MS: u32 = 1000;
+/// linux/blkdev.h: `_IO(0x12, 0)`.
+const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
 /// How long a ring that is dropped waits for its operations.
 const DROP_WITHIN: Duration = Duration::from_secs(5);
 
@@ -99,6 +101,15 @@ pub enum UringOp<'a> {
         bytes: u32,
         /// With or without the space behind it.
         how: Zero,
+    },
+    /// What BLKDISCARD does, for block devices. Completes with 0; refused by kernels before 6.12.
+    Discard {
+        /// Which file.
+        file: u32,
+        /// First byte.
+        offset: u64,
+        /// Length.
+        bytes: u32,
     },
     /// Nothing: completes with 0.
     Nothing,
@@ -366,7 +377,7 @@ impl Uring {
         };
         let segments = match op {
             UringOp::Read { segments, .. } | UringOp::Write { segments, .. } => segments,
-            UringOp::Sync { .. } | UringOp::Zero { .. } | UringOp::Nothing => &[],
+            _ => &[],
         };
         let segments = &segments[..segments.len().min(SEGMENTS_PER_OPERATION)];
         let start = self.lists.len();
@@ -620,6 +631,18 @@ fn list_entry(op: UringOp<'_>, list: *const libc::iovec, count: u32) -> squeue::
             opcode::Fallocate::new(types::Fixed(file), bytes.into())
                 .offset(offset)
                 .mode(zero | libc::FALLOC_FL_KEEP_SIZE)
+                .build()
+        }
+        UringOp::Discard {
+            file,
+            offset,
+            bytes,
+        } => {
+            let mut length = [0; 16];
+            length[..8].copy_from_slice(&u64::from(bytes).to_ne_bytes());
+            opcode::UringCmd16::new(types::Fixed(file), BLOCK_URING_CMD_DISCARD)
+                .addr(Some(offset))
+                .cmd(length)
                 .build()
         }
         UringOp::Nothing => opcode::Nop::new().build(),

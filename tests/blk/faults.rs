@@ -1,13 +1,18 @@
 //! Sick disks: what fails is told to the guest, what can be mended is, and nothing hangs.
 
+use std::time::{Duration, Instant};
+
 use super::front_end::{F_FLUSH, F_WRITE_ZEROES, FLUSH, FrontEnd, IN, OUT, WRITE_ZEROES, range};
 use super::matrix;
 use super::served::{DISK, Served, assert_same, image};
+use crate::support::daemon::Daemon;
+use crate::support::deadline::wait_until;
 use crate::support::tmp::{TempDir, random_bytes};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
 const OK: u8 = 0;
 const IOERR: u8 = 1;
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
 fn the_matrix_holds_on_a_disk_that_is_short_late_and_interrupted() {
@@ -69,4 +74,135 @@ fn a_dropped_flush_is_answered_and_shown() {
     assert_eq!(front.run(FLUSH, 0, &[], 0).status, OK);
     assert_eq!(served.daemon.counter("disk0", "injected"), 1);
     assert!(served.daemon.log().contains("faults are injected"));
+}
+
+/// A daemon whose disk is well at first.
+struct Changing {
+    daemon: Daemon,
+    dir: TempDir,
+    backend: String,
+}
+
+impl Changing {
+    fn start(dir: TempDir, backend: String) -> Changing {
+        let settings = dir.path("vringd.toml");
+        let args = ["run", "--core", "1", "--idle", "adaptive", "--config"];
+        std::fs::write(&settings, text(&dir, &backend, "")).unwrap();
+        let daemon = Daemon::start(&[&args[..], &[settings.to_str().unwrap()]].concat());
+        Changing {
+            daemon,
+            dir,
+            backend,
+        }
+    }
+
+    /// Other faults, or none.
+    fn change(&self, fault: &str) {
+        let list = match fault {
+            "" => String::new(),
+            list => format!("fault = [\"{}\"]\n", list.replace('+', "\", \"")),
+        };
+        let settings = text(&self.dir, &self.backend, &list);
+        std::fs::write(self.dir.path("vringd.toml"), settings).unwrap();
+        let position = self.daemon.log().len();
+        self.daemon.signal(libc::SIGHUP);
+        let needle = match fault {
+            "" => "no more faults are injected",
+            _ => "faults are injected, as asked for",
+        };
+        self.daemon.wait_log_after(position, needle, PATIENCE);
+    }
+
+    fn counter(&self, name: &str) -> u64 {
+        self.daemon.counter("disk0", name)
+    }
+}
+
+fn text(dir: &TempDir, backend: &str, more: &str) -> String {
+    let socket = dir.path("disk.sock");
+    let socket = socket.display();
+    format!("[[blk]]\nname = \"disk0\"\nsocket = \"{socket}\"\n{backend}\n{more}")
+}
+
+/// Posts four reads at once; the order in which they are answered.
+fn four_reads<D: Driver>(front: &mut FrontEnd<D>, model: &[u8]) -> Vec<u64> {
+    for place in 0..4 {
+        front.post(place, IN, place * 8, &[], 4096);
+    }
+    let mut order = Vec::new();
+    wait_until("four answers", PATIENCE, || {
+        if let Some((place, answer)) = front.answered() {
+            let at = usize::try_from(place).unwrap() * 4096;
+            assert_eq!(answer.status, OK);
+            assert_same("read", &answer.data, &model[at..at + 4096]);
+            order.push(place);
+        }
+        (order.len() == 4).then_some(())
+    });
+    order
+}
+
+fn faults_come_and_go<D: Driver>(dir: TempDir, backend: String, mut model: Vec<u8>) {
+    let disk = Changing::start(dir, backend);
+    let mut front = FrontEnd::<D>::open(&disk.dir.path("disk.sock"), F_FLUSH);
+    let mut write = |front: &mut FrontEnd<D>, seed: u64, want: u8| {
+        let data = random_bytes(seed, 65536);
+        assert_eq!(front.run(OUT, 0, &data, 0).status, want, "a write");
+        if want == OK {
+            model[..65536].copy_from_slice(&data);
+        }
+        let answer = front.run(IN, 0, &[], 65536);
+        assert_eq!(answer.status, want, "a read");
+        if want == OK {
+            assert_same("read", &answer.data, &model[..65536]);
+        }
+    };
+    write(&mut front, 1, OK);
+    assert_eq!(disk.counter("injected"), 0);
+    disk.change("eio=1");
+    write(&mut front, 2, IOERR);
+    assert_eq!(front.run(FLUSH, 0, &[], 0).status, IOERR);
+    assert_eq!(disk.counter("injected"), 3);
+    disk.change("short=1");
+    write(&mut front, 3, OK);
+    assert!(disk.counter("short_ios") > 2);
+    disk.change("delay_us=150000");
+    let begin = Instant::now();
+    write(&mut front, 4, OK);
+    assert!(begin.elapsed() >= Duration::from_millis(300), "two of them");
+    disk.change("drop_flush");
+    let before = disk.counter("injected");
+    assert_eq!(front.run(FLUSH, 0, &[], 0).status, OK);
+    assert_eq!(disk.counter("injected"), before + 1);
+    // Nothing is lost when there are no more of them, and nobody waits for what was late.
+    disk.change("delay_us=60000000+eagain=2");
+    for place in 0..8 {
+        front.post(place, IN, 0, &[], 512);
+    }
+    disk.change("");
+    for (place, answer) in front.all_answers() {
+        assert_eq!(answer.status, OK, "{place}");
+    }
+    let before = disk.counter("injected");
+    write(&mut front, 5, OK);
+    assert_eq!(front.run(FLUSH, 0, &[], 0).status, OK);
+    assert_eq!(disk.counter("injected"), before);
+    disk.change("reorder=4");
+    // A busy machine may be too slow for four to meet.
+    let mut tries = 0;
+    while four_reads(&mut front, &model) != [3, 2, 1, 0] {
+        tries += 1;
+        assert!(tries < 200, "they never change places");
+    }
+    assert!(!disk.daemon.log().contains("takes a restart"));
+}
+
+#[test]
+fn faults_come_and_go_while_a_guest_runs() {
+    let dir = TempDir::new("changing");
+    faults_come_and_go::<PackedDriver>(dir, "backend = \"ram:8M\"".into(), vec![0; DISK]);
+    let dir = TempDir::new("changing");
+    let (path, model) = image(&dir);
+    let backend = format!("path = \"{}\"", path.display());
+    faults_come_and_go::<SplitDriver>(dir, backend, model);
 }

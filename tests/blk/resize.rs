@@ -10,6 +10,7 @@ use super::locks::refused;
 use super::served::{DISK, SECTOR, Served, assert_same, image};
 use crate::support::daemon::Daemon;
 use crate::support::deadline::wait_until;
+use crate::support::loop_device::Loop;
 use crate::support::tmp::{TempDir, random_bytes};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
@@ -159,38 +160,11 @@ fn what_a_file_lost_can_not_be_reached_and_only_the_next_guest_is_told() {
     assert_same("the file", &fs::read(&path).unwrap(), &model);
 }
 
-/// A block device over a file, gone at the end.
-struct Loop(String);
-
-impl Loop {
-    /// `None` where there are no such devices.
-    fn over(file: &Path) -> Option<Loop> {
-        let mut losetup = Command::new("losetup");
-        let made = losetup.args(["-f", "--show"]).arg(file).output();
-        let made = made.expect("losetup runs");
-        let name = String::from_utf8_lossy(&made.stdout).trim().to_owned();
-        made.status.success().then_some(Loop(name))
-    }
-
-    /// It is as large as its file.
-    fn follow(&self) {
-        let status = Command::new("losetup").args(["-c", &self.0]).status();
-        assert!(status.expect("losetup runs").success());
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["-d", &self.0]).status();
-    }
-}
-
 #[test]
 fn a_block_device_that_grows_is_seen_at_sighup() {
     let dir = TempDir::new("grows");
     let (path, mut model) = image(&dir);
-    let Some(device) = Loop::over(&path) else {
-        eprintln!("no loop devices on this machine: nothing was tested");
+    let Some(device) = Loop::over(&path, 512) else {
         return;
     };
     let served = Served::start(TempDir::new("grows"), &format!("path={}", device.0));

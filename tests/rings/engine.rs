@@ -21,9 +21,9 @@ use crate::support::deadline::wait_until;
 
 const RAM: u64 = 0x20_0000;
 const HEADERS: u64 = 0x10_0000;
-const DATA: u64 = 0x11_0000;
+pub const DATA: u64 = 0x11_0000;
 const SIZE: u16 = 16;
-const DISK: u64 = 1 << 20;
+pub const DISK: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, VIRTIO_BLK_F_FLUSH; VIRTIO_F_RING_PACKED.
@@ -31,30 +31,37 @@ const FEATURES: u64 = 1 << 28 | 1 << 32 | 1 << 9;
 const PACKED: u64 = 1 << 34;
 
 /// A disk with two queues of a guest, served by a worker.
-struct Machine<D: Driver> {
+pub struct Machine<D: Driver> {
     engine: Option<Engine>,
-    handle: Arc<DeviceHandle>,
+    pub handle: Arc<DeviceHandle>,
     model: Arc<BlkModel>,
-    ram: Arc<GuestRam>,
+    pub ram: Arc<GuestRam>,
     rings: [RingMemory; 2],
-    drivers: [D; 2],
+    pub drivers: [D; 2],
     started: Vec<u16>,
 }
 
 /// What a vring is given to tell and to be told.
 #[derive(Default)]
-struct Fds<'a> {
-    kick: Option<&'a EventFd>,
-    call: Option<&'a EventFd>,
-    err: Option<&'a EventFd>,
+pub struct Fds<'a> {
+    pub kick: Option<&'a EventFd>,
+    pub call: Option<&'a EventFd>,
+    pub err: Option<&'a EventFd>,
 }
 
-fn eventfd() -> EventFd {
+pub fn eventfd() -> EventFd {
     EventFd::new(EFD_NONBLOCK).unwrap()
 }
 
 impl<D: Driver> Machine<D> {
     fn new() -> Machine<D> {
+        let store = Arc::new(Store::new(DISK).unwrap());
+        Machine::with(vec![0], Backing::Ram(store), BlkSetup::default())
+    }
+
+    /// With a worker on each of `cores`, of which the first may serve the disk; of `more`, what a
+    /// disk always has is not looked at.
+    pub fn with(cores: Vec<usize>, backing: Backing, more: BlkSetup) -> Machine<D> {
         let model = Arc::new(BlkModel::new(BlkSetup {
             rings: vringd::device::RingOptions::default(),
             name: "disk0".into(),
@@ -63,24 +70,20 @@ impl<D: Driver> Machine<D> {
             queues: 2,
             read_only: false,
             serial: "disk0".into(),
-            ..BlkSetup::default()
+            ..more
         }));
         let options = EngineOptions {
-            cores: vec![0],
+            cores,
             idle: IdlePolicy::Interrupt,
             stop_timeout: PATIENCE,
             ..EngineOptions::default()
         };
-        let store = Arc::new(Store::new(DISK).unwrap());
-        let parts = Parts::Blk(Arc::clone(&model), Backing::Ram(store));
-        let (engine, mut handles) = Engine::start(
-            &options,
-            vec![Member {
-                parts,
-                cores: vec![0],
-            }],
-        )
-        .unwrap();
+        let parts = Parts::Blk(Arc::clone(&model), backing);
+        let member = Member {
+            parts,
+            cores: vec![options.cores[0]],
+        };
+        let (engine, mut handles) = Engine::start(&options, vec![member]).unwrap();
         let ram = GuestRam::for_test(&[(0, RAM)]);
         let first = RingMemory::new::<D::Format>(&ram, 0, SIZE);
         let at = first.end::<D::Format>().next_multiple_of(4096);
@@ -105,7 +108,7 @@ impl<D: Driver> Machine<D> {
         }
     }
 
-    fn start(&mut self, index: u16, fds: &Fds<'_>) {
+    pub fn start(&mut self, index: u16, fds: &Fds<'_>) {
         let copy = |fd: Option<&EventFd>| fd.map(|fd| fd.try_clone().unwrap());
         let packed = if D::Format::PACKED { PACKED } else { 0 };
         self.handle
@@ -125,7 +128,7 @@ impl<D: Driver> Machine<D> {
     }
 
     /// Posts a request in place `number`: 512 bytes to (`write`) or from sector `number`.
-    fn post(&mut self, index: u16, number: u64, write: bool) -> u16 {
+    pub fn post(&mut self, index: u16, number: u64, write: bool) -> u16 {
         let (header, data) = (HEADERS + number * 32, DATA + number * 1024);
         write_guest(&self.ram, header, &u32::from(write).to_le_bytes());
         write_guest(&self.ram, header + 8, &number.to_le_bytes());
@@ -146,16 +149,16 @@ impl<D: Driver> Machine<D> {
         id
     }
 
-    fn await_used(&mut self, index: u16) -> (u16, u32) {
+    pub fn await_used(&mut self, index: u16) -> (u16, u32) {
         let driver = &mut self.drivers[usize::from(index)];
         wait_until("the request comes back", PATIENCE, || driver.used())
     }
 
-    fn status(&self, number: u64) -> u8 {
+    pub fn status(&self, number: u64) -> u8 {
         read_guest(&self.ram, HEADERS + number * 32 + 16, 1)[0]
     }
 
-    fn counter(&self, name: &str) -> u64 {
+    pub fn counter(&self, name: &str) -> u64 {
         let device = DeviceModel::counters(self.model.as_ref());
         let vrings = self.handle.counters();
         let found = device.iter().chain(&vrings).find(|(n, _)| *n == name);

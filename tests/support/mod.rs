@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod deadline;
 pub mod guest;
 pub mod initrd;
+pub mod loop_device;
 pub mod netns;
 pub mod ovs;
 pub mod pcap;

@@ -15,6 +15,7 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use crate::host::fault::Faults;
 use crate::host::limit::DiskLimits;
 use crate::sync::Counter;
 
@@ -191,6 +192,8 @@ pub struct BlkSetup {
     pub rings: RingOptions,
     /// How much may pass.
     pub limits: Arc<DiskLimits>,
+    /// What goes wrong, for tests.
+    pub faults: Arc<Faults>,
 }
 
 /// The model of a disk.
@@ -477,7 +480,7 @@ mod tests {
     #[test]
     fn config_space_tells_the_limits_of_ranges() {
         let mut setup = BlkSetup {
-            ranges: RangeLimits::file(4096),
+            ranges: RangeLimits::file(4096, u64::MAX),
             block_size: 512,
             ..BlkSetup::default()
         };

@@ -15,6 +15,9 @@ use super::slots::Slot;
 /// Bytes of `struct virtio_blk_discard_write_zeroes`: sector, sectors, flags.
 const ENTRY_BYTES: usize = 16;
 
+/// Bytes of one discarded range at most, however many the medium takes: a stop waits for them.
+const DISCARD_MAX: u32 = 256 << 20;
+
 /// What a disk does with ranges that its guest gives up or wants zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RangeLimits {
@@ -33,13 +36,17 @@ pub struct RangeLimits {
 }
 
 impl RangeLimits {
-    /// For a file or block device whose space is given back in units of `align_bytes`. Zeroing
-    /// may mean writing: less at a time, so that a stop does not wait long.
-    pub fn file(align_bytes: u32) -> RangeLimits {
+    /// For a file or block device whose space is given back in units of `align_bytes`, at most
+    /// `discard_max` bytes as one (0: none is, which the guest need not know). Zeroing may mean
+    /// writing: less at a time, so that a stop does not wait long.
+    pub fn file(align_bytes: u32, discard_max: u64) -> RangeLimits {
+        let most = u64::from(DISCARD_MAX);
+        let whole = discard_max - discard_max % u64::from(align_bytes.max(1));
+        let told = u32::try_from(whole.min(most)).ok();
         RangeLimits {
             discard: true,
             zero_unmaps: true,
-            discard_bytes: 256 << 20,
+            discard_bytes: told.filter(|bytes| *bytes > 0).unwrap_or(DISCARD_MAX),
             zero_bytes: 16 << 20,
             segments: 32,
             align_bytes,

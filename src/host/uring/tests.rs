@@ -346,7 +346,9 @@ fn a_discard_gives_space_back_or_does_nothing() {
             let mut rig = Rig::new(directory, 4 * MIB);
             std::fs::write(rig.file.as_path(), vec![0x77; 4 << 20]).unwrap();
             rig.file.as_file().sync_all().unwrap();
-            rig.disk.ranges.punch = punch;
+            if !punch {
+                rig.disk.ranges.discard = Discard::Nothing;
+            }
             let op = BlkOp::Discard {
                 offset: MIB,
                 bytes: 2 << 20,
@@ -362,20 +364,34 @@ fn a_discard_gives_space_back_or_does_nothing() {
 }
 
 #[test]
-fn what_fallocate_can_not_do_is_learnt_and_errors_are_told() {
+fn what_the_kernel_can_not_do_is_learnt_and_errors_are_told() {
     let mut rig = Rig::new("/dev/shm", MIB);
     let token = Token {
         slot: 0,
         generation: 0,
     };
     rig.disk.ranges.bytes[0] = 4096;
+    rig.disk.ranges.discard = Discard::Command;
     let mut io = rig.disk.lend(&mut rig.ring);
     let mut end = |kind, errno: i32| io.finish_range(token, kind, -errno).result;
     assert_eq!(end(Kind::Zero(Zero::Keep), 28), Err(28), "ENOSPC");
     assert_eq!(end(Kind::Zero(Zero::Keep), EOPNOTSUPP), Err(EAGAIN));
-    assert_eq!(end(Kind::Discard, 5), Err(5), "EIO");
-    assert_eq!(end(Kind::Discard, EOPNOTSUPP), Ok(4096));
     assert_eq!(end(Kind::Zero(Zero::Punch), 0), Ok(4096));
-    assert!(!rig.disk.ranges.punch && !rig.disk.ranges.keep);
+    assert!(rig.disk.ranges.punch && !rig.disk.ranges.keep);
+    // Two were on their way before the first was answered.
+    let (command, hole) = (Discard::Command, Discard::Hole);
+    for (how, errno, want, left) in [
+        (command, 5, Err(5), command),
+        (command, EOPNOTSUPP, Err(EAGAIN), hole),
+        (command, EOPNOTSUPP, Err(EAGAIN), hole),
+        (hole, EOPNOTSUPP, Err(EAGAIN), Discard::Nothing),
+        (command, EOPNOTSUPP, Err(EAGAIN), Discard::Nothing),
+        (Discard::Nothing, 0, Ok(4096), Discard::Nothing),
+    ] {
+        let mut io = rig.disk.lend(&mut rig.ring);
+        let done = io.finish_range(token, Kind::Discard(how), -errno);
+        assert_eq!(done.result, want, "{how:?} {errno}");
+        assert_eq!(rig.disk.ranges.discard, left, "{how:?} {errno}");
+    }
     rig.disk.detach(&mut rig.ring);
 }
