@@ -22,6 +22,7 @@ mod blk {
     mod limits;
     mod locks;
     mod matrix;
+    mod qcow2;
     mod reference;
     mod resize;
     mod uring;

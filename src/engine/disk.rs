@@ -11,13 +11,14 @@ use crate::host::blk::BlkIo;
 use crate::host::crypt::Crypt;
 use crate::host::fault::FaultDisk;
 use crate::host::null::NullDisk;
+use crate::host::qcow2::Qcow2Disk;
 use crate::host::ram::RamDisk;
 use crate::host::uring::UringDisk;
 use crate::memory::GuestRam;
 use crate::ring::{Areas, RingFault, RingFormat};
 use crate::sys::uring::Uring;
 
-use super::build::Encryption;
+use super::backing::Encryption;
 use super::endpoint::{GuestDisk, VringEndpoint};
 use super::link::Armed;
 use super::mailbox::{CallFds, Retired};
@@ -34,6 +35,8 @@ pub(super) enum HostDisk {
     Uring(UringDisk),
     /// The same, with ciphertext on it.
     Encrypted(EncryptedDisk),
+    /// A qcow2 image, through the worker's io_uring and a thread of its own.
+    Qcow2(Box<Qcow2Disk>),
     /// Memory shared by all queues of the disk.
     Ram(RamDisk),
     /// Nowhere.
@@ -47,7 +50,8 @@ impl HostDisk {
         match (self, ring) {
             (HostDisk::Uring(disk), Some(ring)) => disk.attach(ring, IN_FLIGHT_MAX.into()),
             (HostDisk::Encrypted(disk), Some(ring)) => disk.attach(ring),
-            (HostDisk::Uring(_) | HostDisk::Encrypted(_), None) => {
+            (HostDisk::Qcow2(disk), Some(ring)) => disk.attach(ring, IN_FLIGHT_MAX.into()),
+            (HostDisk::Uring(_) | HostDisk::Encrypted(_) | HostDisk::Qcow2(_), None) => {
                 Err(io::Error::other("the worker has no io_uring"))
             }
             (HostDisk::Ram(_) | HostDisk::Null(_), _) => Ok(()),
@@ -59,6 +63,7 @@ impl HostDisk {
         match (self, ring) {
             (HostDisk::Uring(disk), Some(ring)) => disk.detach(ring),
             (HostDisk::Encrypted(it), Some(ring)) => it.disk.detach(ring),
+            (HostDisk::Qcow2(disk), Some(ring)) => disk.detach(ring),
             (HostDisk::Faulty(disk), ring) => disk.1.detach(ring),
             _ => {}
         }
@@ -70,6 +75,7 @@ impl HostDisk {
     fn pin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
         match (self, ring) {
             (HostDisk::Uring(disk), Some(ring)) => disk.pin(ring, ram),
+            (HostDisk::Qcow2(disk), Some(ring)) => disk.pin(ring, ram),
             (HostDisk::Faulty(disk), ring) => disk.1.pin(ring, ram),
             _ => {}
         }
@@ -79,15 +85,17 @@ impl HostDisk {
     fn unpin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
         match (self, ring) {
             (HostDisk::Uring(disk), Some(ring)) => disk.unpin(ring, ram),
+            (HostDisk::Qcow2(disk), Some(ring)) => disk.unpin(ring, ram),
             (HostDisk::Faulty(disk), ring) => disk.1.unpin(ring, ram),
             _ => {}
         }
     }
 
     /// Whether something is done that nothing but the next turn finds.
-    fn has_done(&self) -> bool {
+    fn has_done(&mut self) -> bool {
         match self {
             HostDisk::Uring(disk) => disk.has_done(),
+            HostDisk::Qcow2(disk) => disk.has_done(),
             HostDisk::Encrypted(it) => it.disk.has_done(),
             HostDisk::Ram(_) | HostDisk::Null(_) => false,
             HostDisk::Faulty(disk) => disk.1.has_done(),
@@ -175,8 +183,16 @@ impl<F: RingFormat> DiskQueue<F> {
                 }
                 None => Ok(0),
             },
+            (HostDisk::Qcow2(disk), Some(ring)) => {
+                let (unaligned, at_once) = (disk.file().unaligned(), disk.file().at_once());
+                let work = self.handler.poll(vq, &mut disk.lend(ring), scratch, budget);
+                let (counters, file) = (&self.blk_counters, disk.file());
+                counters.unaligned.add(file.unaligned() - unaligned);
+                counters.at_once.add(file.at_once() - at_once);
+                work
+            }
             // `attach` refuses a disk that needs a ring where there is none.
-            (HostDisk::Uring(_) | HostDisk::Encrypted(_), None) => Ok(0),
+            (HostDisk::Uring(_) | HostDisk::Encrypted(_) | HostDisk::Qcow2(_), None) => Ok(0),
             (HostDisk::Ram(disk), _) => self.handler.poll(vq, disk, scratch, budget),
             (HostDisk::Null(disk), _) => self.handler.poll(vq, disk, scratch, budget),
             (HostDisk::Faulty(_), _) => self.run_faulty(cx, budget),
@@ -201,9 +217,10 @@ impl<F: RingFormat> DiskQueue<F> {
                 Some(crypt) => poll(&mut crypt.over(it.disk.lend(ring))),
                 None => Ok(0),
             },
+            (HostDisk::Qcow2(disk), Some(ring)) => poll(&mut disk.lend(ring)),
             (HostDisk::Ram(disk), _) => poll(disk),
             (HostDisk::Null(disk), _) => poll(disk),
-            (HostDisk::Uring(_) | HostDisk::Encrypted(_) | HostDisk::Faulty(_), _) => Ok(0),
+            (_, None) | (HostDisk::Faulty(_), _) => Ok(0),
         };
         self.blk_counters.injected.add(faults.injected() - before);
         work
