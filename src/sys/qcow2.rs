@@ -133,15 +133,29 @@ impl Image {
     /// # Errors
     /// What the system or the image says.
     pub fn zero(&mut self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
-        match unmap {
-            true => match self.access.discard_to_zero(offset, bytes) {
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                    self.access.write_zeroes(offset, bytes)
-                }
-                done => done,
-            },
+        let done = match unmap {
+            true => self.access.discard_to_zero(offset, bytes),
             false => self.access.write_zeroes(offset, bytes),
+        };
+        match done {
+            // Images of version 2 have no clusters of zeros.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                self.write_zeros(offset, bytes)
+            }
+            done => done,
         }
+    }
+
+    fn write_zeros(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < bytes {
+            let part = usize::try_from(bytes - done).map_or(BUFFER_BYTES, |b| b.min(BUFFER_BYTES));
+            let slice = self.buffer.as_mut_range(0..part).into_slice();
+            slice.fill(0);
+            self.access.write(&*slice, offset + done)?;
+            done += part as u64;
+        }
+        Ok(())
     }
 
     /// Gives whole clusters of a range back, as far as the image can.
