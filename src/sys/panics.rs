@@ -1,5 +1,5 @@
-//! Panics: a mistake of ours ends the daemon, one of a library that runs on a thread of its own ends
-//! what it was asked to do.
+//! Panics: a mistake of ours ends the daemon, one of a library that runs on a thread of its own
+//! ends what it was asked to do.
 //!
 //! The release build unwinds, so that such a thread can catch a panic. Everywhere else nobody does:
 //! the hook ends the process before anything is unwound, as if the build aborted.

@@ -114,8 +114,8 @@ impl Image {
         Ok(copy::write(segments, 0, slice))
     }
 
-    /// Writes `segments` from `offset` on, or as much of them as one call does. Clusters that had to
-    /// be allocated are in the image after [`Image::settle`].
+    /// Writes `segments` from `offset` on, or as much of them as one call does. Clusters that had
+    /// to be allocated are in the image after [`Image::settle`].
     ///
     /// # Errors
     /// What the system or the image says.

@@ -1,9 +1,9 @@
 //! `Map`: where the clusters of an image are in its file, for those who read and write there
 //! themselves. The image's thread writes it, workers read it.
 //!
-//! Only clusters that stay where they are while nobody zeroes or discards them have an entry. Before
-//! one goes, its entry is taken out, and the image's thread waits until nobody uses it any more
-//! ([`Users`]).
+//! Only clusters that stay where they are while nobody zeroes or discards them have an entry.
+//! Before one goes, its entry is taken out, and the image's thread waits until nobody uses it any
+//! more ([`Users`]).
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
