@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use imago::io_buffers::IoBuffer;
@@ -280,13 +280,13 @@ fn open_layer(
 
 /// Opens what an image stands on.
 fn open_backing(
-    path: &PathBuf,
+    path: &Path,
     format: Option<&str>,
     options: (DiskOptions, IoOptions),
     above: &mut Vec<(u64, u64)>,
 ) -> Result<FormatAccess<Part>, DiskError> {
     let refused = |why: String| DiskError {
-        path: path.clone(),
+        path: path.to_owned(),
         reason: DiskReason::Image(why),
     };
     match format {
