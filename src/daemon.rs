@@ -11,21 +11,20 @@ use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::{
-    BlkBackend, BlkConfig, CallsConfig, Config, ConfigError, EncryptConfig, IdlePolicy, LinkConfig,
-    NetConfig, Placement, PortRates, RingsConfig, SickConfig, UplinkConfig,
+    BlkBackend, BlkConfig, CallsConfig, Config, ConfigError, IdlePolicy, LinkConfig, NetConfig,
+    Placement, PortRates, RingsConfig, SickConfig, UplinkConfig,
 };
 use crate::control::session::{self, FrontEnds, Link, Served, Surroundings};
 use crate::device::blk::{BlkModel, BlkSetup, BlkTopology, RangeLimits, SickPolicy};
 use crate::device::net::{NetCounters, NetModel, NetOptions, Offloads};
 use crate::device::{CallLimits, DeviceKind, DeviceModel, RingOptions};
 use crate::engine::{
-    self, Backing, DeviceHandle, Encryption, Engine, EngineOptions, Host, LinkSpec, Member, Parts,
-    Uplink,
+    self, Backing, DeviceHandle, Engine, EngineOptions, Host, LinkSpec, Member, Parts, Uplink,
 };
 use crate::host::limit::{DiskLimits, LimitSet, PortLimits};
 use crate::memory::Store;
-use crate::sys::disk::{DiskError, DiskFile, DiskOptions};
-use crate::sys::key::{DiskKey, KeyError};
+use crate::sys::disk::DiskError;
+use crate::sys::key::KeyError;
 use crate::sys::link::{LinkError, LinkWatch};
 use crate::sys::listen::ListenError;
 use crate::sys::signals::{Signal, Signals};
@@ -34,6 +33,7 @@ use crate::sys::tap::{Tap, TapError, TapPlace, TapSource};
 use crate::sys::xdp::{Xdp, XdpError, XdpPlace};
 
 mod cores;
+mod disks;
 mod doors;
 mod faults;
 mod limits;
@@ -363,34 +363,9 @@ fn blk_parts(blk: &BlkConfig, limits: Arc<DiskLimits>) -> Result<Parts, DaemonEr
     let mut topology = BlkTopology::default();
     let (backing, capacity_bytes, mut ranges) = match &blk.backend {
         BlkBackend::Path(path) => {
-            let options = DiskOptions {
-                read_only: blk.read_only,
-                direct: blk.direct,
-                block_size: blk.block_size,
-                lock: blk.lock,
-            };
-            let file = DiskFile::open(path, options).map_err(|source| DaemonError::Disk {
-                name: blk.name.clone(),
-                source,
-            })?;
-            let bytes = file.bytes();
-            let told = file.topology();
-            topology = BlkTopology::from_bytes(
-                blk.block_size,
-                told.physical_block,
-                told.offset,
-                told.min_io,
-                told.opt_io,
-            );
-            let mut ranges = RangeLimits::file(told.discard_align, told.discard_max);
-            // Zeros are written there, as ciphertext.
-            ranges.zero_unmaps = blk.encrypt.is_none();
-            let file = Arc::new(file.with_io(path, blk.io));
-            let backing = match &blk.encrypt {
-                None => Backing::File(file),
-                Some(how) => Backing::Encrypted(file, encryption(&blk.name, how)?),
-            };
-            (backing, bytes, ranges)
+            let opened = disks::open(blk, path)?;
+            topology = opened.topology;
+            (opened.backing, opened.bytes, opened.ranges)
         }
         &BlkBackend::Ram(bytes) => {
             let store = Store::growable(bytes).map_err(|source| DaemonError::Ram {
@@ -426,18 +401,6 @@ fn sick_policy(sick: SickConfig) -> SickPolicy {
         hold: sick.hold,
         io_timeout: sick.io_timeout,
     }
-}
-
-/// Reads the key of the disk `name`.
-fn encryption(name: &str, how: &EncryptConfig) -> Result<Encryption, DaemonError> {
-    let key = DiskKey::load(&how.key).map_err(|source| DaemonError::Key {
-        name: name.to_owned(),
-        source,
-    })?;
-    let sector = how.sector;
-    tracing::info!("blk {name}: encrypted with aes-256-xts in sectors of {sector} bytes");
-    let key = Arc::new(key);
-    Ok(Encryption { key, sector })
 }
 
 fn idle_policy(policy: IdlePolicy) -> engine::IdlePolicy {

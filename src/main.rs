@@ -19,6 +19,7 @@ const REFUSED: u8 = 2;
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
+    sys::panics::abort_elsewhere();
     let invocation = match cli::parse(std::env::args_os()) {
         Ok(invocation) => invocation,
         Err(error) => {

@@ -3,6 +3,8 @@
 //! Everything that two threads (or the guest and we) share in a protocol goes through these names,
 //! so that the loom models run the production code of the rings and of parking as it is.
 
+pub(crate) mod parking;
+
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 #[cfg(not(loom))]

@@ -250,6 +250,9 @@ pub enum Problem {
     /// A path that is neither file nor block device.
     #[error("neither a file nor a block device")]
     NotADisk,
+    /// The name of a qcow2 image, and nothing says whether it is one.
+    #[error("say format = \"qcow2\", or \"raw\" to serve the file as it is")]
+    SayFormat,
     /// What serde says of a value, where no other variant fits.
     #[error("{0}")]
     Malformed(String),

@@ -18,6 +18,7 @@ mod bench;
 mod encrypt;
 mod error;
 mod file;
+mod format;
 mod keyvalue;
 mod limits;
 mod links;
@@ -259,6 +260,8 @@ pub struct BlkConfig {
     pub backend: BlkBackend,
     /// Virtqueues that a front-end may use at most, 1..=128.
     pub queues: u16,
+    /// What the file is; only with a path.
+    pub format: ImageFormat,
     /// How what is on it is encrypted, if it is; only with a path.
     pub encrypt: Option<EncryptConfig>,
     /// What it asks of io_uring beside the usual; only with a path.
@@ -305,6 +308,18 @@ pub struct EncryptConfig {
     pub key: KeySource,
     /// Bytes that are encrypted as one, 512 or 4096; no more than the block size.
     pub sector: u32,
+}
+
+/// What a disk's file is. Never guessed from what is in it: its guest may have written that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// The disk as it is, as nothing else was said.
+    #[default]
+    Plain,
+    /// The disk as it is, as was said.
+    Raw,
+    /// A qcow2 image.
+    Qcow2,
 }
 
 /// Where the blocks of a disk are.

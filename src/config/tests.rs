@@ -186,6 +186,7 @@ fn flags_and_file_give_the_same_settings() {
                 encrypt: None,
                 read_only: true,
                 direct: Some(false),
+                format: ImageFormat::default(),
                 io: IoOptions::default(),
                 fault: None,
                 sick: SickConfig {
@@ -212,6 +213,7 @@ fn flags_and_file_give_the_same_settings() {
                 encrypt: None,
                 read_only: false,
                 direct: None,
+                format: ImageFormat::default(),
                 io: IoOptions::default(),
                 fault: Some(FaultPlan {
                     eio: 7,

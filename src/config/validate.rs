@@ -24,7 +24,7 @@ use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, KeySource,
     LinkConfig, Machine, Placement, RingsConfig, SocketConfig, SocketSource,
 };
-use super::{encrypt, limits, net, sick, switch, switches, uplink, uring, wires};
+use super::{encrypt, format, limits, net, sick, switch, switches, uplink, uring, wires};
 
 /// 128 pairs are the 256 vrings that a kick message can name.
 pub(super) const QUEUES_MAX: u64 = 128;
@@ -59,6 +59,7 @@ struct RawBlk {
     socket: Option<String>,
     mode: Option<String>,
     path: Option<String>,
+    format: Option<String>,
     backend: Option<String>,
     queues: Option<u64>,
     read_only: Option<bool>,
@@ -449,6 +450,7 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
         name,
         socket: socket_config(table, socket, machine)?,
         io: uring::check(table, io, &backend, raw.direct, encrypt.as_ref())?,
+        format: format::check(table, raw.format.as_deref(), &backend, encrypt.as_ref())?,
         encrypt,
         backend,
         queues: bounded(raw.queues.unwrap_or(QUEUES_DEFAULT), 1, QUEUES_MAX)

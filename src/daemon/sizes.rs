@@ -59,7 +59,8 @@ impl Source {
         match backing {
             Backing::File(file) | Backing::Encrypted(file, _) => Source::File(Arc::clone(file)),
             Backing::Ram(store) => memory(Some(Arc::clone(store))),
-            Backing::Null => memory(None),
+            // An image's size is in its header, which nobody else changes while we use it.
+            Backing::Null | Backing::Qcow2(_) => memory(None),
         }
     }
 

@@ -11,21 +11,16 @@ use crate::device::DeviceModel;
 use crate::device::blk::{BlkHandler, BlkModel};
 use crate::device::net::{NetModel, RxHandler, RxWindow, TxHandler};
 use crate::host::fault::FaultDisk;
-use crate::host::null::NullDisk;
-use crate::host::ram::RamDisk;
 use crate::host::sink::SinkPort;
 use crate::host::switch::{PortRules, Switch};
 use crate::host::tap::{self, TapQueue};
-use crate::host::uring::UringDisk;
 use crate::host::xdp::XdpQueue;
-use crate::memory::Store;
 use crate::ring::{Areas, RingFault, RingFormat};
-use crate::sys::disk::DiskFile;
-use crate::sys::key::DiskKey;
 use crate::sys::tap::Tap;
 use crate::sys::xdp::Xdp;
 
-use super::disk::{DiskQueue, EncryptedDisk, HostDisk, IN_FLIGHT_MAX};
+use super::backing::Backing;
+use super::disk::DiskQueue;
 use super::endpoint::Endpoint;
 use super::fabric::{Fabric, Gate, Inbound, LANE_PARCELS, Lane, Outlet, Running, lane};
 use super::handle::{DeviceHandle, Place};
@@ -69,52 +64,6 @@ pub enum LinkSpec {
         /// What is chosen about the port.
         rules: Box<PortRules>,
     },
-}
-
-/// How a disk is encrypted.
-#[derive(Debug, Clone)]
-pub struct Encryption {
-    /// With what.
-    pub key: Arc<DiskKey>,
-    /// Bytes of a sector, which is encrypted as one: no more than the disk's block size.
-    pub sector: u32,
-}
-
-/// Where the blocks of a disk are.
-#[derive(Debug, Clone)]
-pub enum Backing {
-    /// A file or block device.
-    File(Arc<DiskFile>),
-    /// A file or block device with ciphertext on it.
-    Encrypted(Arc<DiskFile>, Encryption),
-    /// Memory of the daemon.
-    Ram(Arc<Store>),
-    /// Nowhere.
-    Null,
-}
-
-impl Backing {
-    /// What serves one queue of it.
-    fn queue(&self) -> HostDisk {
-        match self {
-            Backing::File(file) => HostDisk::Uring(UringDisk::new(Arc::clone(file))),
-            Backing::Encrypted(file, how) => {
-                let disk = UringDisk::new(Arc::clone(file));
-                HostDisk::Encrypted(EncryptedDisk::new(disk, how.clone()))
-            }
-            Backing::Ram(store) => {
-                HostDisk::Ram(RamDisk::new(Arc::clone(store), IN_FLIGHT_MAX.into()))
-            }
-            Backing::Null => HostDisk::Null(NullDisk::new(IN_FLIGHT_MAX.into())),
-        }
-    }
-
-    pub(super) fn uring(&self) -> UringNeed {
-        match self {
-            Backing::File(file) | Backing::Encrypted(file, _) => UringNeed::of(file.io()),
-            Backing::Ram(_) | Backing::Null => UringNeed::Nothing,
-        }
-    }
 }
 
 /// What stands behind the vrings of a device.

@@ -11,16 +11,17 @@ use crate::host::blk::BlkIo;
 use crate::host::crypt::Crypt;
 use crate::host::fault::FaultDisk;
 use crate::host::null::NullDisk;
+use crate::host::qcow2::{Qcow2Disk, Waker};
 use crate::host::ram::RamDisk;
 use crate::host::uring::UringDisk;
 use crate::memory::GuestRam;
 use crate::ring::{Areas, RingFault, RingFormat};
 use crate::sys::uring::Uring;
 
-use super::build::Encryption;
+use super::backing::Encryption;
 use super::endpoint::{GuestDisk, VringEndpoint};
 use super::link::Armed;
-use super::mailbox::{CallFds, Retired};
+use super::mailbox::{CallFds, Mailbox, Retired};
 use super::started::{Vring, VringCounters};
 use super::worker::{UringNeed, WorkerCx};
 
@@ -34,6 +35,8 @@ pub(super) enum HostDisk {
     Uring(UringDisk),
     /// The same, with ciphertext on it.
     Encrypted(EncryptedDisk),
+    /// A qcow2 image, through the worker's io_uring and a thread of its own.
+    Qcow2(Box<Qcow2Disk>),
     /// Memory shared by all queues of the disk.
     Ram(RamDisk),
     /// Nowhere.
@@ -41,11 +44,16 @@ pub(super) enum HostDisk {
 }
 
 impl HostDisk {
-    fn attach(&mut self, ring: Option<&mut Uring>) -> io::Result<()> {
+    fn attach(&mut self, ring: Option<&mut Uring>, worker: &Arc<Mailbox>) -> io::Result<()> {
         match (self, ring) {
             (HostDisk::Uring(disk), Some(ring)) => disk.attach(ring, IN_FLIGHT_MAX.into()),
             (HostDisk::Encrypted(disk), Some(ring)) => disk.attach(ring),
-            (HostDisk::Uring(_) | HostDisk::Encrypted(_), None) => {
+            (HostDisk::Qcow2(disk), Some(ring)) => {
+                let worker = Arc::clone(worker);
+                disk.wakes(Waker(Arc::new(move || worker.nudge())));
+                disk.attach(ring, IN_FLIGHT_MAX.into())
+            }
+            (HostDisk::Uring(_) | HostDisk::Encrypted(_) | HostDisk::Qcow2(_), None) => {
                 Err(io::Error::other("the worker has no io_uring"))
             }
             (HostDisk::Ram(_) | HostDisk::Null(_), _) => Ok(()),
@@ -56,6 +64,7 @@ impl HostDisk {
         match (self, ring) {
             (HostDisk::Uring(disk), Some(ring)) => disk.detach(ring),
             (HostDisk::Encrypted(it), Some(ring)) => it.disk.detach(ring),
+            (HostDisk::Qcow2(disk), Some(ring)) => disk.detach(ring),
             _ => {}
         }
     }
@@ -67,6 +76,8 @@ impl HostDisk {
         match (self, ring) {
             (HostDisk::Uring(disk), Some(ring)) => disk.in_ring(ring),
             (HostDisk::Encrypted(it), Some(ring)) => it.disk.in_ring(ring),
+            // What its thread has goes with us.
+            (HostDisk::Qcow2(disk), Some(ring)) => disk.file().in_ring(ring),
             _ => 0,
         }
     }
@@ -76,6 +87,7 @@ impl HostDisk {
         let disk = match self {
             HostDisk::Uring(disk) => disk,
             HostDisk::Encrypted(it) => &it.disk,
+            HostDisk::Qcow2(disk) => disk.file(),
             HostDisk::Ram(_) | HostDisk::Null(_) => return UringNeed::Nothing,
         };
         UringNeed::of(disk.io())
@@ -83,22 +95,27 @@ impl HostDisk {
 
     /// Registers guest memory with the ring, where that is asked for.
     fn pin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
-        if let (HostDisk::Uring(disk), Some(ring)) = (self, ring) {
-            disk.pin(ring, ram);
+        match (self, ring) {
+            (HostDisk::Uring(disk), Some(ring)) => disk.pin(ring, ram),
+            (HostDisk::Qcow2(disk), Some(ring)) => disk.pin(ring, ram),
+            _ => {}
         }
     }
 
     /// Takes guest memory out of the ring again, before it is unmapped.
     fn unpin(&self, ring: Option<&mut Uring>, ram: &GuestRam) {
-        if let (HostDisk::Uring(disk), Some(ring)) = (self, ring) {
-            disk.unpin(ring, ram);
+        match (self, ring) {
+            (HostDisk::Uring(disk), Some(ring)) => disk.unpin(ring, ram),
+            (HostDisk::Qcow2(disk), Some(ring)) => disk.unpin(ring, ram),
+            _ => {}
         }
     }
 
     /// Whether something is done that nothing but the next turn finds.
-    fn has_done(&self) -> bool {
+    fn has_done(&mut self) -> bool {
         match self {
             HostDisk::Uring(disk) => disk.has_done(),
+            HostDisk::Qcow2(disk) => disk.has_done(),
             HostDisk::Encrypted(it) => it.disk.has_done(),
             HostDisk::Ram(_) | HostDisk::Null(_) => false,
         }
@@ -192,8 +209,16 @@ impl<F: RingFormat> DiskQueue<F> {
                 }
                 None => Ok(0),
             },
+            (HostDisk::Qcow2(disk), Some(ring)) => {
+                let (unaligned, at_once) = (disk.file().unaligned(), disk.file().at_once());
+                let work = self.handler.poll(vq, &mut disk.lend(ring), scratch, budget);
+                let (counters, file) = (&self.blk_counters, disk.file());
+                counters.unaligned.add(file.unaligned() - unaligned);
+                counters.at_once.add(file.at_once() - at_once);
+                work
+            }
             // `attach` refuses a disk that needs a ring where there is none.
-            (HostDisk::Uring(_) | HostDisk::Encrypted(_), None) => Ok(0),
+            (HostDisk::Uring(_) | HostDisk::Encrypted(_) | HostDisk::Qcow2(_), None) => Ok(0),
             (HostDisk::Ram(disk), _) => self.handler.poll(vq, disk, scratch, budget),
             (HostDisk::Null(disk), _) => self.handler.poll(vq, disk, scratch, budget),
         }
@@ -214,9 +239,10 @@ impl<F: RingFormat> DiskQueue<F> {
                 Some(crypt) => poll(&mut crypt.over(it.disk.lend(ring))),
                 None => Ok(0),
             },
+            (HostDisk::Qcow2(disk), Some(ring)) => poll(&mut disk.lend(ring)),
             (HostDisk::Ram(disk), _) => poll(disk),
             (HostDisk::Null(disk), _) => poll(disk),
-            (HostDisk::Uring(_) | HostDisk::Encrypted(_), None) => Ok(0),
+            (HostDisk::Uring(_) | HostDisk::Encrypted(_) | HostDisk::Qcow2(_), None) => Ok(0),
         };
         self.blk_counters.injected.add(faults.injected() - before);
         work
@@ -245,7 +271,7 @@ impl<F: RingFormat> DiskQueue<F> {
 
 impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
     fn attach(&mut self, cx: &mut WorkerCx) -> io::Result<()> {
-        self.host.attach(cx.uring.as_mut())?;
+        self.host.attach(cx.uring.as_mut(), &cx.mailbox)?;
         for ram in self.tables() {
             self.host.pin(cx.uring.as_mut(), ram);
         }
@@ -430,6 +456,7 @@ mod tests {
             uring: None,
             scratch: Segments::with_capacity(64),
             retired,
+            mailbox: Arc::new(Mailbox::new().unwrap()),
         };
         write_guest(ram, DATA, &[0xee; 513]);
         let good = [Buf::readable(HEADER, 16), Buf::writable(DATA, 513)];
@@ -475,7 +502,8 @@ mod tests {
         let mut queue = queue::<Split>(&memory, &Arc::default());
         let mut ring = Uring::new().unwrap();
         queue.host = HostDisk::Uring(UringDisk::new(disk));
-        queue.host.attach(Some(&mut ring)).unwrap();
+        let mailbox = Arc::new(Mailbox::new().unwrap());
+        queue.host.attach(Some(&mut ring), &mailbox).unwrap();
         assert_eq!(queue.arm(), Armed::Sleep);
         let HostDisk::Uring(disk) = &mut queue.host else {
             unreachable!("it was just put there");

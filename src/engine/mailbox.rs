@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
 use crate::ring::Areas;
-use crate::sync::{AtomicBool, Ordering, fence};
+use crate::sync::parking::Parking;
 
 use super::endpoint::Endpoint;
 
@@ -112,43 +112,6 @@ pub(crate) struct Retired {
     pub(crate) areas: Areas,
 }
 
-/// Who sleeps, and who must wake it.
-#[derive(Debug)]
-pub(crate) struct Parking {
-    parked: AtomicBool,
-}
-
-impl Parking {
-    /// Awake.
-    pub(crate) fn new() -> Parking {
-        Parking {
-            parked: AtomicBool::new(false),
-        }
-    }
-
-    /// Consumer: announces sleep. Everything that could hold work must be looked at once more
-    /// after this and before sleeping.
-    pub(crate) fn announce(&self) {
-        self.parked.store(true, Ordering::Relaxed);
-        // Orders the announcement before the last look at the queue. Pairs with the fence in
-        // `must_wake`: either the producer sees `parked`, or we see its message. Without it both
-        // could read the old value, and the message would wait for the next kick.
-        fence(Ordering::SeqCst);
-    }
-
-    /// Consumer: awake again.
-    pub(crate) fn awake(&self) {
-        self.parked.store(false, Ordering::Relaxed);
-    }
-
-    /// Producer, after its message is in the queue: whether the consumer has to be woken.
-    pub(crate) fn must_wake(&self) -> bool {
-        // Orders the message before the look at `parked`; pairs with the fence in `announce`.
-        fence(Ordering::SeqCst);
-        self.parked.load(Ordering::Relaxed)
-    }
-}
-
 /// The mailbox of one worker.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
@@ -222,7 +185,7 @@ impl Mailbox {
 #[cfg(test)]
 #[cfg(loom)]
 mod loom_tests {
-    use super::Parking;
+    use crate::sync::parking::Parking;
     use loom::sync::Arc;
     use loom::sync::atomic::{AtomicUsize, Ordering};
 

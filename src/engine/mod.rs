@@ -10,6 +10,7 @@
 //! wakes it.
 #![forbid(unsafe_code)]
 
+mod backing;
 mod batch;
 mod build;
 mod disk;
@@ -29,7 +30,8 @@ mod topology;
 mod uplink;
 mod worker;
 
-pub use build::{Backing, Encryption, Engine, EngineOptions, LinkSpec, Member, Parts};
+pub use backing::{Backing, Encryption};
+pub use build::{Engine, EngineOptions, LinkSpec, Member, Parts};
 pub use handle::DeviceHandle;
 pub use idle::IdlePolicy;
 pub use runner::{EngineError, VringAddr, VringRunner, VringSetup};

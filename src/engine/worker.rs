@@ -60,6 +60,8 @@ pub(crate) struct WorkerCx {
     pub(crate) scratch: Segments,
     /// Old memory tables go here to be unmapped off this core.
     pub(crate) retired: Sender<super::mailbox::Retired>,
+    /// Who wants to wake the worker does it here.
+    pub(crate) mailbox: Arc<Mailbox>,
 }
 
 /// A vring's place.
@@ -290,6 +292,7 @@ impl Worker {
                 uring,
                 scratch: Segments::with_capacity(SEGMENTS_MAX),
                 retired: config.retired,
+                mailbox: Arc::clone(&config.mailbox),
             },
             burst: FrameBurst::new(),
             idle: Idle::new(config.policy),

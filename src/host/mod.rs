@@ -12,6 +12,7 @@ pub mod limit;
 pub mod net;
 pub mod null;
 pub mod offload;
+pub mod qcow2;
 pub mod ram;
 pub mod sink;
 pub mod switch;

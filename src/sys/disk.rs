@@ -54,6 +54,9 @@ pub enum DiskReason {
     /// Somebody else uses it.
     #[error("{0} (lock = \"off\" does without locks)")]
     Locked(LockError),
+    /// It is no qcow2 image that we can serve.
+    #[error("{0}")]
+    Image(String),
     /// There is nothing in it.
     #[error("the file is empty")]
     Empty,
@@ -109,6 +112,22 @@ impl DiskFile {
     /// # Errors
     /// [`DiskError`] names the path and the reason.
     pub fn open(path: &Path, options: DiskOptions) -> Result<DiskFile, DiskError> {
+        let disk = DiskFile::open_image(path, options)?;
+        let (bytes, block_size) = (disk.bytes, options.block_size);
+        let reason = match bytes {
+            0 => DiskReason::Empty,
+            _ if !bytes.is_multiple_of(block_size.into()) => DiskReason::Size { bytes, block_size },
+            _ => return Ok(disk),
+        };
+        let path = path.to_owned();
+        Err(DiskError { path, reason })
+    }
+
+    /// Opens `path`, whose own size is not the size of a disk.
+    ///
+    /// # Errors
+    /// [`DiskError`] names the path and the reason.
+    pub fn open_image(path: &Path, options: DiskOptions) -> Result<DiskFile, DiskError> {
         let named = |reason| DiskError {
             path: path.to_owned(),
             reason,
@@ -125,13 +144,6 @@ impl DiskFile {
         let locked = options.lock.then(|| locked(path, options.read_only));
         let locked = locked.transpose().map_err(named)?.flatten();
         let bytes = end_of(&plain).map_err(failed("size")).map_err(named)?;
-        let block_size = options.block_size;
-        if bytes == 0 {
-            return Err(named(DiskReason::Empty));
-        }
-        if !bytes.is_multiple_of(u64::from(block_size)) {
-            return Err(named(DiskReason::Size { bytes, block_size }));
-        }
         let in_memory = kind.is_file() && is_in_memory(&plain);
         let (file, alignment) = match options.direct {
             Some(false) => (plain, None),

@@ -22,10 +22,12 @@ pub mod listen;
 pub mod lock;
 #[expect(unsafe_code, reason = "setns")]
 pub mod netns;
+pub mod panics;
 #[expect(unsafe_code, reason = "poll, MSG_PEEK, dup3")]
 pub mod peer;
 #[expect(unsafe_code, reason = "setresuid, capset, prctl")]
 pub mod privileges;
+pub mod qcow2;
 #[expect(unsafe_code, reason = "preadv and pwritev take pointers")]
 pub mod rw;
 #[expect(unsafe_code, reason = "memfd_create, fallocate")]

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::front_end::{FrontEnd, IN, OUT};
+use super::qcow2::{create, qemu_img};
 use super::served::{DISK, assert_same};
 use crate::support::daemon::Daemon;
 use crate::support::tmp::{TempDir, random_bytes};
@@ -75,7 +76,7 @@ fn is_over(load: &mut Child) -> bool {
     load.try_wait().expect("it can be waited for").is_some()
 }
 
-fn verified_while_queues_move(dir: TempDir, keys: String, format: &str) {
+fn verified_while_queues_move(dir: TempDir, keys: String, format: &str) -> TempDir {
     let disk = Four::start(dir, keys);
     let arguments = "--rw randrw --bs 4k --iodepth 16 --verify --runtime 1s --format";
     // All on one, all on the other, two on each.
@@ -102,6 +103,16 @@ fn verified_while_queues_move(dir: TempDir, keys: String, format: &str) {
     assert!(!disk.daemon.log().contains("takes a restart"));
     let (status, log) = disk.daemon.stop();
     assert!(status.success(), "{log}");
+    disk.dir
+}
+
+#[test]
+fn queues_of_an_image_move_under_verified_load() {
+    let dir = TempDir::new("moves");
+    let image = create(&dir, "disk.qcow2", "cluster_size=64k");
+    let keys = format!("path = \"{}\"\nformat = \"qcow2\"", image.display());
+    let _dir = verified_while_queues_move(dir, keys, "packed");
+    qemu_img(&["check", "-q", "-f", "qcow2", image.to_str().unwrap()]);
 }
 
 #[test]

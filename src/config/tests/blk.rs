@@ -128,6 +128,14 @@ fn refused_blk_flags_name_key_and_value() {
             "--blk disk0: fault = \"eintr=1\": not in 2..=1073741824",
         ),
         (
+            "socket=/b,path=DISK,format=vmdk",
+            "--blk disk0: format = \"vmdk\": unknown format \"vmdk\" (known: raw, qcow2)",
+        ),
+        (
+            "socket=/b,backend=ram:1M,format=raw",
+            "--blk disk0: format = \"raw\": only has a meaning with path",
+        ),
+        (
             "socket=/b,backend=ram:1M,on_enospc=wait",
             "--blk disk0: on_enospc = \"wait\": unknown on_enospc \"wait\" (known: report, hold)",
         ),

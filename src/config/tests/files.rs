@@ -137,7 +137,7 @@ fn unknown_keys_are_named_with_the_known_ones() {
         (
             &[][..],
             &["name=a,socket=/n,path=/x,link=echo"][..],
-            "--blk a: link = \"echo\": unknown key (known: name, socket, mode, path, backend, ",
+            "--blk a: link = \"echo\": unknown key (known: name, socket, mode, path, format, ",
         ),
     ] {
         let error = load(&flags(nets, blks), &machine())
