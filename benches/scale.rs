@@ -7,8 +7,8 @@
 //!
 //! `scripts/bench scale [ROW…] [--pairs N] [--seconds S] [--against BINARY] [--write]`, where a ROW
 //! is part of a row's name: `devices`, `"64 devices"`, `packed`. `--against` compares each row with
-//! what another build of vringd does under the same load. `--write` measures all rows and puts table
-//! and chart into docs/performance.md.
+//! what another build of vringd does under the same load. `--write` measures all rows and puts
+//! table and chart into docs/performance.md.
 
 #[path = "support/chart.rs"]
 mod chart;
@@ -171,7 +171,8 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
         Some(build) => build.display().to_string(),
     };
     let mut table = format!(
-        "| load | Mpps | {other}, Mpps | ratio (range) | pairs | probe |\n|---|---|---|---|---|---|\n"
+        "| load | Mpps | {other}, Mpps | ratio (range) | pairs | probe |\n\
+         |---|---|---|---|---|---|\n"
     );
     let mut bars = Vec::new();
     let mut complete = true;
