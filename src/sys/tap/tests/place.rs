@@ -70,7 +70,7 @@ fn a_tap_is_made_in_the_namespace_that_was_named() {
             })
             .unwrap();
             drop(tap);
-            assert!(blue.link("t0").is_none());
+            wait_until_gone(|| blue.link("t0"));
         }
         ip(&format!("-n {} tuntap add dev one0 mode tap", blue.0));
         assert!(!open(named("one0"), Some(&blue.0), 1).unwrap().is_created());
