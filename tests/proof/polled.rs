@@ -14,13 +14,14 @@ const START: &str = "rm -f /tmp/s; /proof/vringd run --core 1 --idle adaptive --
     name=disk0,socket=/tmp/s,path=/tmp/disk,iopoll=true >/tmp/log 2>&1 & echo $! >/tmp/pid; \
     n=0; while ! [ -S /tmp/s ]; do n=$((n + 1)); [ $n -lt 300 ] || exit 1; sleep 0.1; done";
 
-/// Has the driver set up the controller anew, with so many queues to poll. It may have another
-/// number then, since the kernel closes the files of an io_uring a moment after its owner has gone.
+/// Has the driver set up the controller anew, with so many queues to poll. Controller or namespace
+/// may have another number then, since the kernel closes the files of an io_uring a moment after
+/// its owner has gone.
 fn set_up(guest: &mut Guest, poll_queues: u32) {
     guest.ok(&format!(
         "cd /sys/bus/pci/drivers/nvme && at=$(ls -d 0*) && \
          echo {poll_queues} >/sys/module/nvme/parameters/poll_queues && echo $at >unbind && \
-         echo $at >bind; n=0; while ! ln -sf $(ls /dev/nvme?n1) /tmp/disk; do n=$((n + 1)); \
+         echo $at >bind; n=0; while ! ln -sf $(ls /dev/nvme?n?) /tmp/disk; do n=$((n + 1)); \
          [ $n -lt 300 ] || exit 1; sleep 0.1; done"
     ));
 }
