@@ -381,13 +381,10 @@ impl Uring {
         };
         let segments = &segments[..segments.len().min(SEGMENTS_PER_OPERATION)];
         let start = self.lists.len();
-        // One alone is in the entry itself.
-        if segments.len() != 1 {
-            if start + segments.len() > SEGMENTS_QUEUED {
-                return false;
-            }
-            self.lists.extend_from_slice(segments);
+        if start + segments.len() > SEGMENTS_QUEUED {
+            return false;
         }
+        self.lists.extend_from_slice(segments);
         let fixed = match segments {
             [one] if !polled => self.buffers.find(one),
             _ => None,
@@ -554,8 +551,8 @@ fn enter(ring: &IoUring, queued: usize, flags: u32) {
     };
 }
 
-/// The entry for an operation whose segments are the `count` at `list`, if it has not only one:
-/// `fixed` is the registered piece of memory that has that.
+/// The entry for an operation whose segments are the `count` at `list`; `fixed` is the registered
+/// piece of memory that has the only one of them.
 #[inline(always)]
 fn entry(
     op: UringOp<'_>,
@@ -563,59 +560,40 @@ fn entry(
     count: u32,
     fixed: Option<u16>,
 ) -> squeue::Entry {
+    match (op, fixed) {
+        (op @ (UringOp::Read { .. } | UringOp::Write { .. }), Some(place)) => {
+            fixed_entry(op, place)
+        }
+        (op, _) => list_entry(op, list, count),
+    }
+}
+
+/// The entry for an operation in registered memory.
+fn fixed_entry(op: UringOp<'_>, place: u16) -> squeue::Entry {
     match op {
         UringOp::Read {
             file,
             offset,
             segments: [one],
-        } => read_entry(types::Fixed(file), offset, *one, fixed),
+        } => {
+            let len = u32::try_from(one.len()).unwrap_or(u32::MAX);
+            opcode::ReadFixed::new(types::Fixed(file), one.base(), len, place)
+                .offset(offset)
+                .build()
+        }
         UringOp::Write {
             file,
             offset,
             segments: [one],
             durable,
-        } => write_entry(types::Fixed(file), offset, *one, fixed, dsync(durable)),
-        op => list_entry(op, list, count),
-    }
-}
-
-/// What the kernel is told of a write that has to be durable.
-fn dsync(durable: bool) -> i32 {
-    if durable { libc::RWF_DSYNC } else { 0 }
-}
-
-/// One segment is not a list for the kernel to fetch.
-#[inline(always)]
-fn read_entry(file: types::Fixed, offset: u64, to: Segment, fixed: Option<u16>) -> squeue::Entry {
-    let len = u32::try_from(to.len()).unwrap_or(u32::MAX);
-    match fixed {
-        None => opcode::Read::new(file, to.base(), len)
-            .offset(offset)
-            .build(),
-        Some(place) => opcode::ReadFixed::new(file, to.base(), len, place)
-            .offset(offset)
-            .build(),
-    }
-}
-
-#[inline(always)]
-fn write_entry(
-    file: types::Fixed,
-    offset: u64,
-    from: Segment,
-    fixed: Option<u16>,
-    flags: i32,
-) -> squeue::Entry {
-    let len = u32::try_from(from.len()).unwrap_or(u32::MAX);
-    match fixed {
-        None => opcode::Write::new(file, from.base(), len)
-            .offset(offset)
-            .rw_flags(flags)
-            .build(),
-        Some(place) => opcode::WriteFixed::new(file, from.base(), len, place)
-            .offset(offset)
-            .rw_flags(flags)
-            .build(),
+        } => {
+            let len = u32::try_from(one.len()).unwrap_or(u32::MAX);
+            opcode::WriteFixed::new(types::Fixed(file), one.base(), len, place)
+                .offset(offset)
+                .rw_flags(if durable { libc::RWF_DSYNC } else { 0 })
+                .build()
+        }
+        _ => opcode::Nop::new().build(),
     }
 }
 
@@ -630,10 +608,13 @@ fn list_entry(op: UringOp<'_>, list: *const libc::iovec, count: u32) -> squeue::
             offset,
             durable,
             ..
-        } => opcode::Writev::new(types::Fixed(file), list, count)
-            .offset(offset)
-            .rw_flags(dsync(durable))
-            .build(),
+        } => {
+            let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            opcode::Writev::new(types::Fixed(file), list, count)
+                .offset(offset)
+                .rw_flags(flags)
+                .build()
+        }
         UringOp::Sync { file } => opcode::Fsync::new(types::Fixed(file))
             .flags(types::FsyncFlags::DATASYNC)
             .build(),
