@@ -10,10 +10,13 @@
 //! shares its core with the front-end, so that not the rate but the CPU time per request (the last
 //! number of a cell) tells what a second worker costs.
 //!
+//! Rows with an option of io_uring have vringd without it beside vringd with it, in a table of
+//! their own.
+//!
 //! `scripts/bench blk [ROW…] [--pairs N] [--seconds S] [--dir PATH] [--write]`, where a ROW is part
-//! of a row's name: `null`, `ram`, `tmpfs`, `disk`, or `"null randread 32"`. `--dir` is where the
-//! disk's file is made, on a file system with O_DIRECT. `--write` measures all rows and puts table
-//! and chart into docs/performance.md.
+//! of a row's name: `null`, `ram`, `tmpfs`, `disk`, `sqpoll`, or `"null randread 32"`. `--dir` is
+//! where the disk's file is made, on a file system with O_DIRECT. `--write` puts the table with
+//! those rows, and all its others, into docs/performance.md.
 
 #[path = "support/chart.rs"]
 mod chart;
@@ -50,11 +53,21 @@ enum Medium {
     Ram,
     /// In a file of a file system in memory.
     Tmpfs,
-    /// In a file with O_DIRECT.
+    /// In a file of another file system, in the page cache.
+    Cached,
+    /// In the same file with O_DIRECT.
     Disk,
 }
 
-/// A row of the table.
+/// The head of the table beside other back-ends.
+const OTHERS: &str = "| load, depth, rings | vringd | qemu-storage-daemon | fio | ratio (range) | \
+                      turns | probe |\n|---|---|---|---|---|---|---|";
+
+/// The head of the table of options.
+const OF_OPTIONS: &str = "| option: load, depth, rings | with | without | ratio (range) | turns | \
+                          probe |\n|---|---|---|---|---|---|";
+
+/// A row of a table.
 #[derive(Clone, Copy)]
 struct Case {
     medium: Medium,
@@ -63,6 +76,8 @@ struct Case {
     format: &'static str,
     /// Queues, and what they are served by; spinning on a core of its own, if nothing is said.
     shared: Option<Shared>,
+    /// The key of vringd that one side has, and the other has not.
+    option: Option<&'static str>,
 }
 
 /// A load on vringd alone, whose CPU time per request tells what several workers cost. They sleep
@@ -74,16 +89,39 @@ struct Shared {
 }
 
 impl Case {
-    /// All rows, in the order of the table.
-    fn all() -> Vec<Case> {
-        use Medium::{Disk, Null, Ram, Tmpfs};
-        let case = |medium, rw, depth, format| Case {
+    fn new(medium: Medium, rw: &'static str, depth: u32, format: &'static str) -> Case {
+        Case {
             medium,
             rw,
             depth,
             format,
             shared: None,
-        };
+            option: None,
+        }
+    }
+
+    /// All rows, in the order of the tables.
+    fn all() -> Vec<Case> {
+        let mut cases = Case::beside_others();
+        for option in ["fixed_buffers", "sqpoll"] {
+            // Writes to the page cache end at the device, whenever the kernel likes.
+            for (medium, rw) in [
+                (Medium::Disk, "randread"),
+                (Medium::Disk, "randwrite"),
+                (Medium::Cached, "randread"),
+            ] {
+                cases.push(Case {
+                    option: Some(option),
+                    ..Case::new(medium, rw, 32, "split")
+                });
+            }
+        }
+        cases
+    }
+
+    fn beside_others() -> Vec<Case> {
+        use Medium::{Disk, Null, Ram, Tmpfs};
+        let case = Case::new;
         let mut cases = Vec::new();
         for format in ["split", "packed"] {
             for depth in [1, 32, 128] {
@@ -110,10 +148,19 @@ impl Case {
     }
 
     fn name(&self) -> String {
+        if let Some(option) = self.option {
+            let medium = match self.medium {
+                Medium::Cached => "page cache",
+                _ => "O_DIRECT",
+            };
+            let (rw, depth, format) = (self.rw, self.depth, self.format);
+            return format!("{option}: {medium} {rw} {depth} {format}");
+        }
         let medium = match self.medium {
             Medium::Null => "null",
             Medium::Ram => "ram",
             Medium::Tmpfs => "tmpfs file",
+            Medium::Cached => "cached file",
             Medium::Disk => "disk file, O_DIRECT",
         };
         let name = format!("{medium} {} {} {}", self.rw, self.depth, self.format);
@@ -127,6 +174,9 @@ impl Case {
 
     /// Who takes part: what the others don't have is measured alone.
     fn peers(&self) -> &'static [Peer] {
+        if self.option.is_some() {
+            return &[Peer::Vringd, Peer::Without];
+        }
         match (self.medium, self.format) {
             (_, "packed") | (Medium::Ram, _) => &[Peer::Vringd],
             (Medium::Disk, _) => &[Peer::Vringd, Peer::Qemu, Peer::Fio],
@@ -139,6 +189,8 @@ impl Case {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Peer {
     Vringd,
+    /// The same without the row's option.
+    Without,
     Qemu,
     Fio,
 }
@@ -147,6 +199,7 @@ impl Peer {
     fn name(self) -> &'static str {
         match self {
             Peer::Vringd => "vringd",
+            Peer::Without => "without",
             Peer::Qemu => "qemu-storage-daemon",
             Peer::Fio => "fio",
         }
@@ -195,10 +248,22 @@ impl Options {
                 }
             }
         }
-        if options.write || options.rows.is_empty() {
+        if options.rows.is_empty() {
             options.rows = Case::all();
         }
+        if options.write {
+            let tables = [false, true].map(|table| options.has_table(table));
+            options.rows = Case::all();
+            let wanted = |case: &Case| tables[usize::from(case.option.is_some())];
+            options.rows.retain(wanted);
+        }
         Ok(options)
+    }
+
+    /// Whether a row of one of the tables is wanted: that of options, or the other.
+    fn has_table(&self, of_options: bool) -> bool {
+        let mut rows = self.rows.iter();
+        rows.any(|case| case.option.is_some() == of_options)
     }
 }
 
@@ -216,11 +281,15 @@ impl Files {
             tmpfs: BenchDir::new(Path::new("/dev/shm"))?,
             disk: BenchDir::new(&options.dir)?,
         };
-        let wanted = |medium| options.rows.iter().any(|case| case.medium == medium);
-        for medium in [Medium::Tmpfs, Medium::Disk] {
-            if wanted(medium) {
+        let wanted = |media: &[Medium]| {
+            let mut rows = options.rows.iter();
+            rows.any(|case| media.contains(&case.medium))
+        };
+        use Medium::{Cached, Disk, Tmpfs};
+        for media in [&[Tmpfs][..], &[Disk, Cached]] {
+            if wanted(media) {
                 // Written once, so that no run meets blocks that have no place yet.
-                let mut file = File::create(files.path(medium))?;
+                let mut file = File::create(files.path(media[0]))?;
                 let block = vec![0x5a; 1 << 20];
                 for _ in 0..FILE_BYTES >> 20 {
                     file.write_all(&block)?;
@@ -252,7 +321,9 @@ impl BackEnd {
                     Medium::Null | Medium::Ram => {
                         format!("driver=null-co,size={FILE_BYTES},read-zeroes=off")
                     }
-                    Medium::Tmpfs => format!("driver=file,filename={path},aio=io_uring"),
+                    Medium::Tmpfs | Medium::Cached => {
+                        format!("driver=file,filename={path},aio=io_uring")
+                    }
                     Medium::Disk => {
                         format!("driver=file,filename={path},aio=io_uring,cache.direct=on")
                     }
@@ -271,9 +342,11 @@ impl BackEnd {
                 let backend = match case.medium {
                     Medium::Null => format!("backend=null:{FILE_BYTES}"),
                     Medium::Ram => format!("backend=ram:{RAM_BYTES}"),
-                    Medium::Tmpfs => format!("path={path},direct=false"),
+                    Medium::Tmpfs | Medium::Cached => format!("path={path},direct=false"),
                     Medium::Disk => format!("path={path},direct=true"),
                 };
+                let option = case.option.filter(|_| peer == Peer::Vringd);
+                let option = option.map_or(String::new(), |option| format!(",{option}=on"));
                 let mut command = Command::new(env!("CARGO_BIN_EXE_vringd"));
                 let own = BACK_END_CORE.to_string();
                 let (idle, cores) = match case.shared {
@@ -282,7 +355,7 @@ impl BackEnd {
                 };
                 command.args(["run", "--log-level", "warn", "--idle", idle]);
                 command.args(["--core", cores, "--blk"]);
-                command.arg(format!("name=d0,socket={socket_name},{backend}"));
+                command.arg(format!("name=d0,socket={socket_name},{backend}{option}"));
                 command
             }
         };
@@ -396,8 +469,7 @@ fn object_of(command: &mut Command) -> Value {
 
 /// A line of the table.
 struct Row {
-    name: String,
-    medium: Medium,
+    case: Case,
     turns: Turns<Rate>,
 }
 
@@ -415,7 +487,7 @@ impl Row {
         )
     }
 
-    /// Over qemu-storage-daemon, where it takes part.
+    /// Over qemu-storage-daemon, where it takes part, or over vringd without the option.
     fn ratio(&self) -> Option<(f64, (f64, f64))> {
         let both = self.turns.runs[0].len() > 1;
         both.then(|| self.turns.ratio(|rate| rate.kiops))
@@ -428,11 +500,13 @@ impl fmt::Display for Row {
             Some((ratio, (least, most))) => format!("{ratio:.2} ({least:.2}–{most:.2})"),
             None => "–".to_owned(),
         };
-        let [ours, qemu, fio] = [0, 1, 2].map(|peer| self.cell(peer));
+        let columns = if self.case.option.is_some() { 2 } else { 3 };
+        let cells: Vec<_> = (0..columns).map(|peer| self.cell(peer)).collect();
         write!(
             f,
-            "| {} | {ours} | {qemu} | {fio} | {ratio} | {} | {}, {:.0} ns |",
-            self.name,
+            "| {} | {} | {ratio} | {} | {}, {:.0} ns |",
+            self.case.name(),
+            cells.join(" | "),
             self.turns.runs.len(),
             self.turns.distance.name(),
             self.turns.probe_ns(),
@@ -441,17 +515,21 @@ impl fmt::Display for Row {
 }
 
 fn measure(case: &Case, options: &Options, files: &Files) -> Result<Vec<Row>, ProbeError> {
+    if case.medium == Medium::Cached {
+        // Direct I/O on the same file has thrown out what was there.
+        std::io::copy(
+            &mut File::open(files.path(case.medium)).expect("made before"),
+            &mut std::io::sink(),
+        )
+        .expect("a file that can be read");
+    }
     let peers = case.peers();
     let names: Vec<String> = peers.iter().map(|peer| peer.name().to_owned()).collect();
     let classes = in_turns(&case.name(), options.pairs, &names, |peer| {
         Run::between_probes(|| run(peers[peer], case, options, files))
     })?;
     let seen = classes.into_iter().filter(|turns| !turns.runs.is_empty());
-    let row = |turns| Row {
-        name: case.name(),
-        medium: case.medium,
-        turns,
-    };
+    let row = |turns| Row { case: *case, turns };
     Ok(seen.map(row).collect())
 }
 
@@ -464,38 +542,43 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
         complete &= seen.iter().any(|row| row.turns.runs.len() >= options.pairs);
         rows.extend(seen);
     }
-    let mut table = "| load, depth, rings | vringd | qemu-storage-daemon | fio | ratio (range) | \
-                     turns | probe |\n|---|---|---|---|---|---|---|\n"
-        .to_owned();
-    for row in &rows {
-        table.push_str(&format!("{row}\n"));
-    }
-    print!("{table}");
-    if options.write {
-        write_docs(&table, &rows, options.pairs)?;
+    let (of_options, others): (Vec<_>, Vec<_>) =
+        rows.iter().partition(|row| row.case.option.is_some());
+    let others = (OTHERS, "blk", others);
+    for (head, name, rows) in [others, (OF_OPTIONS, "blk-options", of_options)] {
+        if rows.is_empty() {
+            continue;
+        }
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        let table = format!("{head}\n{lines}");
+        print!("{table}");
+        if options.write {
+            turns::write_table(name, &table)?;
+        }
+        if options.write && name == "blk" {
+            turns::write_chart(name, &chart_of(&rows, options.pairs))?;
+        }
     }
     Ok(complete)
 }
 
-/// The chart has the rows with all turns.
-fn write_docs(table: &str, rows: &[Row], pairs: usize) -> Result<(), String> {
+/// Of the rows with all turns.
+fn chart_of(rows: &[&Row], pairs: usize) -> String {
     let complete = rows.iter().filter(|row| row.turns.runs.len() >= pairs);
-    let bar = |row: &Row| {
+    let bar = |row: &&Row| {
         let (ratio, range) = row.ratio()?;
         Some(chart::Bar {
-            panel: if row.medium == Medium::Null {
-                "no medium".to_owned()
-            } else {
-                "files".to_owned()
+            panel: match row.case.medium {
+                Medium::Null => "no medium".to_owned(),
+                _ => "files".to_owned(),
             },
-            label: format!("{} ({})", row.name, row.turns.distance.name()),
+            label: format!("{} ({})", row.case.name(), row.turns.distance.name()),
             ratio,
             range,
         })
     };
     let bars: Vec<_> = complete.filter_map(bar).collect();
-    let title = "Requests per second, vringd / qemu-storage-daemon";
-    turns::write_docs("blk", table, &chart::svg(title, &bars))
+    chart::svg("Requests per second, vringd / qemu-storage-daemon", &bars)
 }
 
 fn main() -> ExitCode {

@@ -1,5 +1,5 @@
 //! Proofs on disks in real guests: what a power cut leaves, what fio and file systems find again,
-//! what dm-crypt reads of an encrypted image.
+//! what dm-crypt reads of an encrypted image, what an NVMe disk is polled for.
 //!
 //! Needs what scripts/guest-image --tools needs. `VRINGD_SOAK=60` (scripts/soak) makes each load
 //! last 60 seconds; without it the runs are short.
@@ -24,5 +24,6 @@ mod proof {
 
     mod load;
     mod plain;
+    mod polled;
     mod power_cut;
 }

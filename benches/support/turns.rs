@@ -229,10 +229,23 @@ pub(crate) fn table_in_docs(name: &str) -> Result<String, String> {
 }
 
 /// Puts a table between the marks of this `name` in docs/performance.md, and an image beside it.
+#[allow(dead_code, reason = "others have tables without a chart")]
 pub(crate) fn write_docs(name: &str, table: &str, svg: &str) -> Result<(), String> {
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-    let page = docs.join("performance.md");
-    let failed = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+    write_table(name, table)?;
+    write_chart(name, svg)
+}
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")
+}
+
+fn failed(path: &Path, error: std::io::Error) -> String {
+    format!("{}: {error}", path.display())
+}
+
+/// Puts a table between the marks of this `name` in docs/performance.md.
+pub(crate) fn write_table(name: &str, table: &str) -> Result<(), String> {
+    let page = docs().join("performance.md");
     let text = std::fs::read_to_string(&page).map_err(|error| failed(&page, error))?;
     let marks = [
         format!("<!-- {name}: begin -->\n"),
@@ -243,9 +256,12 @@ pub(crate) fn write_docs(name: &str, table: &str, svg: &str) -> Result<(), Strin
         return Err(format!("{} has no marks for the table", page.display()));
     };
     let (before, after) = (&text[..begin + marks[0].len()], &text[end..]);
-    std::fs::write(&page, format!("{before}{table}{after}"))
-        .map_err(|error| failed(&page, error))?;
-    let image = docs.join(format!("performance-{name}.svg"));
+    std::fs::write(&page, format!("{before}{table}{after}")).map_err(|error| failed(&page, error))
+}
+
+/// Puts an image of this `name` beside docs/performance.md.
+pub(crate) fn write_chart(name: &str, svg: &str) -> Result<(), String> {
+    let image = docs().join(format!("performance-{name}.svg"));
     std::fs::write(&image, svg).map_err(|error| failed(&image, error))
 }
 

@@ -37,6 +37,9 @@ const EAGAIN: i32 = 11;
 struct Slot {
     /// The first `count` are its pieces.
     pieces: [u16; PIECES_PER_OP],
+    /// The same as memory, no more than `bytes` together. Beyond `count` it is never read, so that
+    /// a small operation touches a small part of it.
+    list: [Segment; PIECES_PER_OP],
     count: usize,
     /// First byte on the disk.
     offset: u64,
@@ -49,6 +52,24 @@ struct Slot {
     target: Vec<Segment>,
 }
 
+impl Slot {
+    /// Its pieces without their first `skip` bytes, and how many that are.
+    #[cold]
+    fn rest(&self, mut skip: usize) -> ([Segment; PIECES_PER_OP], usize) {
+        let mut rest = [Segment::EMPTY; PIECES_PER_OP];
+        let mut count = 0;
+        for piece in &self.list[..self.count] {
+            let here = piece.skip(skip);
+            skip -= piece.len() - here.len();
+            if !here.is_empty() {
+                rest[count] = here;
+                count += 1;
+            }
+        }
+        (rest, count)
+    }
+}
+
 /// Whether a write must be durable.
 #[derive(Debug, Clone, Copy)]
 struct Durable(bool);
@@ -56,16 +77,22 @@ struct Durable(bool);
 /// What a queue needs to encrypt.
 #[derive(Debug)]
 pub struct Crypt {
-    xts: Xts,
+    cipher: Cipher,
     /// A mapping of its own, so aligned to a page; pages that are never used are never taken.
     pieces: Store,
     /// Those not in use, the last used last: it is in the cache.
     free: Vec<u16>,
     /// Never written.
     zeroes: Store,
+    slots: Box<[Slot]>,
+}
+
+/// The key, and what it takes to use it on any segments.
+#[derive(Debug)]
+struct Cipher {
+    xts: Xts,
     /// A sector whose bytes lie in several segments.
     scratch: Store,
-    slots: Box<[Slot]>,
 }
 
 impl Crypt {
@@ -76,6 +103,7 @@ impl Crypt {
     pub fn new(key: &DiskKey, sector: u32, in_flight: u16) -> io::Result<Crypt> {
         let slot = |_| Slot {
             pieces: [0; PIECES_PER_OP],
+            list: [Segment::EMPTY; PIECES_PER_OP],
             count: 0,
             offset: 0,
             bytes: 0,
@@ -84,11 +112,13 @@ impl Crypt {
             target: Vec::with_capacity(SEGMENTS_USUAL),
         };
         Ok(Crypt {
-            xts: Xts::new(key, sector)?,
+            cipher: Cipher {
+                xts: Xts::new(key, sector)?,
+                scratch: Store::new(sector.into())?,
+            },
             pieces: Store::new(u64::from(in_flight) * PIECE_BYTES as u64)?,
             free: (0..in_flight).rev().collect(),
             zeroes: Store::new(PIECE_BYTES as u64)?,
-            scratch: Store::new(sector.into())?,
             slots: (0..in_flight).map(slot).collect(),
         })
     }
@@ -101,25 +131,28 @@ impl Crypt {
     /// Takes pieces for an operation on `bytes` bytes, or for as much of it as there are pieces.
     fn take(&mut self, token: Token, offset: u64, bytes: usize) -> Result<(), Full> {
         // The device logic asks for whole sectors only; if it did not, the rest would be short.
-        let bytes = bytes - bytes % self.xts.sector();
+        let bytes = self.cipher.xts.whole(bytes);
         let slot = &mut self.slots[usize::from(token.slot)];
         let count = bytes.div_ceil(PIECE_BYTES).min(PIECES_PER_OP);
         let count = count.min(self.free.len());
         if count == 0 && bytes > 0 {
             return Err(Full);
         }
-        for (piece, free) in slot
-            .pieces
-            .iter_mut()
-            .zip(self.free.drain(self.free.len() - count..))
-        {
-            *piece = free;
-        }
         slot.count = count;
         slot.offset = offset;
         slot.bytes = bytes.min(count * PIECE_BYTES);
         slot.done = 0;
         slot.write = None;
+        let mut left = slot.bytes;
+        let places = slot.pieces.iter_mut().zip(&mut slot.list);
+        for ((piece, memory), free) in places.zip(self.free.drain(self.free.len() - count..)) {
+            let here = left.min(PIECE_BYTES);
+            left -= here;
+            *piece = free;
+            *memory = self
+                .pieces
+                .segment(u64::from(free) * PIECE_BYTES as u64, here);
+        }
         Ok(())
     }
 
@@ -129,44 +162,23 @@ impl Crypt {
         slot.count = 0;
     }
 
-    /// The pieces of an operation, as far as they hold `bytes` of it after the first `skip`.
-    fn list(&self, token: Token, skip: usize, bytes: usize) -> ([Segment; PIECES_PER_OP], usize) {
-        let slot = &self.slots[usize::from(token.slot)];
-        let mut list = [Segment::EMPTY; PIECES_PER_OP];
-        let mut count = 0;
-        let (mut skip, mut left) = (skip, bytes);
-        for piece in &slot.pieces[..slot.count] {
-            let whole = self
-                .pieces
-                .segment(u64::from(*piece) * PIECE_BYTES as u64, PIECE_BYTES);
-            let here = whole.skip(skip);
-            skip -= whole.len() - here.len();
-            let here = here.take(left);
-            left -= here.len();
-            if !here.is_empty() {
-                list[count] = here;
-                count += 1;
-            }
-        }
-        (list, count)
-    }
-
     /// Whole sectors of an operation, the first of them its own first.
     fn encrypt(&mut self, token: Token, from: &[Segment]) {
         let slot = &self.slots[usize::from(token.slot)];
-        let (offset, bytes) = (slot.offset, slot.bytes);
-        let (list, count) = self.list(token, 0, bytes);
-        self.run(Direction::Encrypt, offset, from, &list[..count], bytes);
+        let to = &slot.list[..slot.count];
+        self.cipher
+            .run(Direction::Encrypt, slot.offset, from, to, slot.bytes);
     }
 
     fn decrypt(&mut self, token: Token, bytes: usize) {
-        let (list, count) = self.list(token, 0, bytes);
-        let slot = &mut self.slots[usize::from(token.slot)];
-        let (offset, target) = (slot.offset, core::mem::take(&mut slot.target));
-        self.run(Direction::Decrypt, offset, &list[..count], &target, bytes);
-        self.slots[usize::from(token.slot)].target = target;
+        let slot = &self.slots[usize::from(token.slot)];
+        let from = &slot.list[..slot.count];
+        self.cipher
+            .run(Direction::Decrypt, slot.offset, from, &slot.target, bytes);
     }
+}
 
+impl Cipher {
     /// Sectors in whole segments go straight from one side to the other, those that a segment ends
     /// in through `scratch`.
     fn run(
@@ -243,10 +255,16 @@ impl<D: BlkIo> Crypted<'_, D> {
     /// Hands the rest of an operation to the disk.
     fn push(&mut self, token: Token) -> Result<(), Full> {
         let slot = &self.crypt.slots[usize::from(token.slot)];
-        let (offset, done, write) = (slot.offset + slot.done as u64, slot.done, slot.write);
-        let (list, count) = self.crypt.list(token, done, slot.bytes - done);
-        let segments = &list[..count];
-        let op = match write {
+        let offset = slot.offset + slot.done as u64;
+        let rest;
+        let segments = match slot.done {
+            0 => &slot.list[..slot.count],
+            done => {
+                rest = slot.rest(done);
+                &rest.0[..rest.1]
+            }
+        };
+        let op = match slot.write {
             None => BlkOp::Read { offset, segments },
             Some(Durable(durable)) => BlkOp::Write {
                 offset,
@@ -268,12 +286,11 @@ impl<D: BlkIo> Crypted<'_, D> {
 
     /// What an operation with pieces came to; `None` when it goes on.
     fn finish(&mut self, token: Token, result: Result<u32, i32>) -> Option<Completion> {
-        let sector = self.crypt.xts.sector();
         let slot = &mut self.crypt.slots[usize::from(token.slot)];
         let mut result = result;
         if let Ok(moved) = result {
             slot.done = slot.bytes.min(slot.done + moved as usize);
-            let whole = slot.done - slot.done % sector;
+            let whole = self.crypt.cipher.xts.whole(slot.done);
             if whole == 0 && moved > 0 {
                 // The rest of the sector must come, or the part of it that was written is lost.
                 match self.push(token) {

@@ -183,9 +183,14 @@ impl DiskFile {
     pub fn with_io(mut self, path: &Path, wanted: IoOptions) -> DiskFile {
         self.io = wanted;
         if wanted.iopoll {
-            let probed = match self.direct && !self.in_memory {
-                true => probe_iopoll(&self.file),
-                false => Err(io::Error::other("only with direct I/O")),
+            let probed = if !self.direct || self.in_memory {
+                Err(io::Error::other("only with direct I/O"))
+            } else if queue_limit(&self.file, "io_poll") == Some(0) {
+                // Linux 6.1 takes such reads all the same, and
+                // whoever waits for them waits for an interrupt without sleeping.
+                Err(io::Error::other("the device has no queues to poll"))
+            } else {
+                probe_iopoll(&self.file)
             };
             if let Err(error) = probed {
                 tracing::warn!("{path:?}: iopoll: not here ({error}): interrupts tell instead");
@@ -309,9 +314,14 @@ impl DiskTopology {
     }
 }
 
-/// What sysfs says of the queue of a block device, or of the device that it is a partition of.
+/// What sysfs says of the queue of a block device, or of the device that it is a partition of; of
+/// the one below its file system for any other file.
 fn queue_limit(file: &File, name: &str) -> Option<u64> {
-    let device = file.metadata().ok()?.rdev();
+    let found = file.metadata().ok()?;
+    let device = match found.file_type().is_block_device() {
+        true => found.rdev(),
+        false => found.dev(),
+    };
     let (major, minor) = (libc::major(device), libc::minor(device));
     let queue = |up| format!("/sys/dev/block/{major}:{minor}/{up}queue/{name}");
     let text = fs::read_to_string(queue("")).or_else(|_| fs::read_to_string(queue("../")));

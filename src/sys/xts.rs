@@ -94,6 +94,7 @@ impl Drop for Cipher {
 pub struct Xts {
     encrypt: Cipher,
     decrypt: Cipher,
+    /// A power of two.
     sector: usize,
 }
 
@@ -107,11 +108,18 @@ impl fmt::Debug for Xts {
 }
 
 impl Xts {
-    /// `key` for sectors of `sector` bytes, a multiple of 512.
+    /// `key` for sectors of `sector` bytes, a power of two of at least 512.
     ///
     /// # Errors
     /// When there is no memory for it.
+    ///
+    /// # Panics
+    /// For other sizes of a sector.
     pub fn new(key: &DiskKey, sector: u32) -> io::Result<Xts> {
+        assert!(
+            sector.is_power_of_two() && u64::from(sector) >= UNIT_BYTES,
+            "sectors of {sector} bytes"
+        );
         Ok(Xts {
             encrypt: Cipher::new(key, Direction::Encrypt)?,
             decrypt: Cipher::new(key, Direction::Decrypt)?,
@@ -123,6 +131,12 @@ impl Xts {
     #[inline]
     pub fn sector(&self) -> usize {
         self.sector
+    }
+
+    /// As much of so many bytes as whole sectors are.
+    #[inline]
+    pub fn whole(&self, bytes: usize) -> usize {
+        bytes & !(self.sector - 1)
     }
 
     /// Encrypts or decrypts the whole sectors of `from`, the first of which is `offset` bytes into
@@ -138,16 +152,17 @@ impl Xts {
             Direction::Encrypt => &mut self.encrypt,
             Direction::Decrypt => &mut self.decrypt,
         };
-        let sectors = from.len().min(to.len()) / self.sector;
-        for index in 0..sectors {
-            let at = index * self.sector;
+        let bytes = from.len().min(to.len()) & !(self.sector - 1);
+        let mut at = 0;
+        while at < bytes {
             let number = (offset + at as u64) / UNIT_BYTES;
             let tweak = u128::from(number).to_le_bytes();
             let (from, to) = (from.base().wrapping_add(at), to.base().wrapping_add(at));
             let done = cipher.run(&tweak, from, to, self.sector);
             assert!(done, "the cipher fails at byte {offset}+{at}");
+            at += self.sector;
         }
-        sectors * self.sector
+        bytes
     }
 }
 

@@ -156,6 +156,7 @@ fn run_in_guest(dir: &TempDir, marks: u32) -> (Vec<PathBuf>, PathBuf) {
         tools: Some(Tools {
             drives,
             programs: vec![test.clone(), env!("CARGO_BIN_EXE_vringd").into()],
+            ..Tools::default()
         }),
         ..GuestConfig::default()
     });

@@ -56,6 +56,8 @@ pub struct GuestConfig {
 pub struct Tools {
     /// Raw files that QEMU itself serves: block devices after those of [`GuestConfig::disks`].
     pub drives: Vec<PathBuf>,
+    /// Such files too: each the only namespace of an NVMe controller.
+    pub nvme: Vec<PathBuf>,
     /// Programs of this machine, which are in the guest's /proof.
     pub programs: Vec<PathBuf>,
 }
@@ -154,6 +156,18 @@ fn device_arguments(config: &GuestConfig) -> Vec<String> {
         args.push(format!(
             "file={},if=virtio,format=raw,cache=unsafe",
             drive.display()
+        ));
+    }
+    let nvme = config.tools.iter().flat_map(|tools| &tools.nvme);
+    for (number, file) in nvme.enumerate() {
+        let file = file.display();
+        args.push("-drive".into());
+        args.push(format!(
+            "id=nvme{number},file={file},if=none,format=raw,cache=unsafe"
+        ));
+        args.push("-device".into());
+        args.push(format!(
+            "nvme,drive=nvme{number},serial=vringd-nvme{number}"
         ));
     }
     for (number, nic) in config.nics.iter().enumerate() {
