@@ -2,9 +2,9 @@
 //!
 //! What lies in clusters that are allocated already, and only the image itself has, the worker
 //! reads and writes in the image's file, as in any other file, through its io_uring: the thread
-//! tells where they are ([`map`]). All else goes to the thread by a ring: the first write of a
+//! tells where they are (`map`). All else goes to the thread by a ring: the first write of a
 //! cluster, what comes from a backing file, zeroes, discards, durable writes and every flush
-//! ([`server`]).
+//! (`server`).
 //!
 //! A write that needed a cluster is answered when the image's tables say so in the file, so nothing
 //! that was answered is lost with the process; a flush, when all of that is durable.

@@ -72,3 +72,15 @@ pub(super) fn limits<D: Driver>(size: u16) {
         assert_eq!((rig.vq.in_flight(), rig.vq.fault()), (1, None));
     }
 }
+
+#[test]
+fn a_head_outside_the_table_is_not_taken_and_the_pop_says_so() {
+    let mut rig = Rig::<SplitDriver>::new(4);
+    // A good chain stands where the head would be if the table began again after its end.
+    rig.driver.add(&[Buf::readable(BUFFERS, 8)]).unwrap();
+    rig.driver.raw().driver.store16(4, 4);
+    rig.driver.publish();
+    let mut out = [const { Single::EMPTY }; 4];
+    assert_eq!(rig.vq.pop_singles(false, &mut out), 0);
+    assert_eq!(rig.fault(), RingFault::DescIndex);
+}
