@@ -80,9 +80,13 @@ impl Slot {
         !self.paused && self.stopping.is_none()
     }
 
+    fn is_running(&self) -> bool {
+        self.endpoint.is_some() && self.runs()
+    }
+
     /// Tells other workers whether it runs, after something has changed.
     fn tell(&self) {
-        self.running.set(self.endpoint.is_some() && self.runs());
+        self.running.set(self.is_running());
     }
 }
 
@@ -120,7 +124,7 @@ impl Slots {
 
     /// Whether the vring in `slot` is there and runs.
     pub(crate) fn is_running(&self, slot: usize) -> bool {
-        self.is_there(slot) && self.0[slot].runs()
+        self.0[slot].is_running()
     }
 
     /// Whether there is a vring in `slot`, even if it is paused or about to stop.
@@ -234,7 +238,6 @@ pub(crate) struct Worker {
     turns_awake: u32,
     /// Ends a sleep when a disk must be polled: epoll counts in milliseconds.
     alarm: TimerFd,
-    mailbox: Arc<Mailbox>,
     counters: Arc<WorkerCounters>,
     /// Some slot waits to be stopped.
     stopping: bool,
@@ -292,7 +295,7 @@ impl Worker {
                 uring,
                 scratch: Segments::with_capacity(SEGMENTS_MAX),
                 retired: config.retired,
-                mailbox: Arc::clone(&config.mailbox),
+                mailbox: config.mailbox,
             },
             burst: FrameBurst::new(),
             idle: Idle::new(config.policy),
@@ -300,7 +303,6 @@ impl Worker {
             hosts_watched: false,
             turns_awake: 0,
             alarm,
-            mailbox: config.mailbox,
             counters: config.counters,
             stopping: false,
             exit: false,
@@ -311,7 +313,7 @@ impl Worker {
 
     fn run(&mut self) {
         while !self.exit {
-            if !self.mailbox.is_empty() {
+            if !self.cx.mailbox.is_empty() {
                 self.obey();
             }
             let work = self.turn();
@@ -391,7 +393,7 @@ impl Worker {
     }
 
     fn obey(&mut self) {
-        while let Some(command) = self.mailbox.receive() {
+        while let Some(command) = self.cx.mailbox.receive() {
             self.idle.woke();
             match command {
                 Command::Start {
@@ -520,7 +522,6 @@ impl Worker {
                 self.finish_stop(index, endpoint, paused, &reply);
             }
         }
-        self.find_live();
     }
 
     fn finish_stop(
@@ -540,6 +541,7 @@ impl Worker {
             None => self.kickless -= 1,
         }
         self.started.retain(|&other| other != slot);
+        self.find_live();
         self.disks.retain(|&disk| disk != slot);
         self.putting_off.retain(|&other| other != slot);
         endpoint.vring().flush_call(true);
@@ -556,12 +558,12 @@ impl Worker {
     fn park(&mut self) {
         // Nobody keeps time while we sleep.
         self.flush_calls(true);
-        self.mailbox.parking().announce();
+        self.cx.mailbox.parking().announce();
         // Before they are looked at: a frame that comes between wakes us.
         let watched = self.hosts_watched || self.watch_hosts(true).is_ok();
         self.hosts_watched = watched;
         let armed = self.arm().max(self.set_alarm());
-        if armed != Armed::Work && self.mailbox.is_empty() {
+        if armed != Armed::Work && self.cx.mailbox.is_empty() {
             let bounded = !watched || armed == Armed::Bounded || self.kickless > 0 || self.stopping;
             let timeout = if bounded { BOUNDED_SLEEP_MS } else { -1 };
             self.counters.parks.add(1);
@@ -570,7 +572,7 @@ impl Worker {
             // EINTR is a wake-up like any other: everything is polled after it.
             let _ = self.epoll.wait(timeout, &mut events);
         }
-        self.mailbox.parking().awake();
+        self.cx.mailbox.parking().awake();
         self.turns_awake = 0;
         for &slot in &self.started {
             if let Some(endpoint) = &mut self.slots.0[slot].endpoint {

@@ -14,7 +14,6 @@ use crate::sync::{Ordering, fence};
 use super::event::{PackedCursor, packed_need_event};
 use super::format::{Areas, Desc, Head, RingConfig, RingFormat, SIZE_MAX, VringBase};
 use super::{ChainId, RingFault, Single};
-use crate::memory::Area;
 
 const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
 const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
@@ -128,14 +127,10 @@ impl Packed {
         }
     }
 
-    #[inline]
-    fn load_head(&self) -> Option<Head> {
-        Packed::load_at(&self.areas.desc, self.next_avail)
-    }
-
-    /// The descriptor at `at`, if it is the available head of a chain.
+    /// The next descriptor, if it is the available head of a chain.
     #[inline(always)]
-    fn load_at(desc: &Area, at: PackedCursor) -> Option<Head> {
+    fn load_head(&self) -> Option<Head> {
+        let (desc, at) = (&self.areas.desc, self.next_avail);
         let slot = at.slot;
         // Acquire: pairs with the driver's write barrier before it stores the flags of the head
         // (VIRTIO 1.3 §2.8.6). Without it the address, or the rest of the chain, could be read from
@@ -289,7 +284,7 @@ impl RingFormat for Packed {
                 .pairs64(16 * usize::from(next.slot), stretch);
             let mut here = 0;
             for (pair, place) in descs.iter().zip(&mut out[taken..]) {
-                // Acquire: as in `load_at`.
+                // Acquire: as in `load_head`.
                 let word = pair.second_acquire();
                 if !Packed::is_single(word, next.wrap, writable) {
                     break;

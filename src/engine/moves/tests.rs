@@ -101,11 +101,13 @@ fn what_can_not_leave_or_start_goes_on_where_it_is() {
     let handle = &handles[0];
     let queue = Stubborn::default();
     queue.starts.store(true, Ordering::Relaxed);
-    let endpoint = Endpoint::Disk(Box::new(queue.clone()));
-    handle
-        .enter(0, &handle.places[0][0], endpoint, false)
-        .unwrap();
-    handle.started[0].store(true, Ordering::Relaxed);
+    let start = || {
+        let endpoint = Endpoint::Disk(Box::new(queue.clone()));
+        let entered = handle.enter(0, &handle.places[0][0], endpoint, false);
+        entered.unwrap();
+        handle.started[0].store(true, Ordering::Relaxed);
+    };
+    start();
     let at = || handle.group[0].load(Ordering::Relaxed);
     handle.allow(&[1]);
     handle.settle();
@@ -118,11 +120,7 @@ fn what_can_not_leave_or_start_goes_on_where_it_is() {
     assert_eq!((at(), handle.moves.done()), (0, 0), "it does not start");
     assert!(!handle.started[0].load(Ordering::Relaxed));
     queue.starts.store(true, Ordering::Relaxed);
-    let endpoint = Endpoint::Disk(Box::new(queue.clone()));
-    handle
-        .enter(0, &handle.places[0][0], endpoint, false)
-        .unwrap();
-    handle.started[0].store(true, Ordering::Relaxed);
+    start();
     // One that its session could not stop is left alone.
     handle.moves.lost(0, true);
     handle.settle();

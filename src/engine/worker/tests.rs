@@ -52,16 +52,21 @@ fn send_message(mailbox: &Mailbox) {
         .unwrap();
 }
 
+/// A tap, and one end of a cable.
+fn interfaces() -> (Tap, Xdp) {
+    ip("link add xa type veth peer name xb");
+    ip("link set xa up");
+    ip("link set xb up");
+    let tap = Tap::open("tap0", 1, None).unwrap();
+    (tap, Xdp::open("xa", 1, None).unwrap())
+}
+
 #[test]
 fn interfaces_are_watched_by_a_worker_that_sleeps_and_let_be_by_one_that_stays_awake() {
     in_private_netns(|| {
-        ip("link add xa type veth peer name xb");
-        ip("link set xa up");
-        ip("link set xb up");
-        let tap = Tap::open("tap0", 1, None).unwrap();
-        let xdp = Xdp::open("xa", 1, None).unwrap();
+        let (tap, xdp) = interfaces();
         let mut worker = worker(&tap, &xdp);
-        send_message(&worker.mailbox);
+        send_message(&worker.cx.mailbox);
         assert_eq!(watched(&worker), [false, false], "it has not slept yet");
         for round in 0..3 {
             worker.park();
@@ -87,11 +92,7 @@ fn interfaces_are_watched_by_a_worker_that_sleeps_and_let_be_by_one_that_stays_a
 #[test]
 fn a_frame_that_came_while_nobody_watched_ends_the_sleep() {
     in_private_netns(|| {
-        ip("link add xa type veth peer name xb");
-        ip("link set xa up");
-        ip("link set xb up");
-        let tap = Tap::open("tap0", 1, None).unwrap();
-        let xdp = Xdp::open("xa", 1, None).unwrap();
+        let (tap, xdp) = interfaces();
         xdp.set_receiving(0, true).unwrap();
         let mut worker = worker(&tap, &xdp);
         let mut frame = vec![0xff; 6];
@@ -100,7 +101,7 @@ fn a_frame_that_came_while_nobody_watched_ends_the_sleep() {
         frame.resize(60, 7);
         for name in ["tap0", "xb"] {
             // The other one is quiet: what it had has ended a sleep before.
-            send_message(&worker.mailbox);
+            send_message(&worker.cx.mailbox);
             worker.park();
             worker.obey();
             (0..TURNS_WATCHED).for_each(|_| worker.stay_awake());
@@ -108,7 +109,7 @@ fn a_frame_that_came_while_nobody_watched_ends_the_sleep() {
             PacketSocket::bind(name).send(&[0; VNET_HEADER], &frame);
             // Ends a sleep that nothing else does, and is seen then.
             let (awake, late) = crossbeam::channel::bounded::<()>(1);
-            let mailbox = Arc::clone(&worker.mailbox);
+            let mailbox = Arc::clone(&worker.cx.mailbox);
             let guard = std::thread::spawn(move || {
                 if late.recv_timeout(DEADLINE).is_err() {
                     send_message(&mailbox);
@@ -117,7 +118,7 @@ fn a_frame_that_came_while_nobody_watched_ends_the_sleep() {
             worker.park();
             let _ = awake.send(());
             guard.join().unwrap();
-            assert!(worker.mailbox.is_empty(), "{name}: it slept on");
+            assert!(worker.cx.mailbox.is_empty(), "{name}: it slept on");
         }
     });
 }
