@@ -7,7 +7,6 @@ use crate::sync::{Ordering, fence};
 use super::event::need_event;
 use super::format::{Areas, Desc, Head, RingConfig, RingFormat, SIZE_MAX, VringBase};
 use super::{ChainId, RingFault, Single};
-use crate::memory::Area;
 
 /// `flags`, `idx`, then the ring, in both rings.
 const RING: usize = 4;
@@ -80,16 +79,6 @@ impl Split {
 
     fn used_event_at(&self) -> usize {
         RING + 2 * usize::from(self.size)
-    }
-
-    /// Writes a word of a used element unless it stands there already, from a lap before: drivers
-    /// use their descriptors in the same order again and again, and a line that is not written
-    /// stays in the driver's cache.
-    #[inline]
-    fn store_if_different(device: &Area, at: usize, value: u32) {
-        if device.load32(at) != value {
-            device.store32(at, value);
-        }
     }
 
     /// Reads the driver's index and what it covers.
@@ -274,20 +263,19 @@ impl RingFormat for Split {
 
     #[inline(always)]
     fn put_used(&mut self, chain: &ChainId, written: u32) {
-        // Entries from `published` on are ours until `idx` moves.
-        let at = RING + 8 * self.mask(self.next_used);
-        Split::store_if_different(&self.areas.device, at, u32::from(chain.id()));
-        Split::store_if_different(&self.areas.device, at + 4, written);
-        self.next_used = self.next_used.wrapping_add(1);
+        self.put_used_singles(core::iter::once((chain.id(), written)));
     }
 
-    #[inline]
+    #[inline(always)]
     fn put_used_singles(&mut self, used: impl Iterator<Item = (u16, u32)>) {
+        // Entries from `published` on are ours until `idx` moves.
         let (mask, mut next) = (self.size - 1, self.next_used);
         let elements = self.areas.device.pairs32(RING, usize::from(self.size));
         for (id, written) in used {
-            // As in `store_if_different`.
             if let Some(element) = elements.get(usize::from(next & mask)) {
+                // Unless it stands there already, from a lap before: drivers use their descriptors
+                // in the same order again and again, and a line that is not written stays in the
+                // driver's cache.
                 if element.first() != u32::from(id) {
                     element.set_first(id.into());
                 }
