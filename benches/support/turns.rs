@@ -1,4 +1,5 @@
-//! Measurements in turns, each between two measurements of the round trip between the cores.
+//! Measurements in turns, each between two measurements of the round trip between the cores and of
+//! what they get done.
 
 use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
@@ -12,40 +13,64 @@ pub(crate) const BACK_END_CORE: usize = 1;
 /// Attempts for each turn that is wanted, before it is given up.
 const ATTEMPTS_PER_TURN: usize = 4;
 
-/// One run: what it brought, and the round trips before and after it.
+/// The conditions before or after a run.
+#[derive(Clone, Copy)]
+pub(crate) struct Probe {
+    round_trip_ns: f64,
+    /// Of the front-end's core and the back-end's, both busy.
+    speeds: [f64; 2],
+}
+
+impl Probe {
+    fn measure() -> Result<Self, ProbeError> {
+        Ok(Self {
+            speeds: probe::speeds([FRONT_END_CORE, BACK_END_CORE])?,
+            round_trip_ns: probe::round_trip_ns(FRONT_END_CORE, BACK_END_CORE, probe::ROUND_TRIPS)?,
+        })
+    }
+}
+
+/// One run: what it brought, and the conditions before and after it.
 #[derive(Clone, Copy)]
 pub(crate) struct Run<T> {
     pub(crate) value: T,
-    pub(crate) probes_ns: [f64; 2],
+    pub(crate) probes: [Probe; 2],
 }
 
 impl<T> Run<T> {
     /// Runs between two probes: nothing of the run may be alive when `run` returns.
     pub(crate) fn between_probes(run: impl FnOnce() -> T) -> Result<Self, ProbeError> {
-        let before = probe_ns()?;
+        let before = Probe::measure()?;
         let value = run();
         Ok(Self {
             value,
-            probes_ns: [before, probe_ns()?],
+            probes: [before, Probe::measure()?],
         })
     }
+}
 
-    /// The conditions of the run; none when they changed or something else ran.
-    pub(crate) fn distance(&self) -> Option<Distance> {
-        let [before, after] = self.probes_ns.map(Distance::of);
-        (before == after && before != Distance::Disturbed).then_some(before)
-    }
+/// The distance at which all `runs` were made; none when that or what the cores got done changed, or
+/// something else ran.
+fn distance<T>(runs: &[Run<T>]) -> Option<Distance> {
+    let probes = || runs.iter().flat_map(|run| run.probes);
+    let mut distances = probes().map(|probe| Distance::of(probe.round_trip_ns));
+    let first = distances.next()?;
+    let is_steady = |core: usize| probe::is_steady(probes().map(|probe| probe.speeds[core]));
+    (first != Distance::Disturbed
+        && distances.all(|other| other == first)
+        && is_steady(0)
+        && is_steady(1))
+    .then_some(first)
 }
 
 impl<T: Display> Display for Run<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [before, after] = self.probes_ns;
-        write!(f, "{} ({before:.0}, {after:.0} ns)", self.value)
+        let [before, after] = self.probes.map(|probe| {
+            let [front, back] = probe.speeds;
+            format!("{:.0} ns {front:.0}/{back:.0}", probe.round_trip_ns)
+        });
+        write!(f, "{} ({before}, {after})", self.value)
     }
-}
-
-fn probe_ns() -> Result<f64, ProbeError> {
-    probe::round_trip_ns(FRONT_END_CORE, BACK_END_CORE, probe::ROUND_TRIPS)
 }
 
 /// The turns that were made under one class of conditions.
@@ -63,8 +88,8 @@ impl<T> Turns<T> {
 
     /// The middle of all round trips.
     pub(crate) fn probe_ns(&self) -> f64 {
-        let all = self.runs.iter().flatten().flat_map(|run| run.probes_ns);
-        median(all)
+        let all = self.runs.iter().flatten().flat_map(|run| run.probes);
+        median(all.map(|probe| probe.round_trip_ns))
     }
 
     /// The middle, the least and the greatest of the first peer's values over the second's.
@@ -91,8 +116,7 @@ pub(crate) fn in_turns<T: Display>(
     for _ in 0..wanted * ATTEMPTS_PER_TURN {
         let turn = (0..peers.len()).map(&mut run);
         let turn = turn.collect::<Result<Vec<_>, _>>()?;
-        let first = turn.first().and_then(Run::distance);
-        let distance = first.filter(|_| turn.iter().all(|run| run.distance() == first));
+        let distance = distance(&turn);
         let verdict = if distance.is_some() {
             ""
         } else {

@@ -3,11 +3,14 @@
 //! On a shared host this time decides what a polling back-end and its front-end can reach, and it
 //! changes by itself when the host moves virtual processors. A benchmark therefore measures it
 //! before and after each run, and compares only runs that were made under the same conditions.
-//! It is no benchmark of this crate: no line of the daemon runs here.
+//! So does what the cores get done: a virtual processor is often one of two threads of a core, and the
+//! other one may be somebody else's. Neither is a benchmark of this crate: no line of the daemon
+//! runs here.
 
 use crate::sys::cpu::{self, CpuError};
+use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
+use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -159,9 +162,83 @@ fn return_all(ball: &Ball) {
     }
 }
 
+/// How long [`speeds`] measures.
+const SPEED_TIME: Duration = Duration::from_millis(10);
+
+/// What two cores get done when both are busy, in steps per microsecond of a loop that has always
+/// several instructions to choose from: it halves, nearly, while another program uses the second
+/// thread of the core.
+///
+/// # Errors
+/// When the cores are one and the same, or can't be used.
+pub fn speeds(cores: [usize; 2]) -> Result<[f64; 2], ProbeError> {
+    if cores[0] == cores[1] {
+        return Err(ProbeError::SameCore(cores[0]));
+    }
+    let start = &Barrier::new(2);
+    thread::scope(|scope| {
+        let speeds = cores.map(|core| {
+            scope.spawn(move || {
+                let pinned = cpu::pin_to_core(core);
+                start.wait();
+                pinned.map(|()| steps_per_us())
+            })
+        });
+        let [first, second] = speeds.map(|speed| speed.join().expect("has no way to panic"));
+        Ok([first?, second?])
+    })
+}
+
+fn steps_per_us() -> f64 {
+    const STEPS: u32 = 10_000;
+    let mut lanes = [1_u64, 2, 3, 4, 5, 6, 7, 8];
+    let (start, mut steps) = (Instant::now(), 0_u32);
+    while start.elapsed() < SPEED_TIME {
+        for _ in 0..STEPS {
+            for lane in &mut lanes {
+                *lane ^= *lane << 7;
+                *lane ^= *lane >> 9;
+            }
+        }
+        lanes = black_box(lanes);
+        steps += STEPS;
+    }
+    f64::from(steps) / start.elapsed().as_secs_f64() / 1e6
+}
+
+/// Whether a core's `speeds` are those of one state: a core that is shared or not from one
+/// measurement to the next has changed by more than this share.
+pub fn is_steady(speeds: impl IntoIterator<Item = f64>) -> bool {
+    const CHANGE_MAX: f64 = 1.25;
+    let bounds = |(least, most): (f64, f64), speed: f64| (least.min(speed), most.max(speed));
+    let (least, most) = speeds.into_iter().fold((f64::INFINITY, 0.0), bounds);
+    most <= least * CHANGE_MAX
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cores_get_something_done() {
+        let cores = cpu::allowed_cores().unwrap();
+        if let [one, other, ..] = cores[..] {
+            let speeds = speeds([one, other]).unwrap();
+            assert!(speeds.iter().all(|&speed| speed > 1.0), "{speeds:?}");
+        }
+        assert!(matches!(
+            speeds([cores[0], cores[0]]),
+            Err(ProbeError::SameCore(core)) if core == cores[0]
+        ));
+        speeds([cores[0], 4095]).unwrap_err();
+    }
+
+    #[test]
+    fn a_core_that_lost_a_third_is_not_steady() {
+        assert!(is_steady([300.0, 330.0, 290.0]));
+        assert!(!is_steady([300.0, 200.0]));
+        assert!(!is_steady([300.0, 310.0, 460.0]));
+    }
 
     #[test]
     fn classes_meet_at_their_bounds() {
