@@ -20,6 +20,7 @@ use super::disk::{DiskError, DiskFile, DiskOptions, DiskReason, IoOptions};
 
 mod header;
 mod part;
+mod trip;
 
 use header::{HEADER_BYTES, Header};
 use part::Part;

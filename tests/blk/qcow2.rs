@@ -12,7 +12,7 @@ use super::locks::refused;
 use super::served::{DISK, SECTOR, Served, assert_same};
 use crate::support::tmp::{TempDir, random_bytes};
 
-const ALL: u64 = F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
+pub(super) const ALL: u64 = F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
 
 /// What qemu-img says, which must be happy.
 pub(super) fn qemu_img(args: &[&str]) -> String {
@@ -31,7 +31,7 @@ pub(super) fn create(dir: &TempDir, name: &str, options: &str) -> PathBuf {
 }
 
 /// What is in the image, as QEMU reads it; QEMU must find nothing wrong with it.
-fn content(image: &Path) -> Vec<u8> {
+pub(super) fn content(image: &Path) -> Vec<u8> {
     let text = image.to_str().unwrap();
     // 0: neither errors nor leaks.
     qemu_img(&["check", "-q", "-f", "qcow2", text]);
@@ -47,7 +47,7 @@ fn serve(image: &Path, keys: &str) -> Served {
     Served::start(TempDir::new("qcow2-served"), &keys)
 }
 
-fn read<D: Driver>(front: &mut FrontEnd<D>, at: usize, bytes: usize) -> Vec<u8> {
+pub(super) fn read<D: Driver>(front: &mut FrontEnd<D>, at: usize, bytes: usize) -> Vec<u8> {
     let answer = front.run(IN, (at / SECTOR) as u64, &[], bytes);
     assert_eq!(answer.status, 0, "read at {at}");
     answer.data
@@ -55,7 +55,7 @@ fn read<D: Driver>(front: &mut FrontEnd<D>, at: usize, bytes: usize) -> Vec<u8> 
 
 /// A guest that writes, zeroes, discards and reads everywhere; `model` is what it should find. A
 /// discarded range is written before it is read again.
-fn work<D: Driver>(front: &mut FrontEnd<D>, model: &mut [u8], seed: u64, rounds: u64) {
+pub(super) fn work<D: Driver>(front: &mut FrontEnd<D>, model: &mut [u8], seed: u64, rounds: u64) {
     let mut numbers = random_bytes(seed, 1 << 15).into_iter();
     let mut number = |below: usize| {
         let two = [(); 2].map(|()| numbers.next().unwrap());

@@ -93,6 +93,14 @@ impl Map {
         }
         any
     }
+
+    /// Takes all entries out. Only the image's thread may.
+    pub(super) fn clear_all(&self) {
+        let made = self.leaves.iter().filter_map(OnceLock::get);
+        for entry in made.flatten() {
+            entry.store(0, Ordering::Relaxed);
+        }
+    }
 }
 
 /// How many operations of one queue use places that it found in the map. They are counted in one of
@@ -165,6 +173,8 @@ mod tests {
         assert!(!map.clear(1..3));
         assert!(map.knows(0) && !map.knows(1));
         assert_eq!(map.find(0, 0x10001), None);
+        map.clear_all();
+        assert!(!map.knows(0) && !map.knows(9000));
     }
 }
 

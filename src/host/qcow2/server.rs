@@ -392,6 +392,8 @@ impl Server {
                 );
                 // Not dropped: that would write tables which may be wrong.
                 core::mem::forget(self.image.take());
+                // Nor do workers go on in a file whose flushes fail.
+                self.shared.map.clear_all();
                 Err(EIO)
             }
         }
