@@ -60,6 +60,7 @@ struct RawBlk {
     mode: Option<String>,
     path: Option<String>,
     format: Option<String>,
+    backing_dir: Option<String>,
     backend: Option<String>,
     queues: Option<u64>,
     read_only: Option<bool>,
@@ -450,7 +451,12 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
         name,
         socket: socket_config(table, socket, machine)?,
         io: uring::check(table, io, &backend, raw.direct, encrypt.as_ref())?,
-        format: format::check(table, raw.format.as_deref(), &backend, encrypt.as_ref())?,
+        format: format::check(
+            table,
+            (raw.format.as_deref(), raw.backing_dir),
+            &backend,
+            encrypt.as_ref(),
+        )?,
         encrypt,
         backend,
         queues: bounded(raw.queues.unwrap_or(QUEUES_DEFAULT), 1, QUEUES_MAX)

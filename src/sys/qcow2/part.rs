@@ -26,6 +26,7 @@ use imago::storage::drivers::CommonStorageHelper;
 
 use crate::sys::disk::DiskFile;
 
+use super::depth;
 use super::trip::Trip;
 
 /// What a file is to the library.
@@ -128,6 +129,7 @@ impl Display for Part {
 
 impl Storage for Part {
     fn mem_align(&self) -> usize {
+        depth::check();
         self.file.mem_align()
     }
 
