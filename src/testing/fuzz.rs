@@ -1,5 +1,5 @@
-//! What the fuzz targets run: bytes become a ring, a session, a configuration or an image, and whatever they
-//! say, certain things must hold. The same functions replay the corpora in the tests.
+//! What the fuzz targets run: bytes become a ring, a session, a configuration or an image, and
+//! whatever they say, certain things must hold. The same functions replay the corpora in the tests.
 //!
 //! A function here panics when something does not hold, and returns what the bytes led to.
 

@@ -137,7 +137,7 @@ fn refused_blk_flags_name_key_and_value() {
         ),
         (
             "socket=/b,path=DISK,format=qcow2,backing_dir=",
-            "--blk disk0: backing_dir = \"\": empty",
+            "--blk disk0: backing_dir = \"\": must not be empty",
         ),
         (
             "socket=/b,backend=ram:1M,format=raw",

@@ -40,9 +40,12 @@ pub(super) fn check() {
 mod tests {
     use super::*;
 
-    /// Goes down for ever, as far as the compiler can tell.
+    /// Goes down as good as for ever.
     fn down(level: usize) -> usize {
         check();
+        if level == usize::MAX {
+            return 0;
+        }
         let room = std::hint::black_box([level; 64]);
         down(level + 1) + room[level % 64]
     }
