@@ -195,10 +195,10 @@ struct RunArgs {
     net: Vec<String>,
 
     /// Add a disk; needs socket, and path or backend (ram:SIZE, null:SIZE). Also: name, mode,
-    /// format, queues, read_only, direct, cache, lock, fault, discard, encrypt, encrypt_sector,
-    /// key_file, key_fd, serial, block_size, cores, ring_reset, call_max_used, call_max_us,
-    /// socket_owner, socket_group, socket_mode, read_iops, write_iops, iops, read_bytes,
-    /// write_bytes, bytes, rate_burst, group
+    /// format, backing_dir, queues, read_only, direct, cache, lock, fault, discard, encrypt,
+    /// encrypt_sector, key_file, key_fd, serial, block_size, cores, ring_reset, call_max_used,
+    /// call_max_us, socket_owner, socket_group, socket_mode, read_iops, write_iops, iops,
+    /// read_bytes, write_bytes, bytes, rate_burst, group
     #[arg(long, value_name = "KEY=VALUE,...")]
     blk: Vec<String>,
 

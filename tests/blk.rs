@@ -3,9 +3,9 @@
 //! `matrix` has every request in every shape, `reference` the same ones for a disk of another make,
 //! `durable` what must be on the disk when, `encrypted` what is there in ciphertext, `discard` what
 //! is given back; `uring` has what a disk asks of io_uring; in `faults` the disk is sick, in `hold`
-//! it is full or slow, in `resize` it grows and shrinks, in `qcow2` it is in an image, in `locks`
-//! somebody else uses it, in `limits` it may do so much in a second, in `workers` its queues are
-//! served by two workers.
+//! it is full or slow, in `resize` it grows and shrinks, in `qcow2` it is in an image, which is
+//! given up in `given_up`, in `locks` somebody else uses it, in `limits` it may do so much in a
+//! second, in `workers` its queues are served by two workers.
 
 mod support;
 
@@ -20,6 +20,7 @@ mod blk {
     mod durable;
     mod encrypted;
     mod faults;
+    mod given_up;
     mod hold;
     mod limits;
     mod locks;

@@ -104,6 +104,28 @@ mod tests {
         });
     }
 
+    #[test]
+    fn the_corpus_of_images_holds() {
+        let seeds = fuzz::qcow2_seeds();
+        replay("qcow2", &seeds, |name, data| {
+            let outcome = fuzz::qcow2(data);
+            let refused = outcome == fuzz::Qcow2Outcome::Refused;
+            assert_eq!(refused, name.starts_with("refused"), "{name}: {outcome:?}");
+            if ["whole", "old", "compressed", "shared"].contains(&name) {
+                let well = fuzz::Qcow2Outcome::Served {
+                    well: 13,
+                    failed: 0,
+                };
+                assert_eq!(outcome, well, "{name}");
+            }
+        });
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let mutated = mutated(seeds);
+        for _ in 0..300 {
+            fuzz::qcow2(&mutated.new_tree(&mut runner).unwrap().current());
+        }
+    }
+
     /// A seed with a piece of it written over.
     fn mutated(seeds: Vec<(String, Vec<u8>)>) -> impl Strategy<Value = Vec<u8>> {
         let seeds: Vec<_> = seeds.into_iter().map(|(_, seed)| seed).collect();

@@ -18,6 +18,7 @@ mod proof {
     }
 
     mod driver;
+    mod image;
     mod inside;
     mod journal;
     mod log_writes;

@@ -311,7 +311,7 @@ pub struct EncryptConfig {
 }
 
 /// What a disk's file is. Never guessed from what is in it: its guest may have written that.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ImageFormat {
     /// The disk as it is, as nothing else was said.
     #[default]
@@ -319,7 +319,10 @@ pub enum ImageFormat {
     /// The disk as it is, as was said.
     Raw,
     /// A qcow2 image.
-    Qcow2,
+    Qcow2 {
+        /// Where files may be that it stands on; `None`: it may stand on none.
+        backing_dir: Option<PathBuf>,
+    },
 }
 
 /// Where the blocks of a disk are.

@@ -60,6 +60,7 @@ struct RawBlk {
     mode: Option<String>,
     path: Option<String>,
     format: Option<String>,
+    backing_dir: Option<String>,
     backend: Option<String>,
     queues: Option<u64>,
     read_only: Option<bool>,
@@ -445,12 +446,13 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
         rate_burst: raw.rate_burst,
     };
     let encrypt = encrypt::check(table, encrypt, &backend, block_size)?;
+    let format = (raw.format.as_deref(), raw.backing_dir);
     let io = [raw.iopoll, raw.sqpoll, raw.fixed_buffers];
     Ok(BlkConfig {
         name,
         socket: socket_config(table, socket, machine)?,
         io: uring::check(table, io, &backend, raw.direct, encrypt.as_ref())?,
-        format: format::check(table, raw.format.as_deref(), &backend, encrypt.as_ref())?,
+        format: format::check(table, format, &backend, encrypt.as_ref())?,
         encrypt,
         backend,
         queues: bounded(raw.queues.unwrap_or(QUEUES_DEFAULT), 1, QUEUES_MAX)

@@ -37,8 +37,10 @@ pub(super) fn open(blk: &BlkConfig, path: &Path) -> Result<Opened, DaemonError> 
         name: blk.name.clone(),
         source,
     };
-    if blk.format == ImageFormat::Qcow2 {
-        let image = Qcow2Image::open(&blk.name, path, options, blk.io).map_err(named)?;
+    if let ImageFormat::Qcow2 { backing_dir } = &blk.format {
+        let backing_dir = backing_dir.as_deref();
+        let image = Qcow2Image::open(&blk.name, (path, backing_dir), options, blk.io);
+        let image = image.map_err(named)?;
         return Ok(qcow2(blk, image));
     }
     let file = DiskFile::open(path, options).map_err(named)?;

@@ -84,6 +84,7 @@ struct Shared {
     map: Map,
     /// In which number of [`Users`] an operation is counted that begins now.
     which: AtomicUsize,
+    given_up: AtomicBool,
 }
 
 impl Shared {
@@ -120,23 +121,25 @@ pub struct Qcow2Image {
 }
 
 impl Qcow2Image {
-    /// Opens the image `path` for the disk `name`, and starts its thread.
+    /// Opens the image `path` for the disk `name`, and starts its thread. What it stands on must
+    /// lie in `backing_dir`; without that it may stand on nothing.
     ///
     /// # Errors
     /// [`DiskError`] names the file that is the reason, and the reason.
     pub fn open(
         name: &str,
-        path: &Path,
+        (path, backing_dir): (&Path, Option<&Path>),
         options: DiskOptions,
         io: IoOptions,
     ) -> Result<Qcow2Image, DiskError> {
-        let (image, disk) = Image::open(path, options, io)?;
+        let (image, disk) = Image::open((path, backing_dir), options, io)?;
         let (bytes, cluster_bits) = (image.bytes(), image.cluster_bits());
         let shared = Arc::new(Shared {
             parking: Parking::new(),
             thread: OnceLock::new(),
             map: Map::new(bytes, cluster_bits),
             which: AtomicUsize::new(0),
+            given_up: AtomicBool::new(false),
         });
         let (commands, inbox) = unbounded();
         let server = Server::new(name.to_owned(), image, Arc::clone(&shared), inbox);
@@ -169,6 +172,11 @@ impl Qcow2Image {
     /// Bytes of a cluster.
     pub fn cluster_bytes(&self) -> u32 {
         1 << self.cluster_bits
+    }
+
+    /// Whether the library has panicked over it, so that every request fails.
+    pub fn is_given_up(&self) -> bool {
+        self.shared.given_up.load(Ordering::Acquire)
     }
 
     /// What is asked of io_uring beside the usual.

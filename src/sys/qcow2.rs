@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imago::io_buffers::IoBuffer;
@@ -18,8 +18,10 @@ use crate::memory::{Segment, copy};
 
 use super::disk::{DiskError, DiskFile, DiskOptions, DiskReason, IoOptions};
 
+mod depth;
 mod header;
 mod part;
+mod trip;
 
 use header::{HEADER_BYTES, Header};
 use part::Part;
@@ -56,12 +58,13 @@ impl core::fmt::Debug for Image {
 }
 
 impl Image {
-    /// Opens the image `path` and what it stands on.
+    /// Opens the image `path` and what it stands on, which must lie in `backing_dir`; without that
+    /// it may stand on nothing.
     ///
     /// # Errors
     /// [`DiskError`] names the file that is the reason, and the reason.
     pub fn open(
-        path: &Path,
+        (path, backing_dir): (&Path, Option<&Path>),
         options: DiskOptions,
         io: IoOptions,
     ) -> Result<(Image, Arc<DiskFile>), DiskError> {
@@ -73,7 +76,8 @@ impl Image {
         let doing = "buffer";
         let mut buffer = buffer.map_err(|error| named(DiskReason::Failed { doing, error }))?;
         buffer.as_mut().into_slice().fill(0);
-        let (access, header, disk) = open_layer(path, (options, io), &mut Vec::new())?;
+        let mut chain = Chain::new(backing_dir)?;
+        let (access, header, disk) = open_layer(path, (options, io), &mut chain)?;
         let (bytes, block_size) = (header.bytes, options.block_size);
         if bytes == 0 {
             return Err(named(DiskReason::Empty));
@@ -217,6 +221,11 @@ fn bytes_of(segments: &[Segment]) -> usize {
     segments.iter().map(Segment::len).sum()
 }
 
+/// The library works on an image from here on, on this thread: it panics where it goes too deep.
+pub fn begins_here() {
+    depth::begins_here();
+}
+
 /// What the system said, as its number; the library keeps the kind only.
 pub fn errno(error: &io::Error) -> i32 {
     match (error.raw_os_error(), error.kind()) {
@@ -236,13 +245,73 @@ fn start_of(part: &Part) -> io::Result<[u8; HEADER_BYTES]> {
     Ok(start)
 }
 
+fn refcounts_of(part: &Part, header: Header) -> io::Result<IoBuffer> {
+    let (at, bytes) = header.refcounts;
+    let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
+    let mut table = IoBuffer::new(bytes, BUFFER_ALIGN)?;
+    part.read(&mut table, at)?;
+    Ok(table)
+}
+
 type Layer = (FormatAccess<Part>, Header, Arc<DiskFile>);
 
-/// Opens an image and, below it, what it stands on; `above` are those that stand on it.
+/// What is opened for a disk.
+struct Chain {
+    /// Where all but the first must lie, without links.
+    dir: Option<PathBuf>,
+    /// Device and inode of each file so far: those that stand on the next.
+    above: Vec<(u64, u64)>,
+}
+
+impl Chain {
+    fn new(dir: Option<&Path>) -> Result<Chain, DiskError> {
+        let whole = |dir: &Path| {
+            dir.canonicalize().map_err(|error| DiskError {
+                path: dir.to_owned(),
+                reason: DiskReason::Failed {
+                    doing: "open backing_dir",
+                    error,
+                },
+            })
+        };
+        Ok(Chain {
+            dir: dir.map(whole).transpose()?,
+            above: Vec::new(),
+        })
+    }
+
+    /// The file `name` that the image `path` says it stands on, if it may. Whoever made the image
+    /// has chosen that name.
+    fn below(&self, path: &Path, name: &str) -> Result<PathBuf, DiskError> {
+        let named = |path: &Path, reason| DiskError {
+            path: path.to_owned(),
+            reason,
+        };
+        let refused = |why| Err(named(path, DiskReason::Image(why)));
+        let Some(dir) = &self.dir else {
+            return refused(format!(
+                "it stands on {name:?}, and which files may be read for an image is not for the \
+                 image to say: backing_dir names the directory where they may lie"
+            ));
+        };
+        let given = path.parent().unwrap_or(Path::new("")).join(name);
+        let doing = "open";
+        let failed = |error| named(&given, DiskReason::Failed { doing, error });
+        let below = given.canonicalize().map_err(failed)?;
+        if !below.starts_with(dir) {
+            return refused(format!(
+                "it stands on {name:?}, which is not in backing_dir = {dir:?}"
+            ));
+        }
+        Ok(below)
+    }
+}
+
+/// Opens an image and, below it, what it stands on.
 fn open_layer(
     path: &Path,
     (options, io): (DiskOptions, IoOptions),
-    above: &mut Vec<(u64, u64)>,
+    chain: &mut Chain,
 ) -> Result<Layer, DiskError> {
     let named = |reason| DiskError {
         path: path.to_owned(),
@@ -250,12 +319,18 @@ fn open_layer(
     };
     let failed = |doing| move |error| named(DiskReason::Failed { doing, error });
     let refused = |why: String| named(DiskReason::Image(why));
-    let (disk, part) = open_file(path, (options, io), above)?;
+    let (disk, part) = open_file(path, (options, io), chain)?;
     let start = start_of(&part).map_err(failed("read"))?;
     let header = Header::parse(&start, disk.bytes()).map_err(refused)?;
+    // What is only read has no clusters allocated in it.
+    if !options.read_only {
+        let refcounts = refcounts_of(&part, header).map_err(failed("read"))?;
+        let sound = header.check_refcounts(refcounts.as_ref().into_slice(), disk.bytes());
+        sound.map_err(refused)?;
+    }
     let data = part.data();
     // A read-only image has its clusters found too; one that another stands on has not.
-    let is_top = above.len() == 1;
+    let is_top = chain.above.len() == 1;
     let mut image = Qcow2::<Part>::open_image(part, !options.read_only)
         .map_err(|error| refused(error.to_string()))?;
     image.set_data_file(is_top.then_some(data));
@@ -264,14 +339,14 @@ fn open_layer(
     let backing = match name {
         None => None,
         Some(name) => {
-            let below = path.parent().unwrap_or(Path::new("")).join(&name);
+            let below = chain.below(path, &name)?;
             let options = DiskOptions {
                 read_only: true,
                 ..options
             };
             tracing::info!("{path:?}: stands on {below:?}");
             let options = (options, IoOptions::default());
-            Some(open_backing(&below, format.as_deref(), options, above)?)
+            Some(open_backing(&below, format.as_deref(), options, chain)?)
         }
     };
     image.set_backing(backing);
@@ -283,16 +358,16 @@ fn open_backing(
     path: &Path,
     format: Option<&str>,
     options: (DiskOptions, IoOptions),
-    above: &mut Vec<(u64, u64)>,
+    chain: &mut Chain,
 ) -> Result<FormatAccess<Part>, DiskError> {
     let refused = |why: String| DiskError {
         path: path.to_owned(),
         reason: DiskReason::Image(why),
     };
     match format {
-        Some("qcow2") => Ok(open_layer(path, options, above)?.0),
+        Some("qcow2") => Ok(open_layer(path, options, chain)?.0),
         Some("raw") => {
-            let (_, part) = open_file(path, options, above)?;
+            let (_, part) = open_file(path, options, chain)?;
             let raw = Raw::open_image(part, false).map_err(|error| refused(error.to_string()))?;
             Ok(FormatAccess::new(raw))
         }
@@ -311,7 +386,7 @@ fn open_backing(
 fn open_file(
     path: &Path,
     (options, io): (DiskOptions, IoOptions),
-    above: &mut Vec<(u64, u64)>,
+    chain: &mut Chain,
 ) -> Result<(Arc<DiskFile>, Part), DiskError> {
     let named = |reason| DiskError {
         path: path.to_owned(),
@@ -320,14 +395,14 @@ fn open_file(
     let failed = |doing| move |error| named(DiskReason::Failed { doing, error });
     let found = std::fs::metadata(path).map_err(failed("open"))?;
     let identity = (found.dev(), found.ino());
-    if above.contains(&identity) || above.len() >= CHAIN_MAX {
-        let why = match above.contains(&identity) {
+    if chain.above.contains(&identity) || chain.above.len() >= CHAIN_MAX {
+        let why = match chain.above.contains(&identity) {
             true => "it stands on itself".to_owned(),
             false => format!("more than {CHAIN_MAX} images stand on each other"),
         };
         return Err(named(DiskReason::Image(why)));
     }
-    above.push(identity);
+    chain.above.push(identity);
     let disk = Arc::new(DiskFile::open_image(path, options)?.with_io(path, io));
     let part = Part::new(Arc::clone(&disk)).map_err(failed("open"))?;
     Ok((disk, part))

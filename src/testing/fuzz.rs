@@ -1,5 +1,5 @@
-//! What the fuzz targets run: bytes become a ring, a session or a configuration, and whatever they
-//! say, certain things must hold. The same functions replay the corpora in the tests.
+//! What the fuzz targets run: bytes become a ring, a session, a configuration or an image, and
+//! whatever they say, certain things must hold. The same functions replay the corpora in the tests.
 //!
 //! A function here panics when something does not hold, and returns what the bytes led to.
 
@@ -10,11 +10,13 @@
 
 mod config;
 mod protocol;
+mod qcow2;
 mod rings;
 mod seeds;
 
 pub use config::{config, config_seeds};
 pub use protocol::{protocol, protocol_seeds};
+pub use qcow2::{Qcow2Outcome, qcow2, qcow2_seeds};
 pub use rings::{Op, RingInput, packed_ring, split_ring};
 pub use seeds::{ring_seeds, seed_for};
 

@@ -12,7 +12,7 @@ use super::locks::refused;
 use super::served::{DISK, SECTOR, Served, assert_same};
 use crate::support::tmp::{TempDir, random_bytes};
 
-const ALL: u64 = F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
+pub(super) const ALL: u64 = F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
 
 /// What qemu-img says, which must be happy.
 pub(super) fn qemu_img(args: &[&str]) -> String {
@@ -31,7 +31,7 @@ pub(super) fn create(dir: &TempDir, name: &str, options: &str) -> PathBuf {
 }
 
 /// What is in the image, as QEMU reads it; QEMU must find nothing wrong with it.
-fn content(image: &Path) -> Vec<u8> {
+pub(super) fn content(image: &Path) -> Vec<u8> {
     let text = image.to_str().unwrap();
     // 0: neither errors nor leaks.
     qemu_img(&["check", "-q", "-f", "qcow2", text]);
@@ -47,7 +47,7 @@ fn serve(image: &Path, keys: &str) -> Served {
     Served::start(TempDir::new("qcow2-served"), &keys)
 }
 
-fn read<D: Driver>(front: &mut FrontEnd<D>, at: usize, bytes: usize) -> Vec<u8> {
+pub(super) fn read<D: Driver>(front: &mut FrontEnd<D>, at: usize, bytes: usize) -> Vec<u8> {
     let answer = front.run(IN, (at / SECTOR) as u64, &[], bytes);
     assert_eq!(answer.status, 0, "read at {at}");
     answer.data
@@ -55,7 +55,7 @@ fn read<D: Driver>(front: &mut FrontEnd<D>, at: usize, bytes: usize) -> Vec<u8> 
 
 /// A guest that writes, zeroes, discards and reads everywhere; `model` is what it should find. A
 /// discarded range is written before it is read again.
-fn work<D: Driver>(front: &mut FrontEnd<D>, model: &mut [u8], seed: u64, rounds: u64) {
+pub(super) fn work<D: Driver>(front: &mut FrontEnd<D>, model: &mut [u8], seed: u64, rounds: u64) {
     let mut numbers = random_bytes(seed, 1 << 15).into_iter();
     let mut number = |below: usize| {
         let two = [(); 2].map(|()| numbers.next().unwrap());
@@ -143,7 +143,8 @@ fn a_backing_file_is_read_and_stays_as_it_is() {
     let base = model.clone();
     model.resize(DISK, 0);
     let before = fs::read(&middle).unwrap();
-    is_served::<SplitDriver>(&top, model, "");
+    let dir = middle.parent().unwrap().display().to_string();
+    is_served::<SplitDriver>(&top, model, &format!(",backing_dir={dir}"));
     assert_same("the lower image", &fs::read(&middle).unwrap(), &before);
     assert_same("the file below it", &fs::read(&raw).unwrap(), &base);
 }
@@ -241,12 +242,14 @@ fn what_can_not_be_served_is_refused_with_its_reason() {
     qemu_img(&[
         "rebase", "-u", "-f", "qcow2", "-b", text, "-F", "qcow2", text,
     ]);
-    let log = refused(&own, ",format=qcow2");
+    let below = dir.path("");
+    let keys = format!(",format=qcow2,backing_dir={}", below.display());
+    let log = refused(&own, &keys);
     assert!(log.contains("it stands on itself"), "{log}");
     qemu_img(&[
         "rebase", "-u", "-f", "qcow2", "-b", "/no/such", "-F", "raw", text,
     ]);
-    let log = refused(&own, ",format=qcow2");
+    let log = refused(&own, &keys);
     assert!(log.contains("/no/such"), "{log}");
     let dirty = create(&dir, "dirty.qcow2", "cluster_size=64k");
     let mut bytes = fs::read(&dirty).unwrap();
@@ -254,6 +257,33 @@ fn what_can_not_be_served_is_refused_with_its_reason() {
     fs::write(&dirty, &bytes).unwrap();
     let log = refused(&dirty, ",format=qcow2");
     assert!(log.contains("not closed cleanly"), "{log}");
+}
+
+/// An image may come from somebody who wants to read what is not theirs.
+#[test]
+fn an_image_does_not_choose_which_files_are_read() {
+    let (dir, other) = (TempDir::new("qcow2"), TempDir::new("qcow2-other"));
+    let (secret, _) = other.random_file("secret.img", DISK, 1);
+    std::os::unix::fs::symlink(&secret, dir.path("link.img")).unwrap();
+    let image = create(&dir, "disk.qcow2", "cluster_size=64k");
+    let text = image.to_str().unwrap();
+    let within = format!(",format=qcow2,backing_dir={}", dir.path("").display());
+    let climbing = format!("../{}", secret.strip_prefix("/tmp").unwrap().display());
+    for name in [secret.to_str().unwrap(), "link.img", &climbing] {
+        qemu_img(&["rebase", "-u", "-f", "qcow2", "-b", name, "-F", "raw", text]);
+        let log = refused(&image, ",format=qcow2");
+        assert!(log.contains("is not for the image to say"), "{log}");
+        let log = refused(&image, &within);
+        assert!(log.contains("which is not in backing_dir"), "{log}");
+    }
+    let log = refused(&image, ",format=qcow2,backing_dir=/no/such");
+    assert!(log.contains("open backing_dir"), "{log}");
+    // Whoever says so has it.
+    let keys = format!(",backing_dir={}", other.path("").display());
+    let served = serve(&image, &keys);
+    let mut front = served.open::<SplitDriver>(0);
+    let want = fs::read(&secret).unwrap();
+    assert_same("as allowed", &read(&mut front, 0, 4096), &want[..4096]);
 }
 
 /// Whatever an image's tables say, the daemon goes on: requests are answered, with errors if need

@@ -16,6 +16,7 @@ use super::driver::{
     DATA, DEPTH, DISCARD, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, FLUSH, FrontEnd, OUT,
     PATIENCE, QUEUES, WRITE_ZEROES,
 };
+use super::image;
 use super::journal::{Kind, SECTOR, Step, content};
 use crate::support::daemon::Daemon;
 use crate::support::deadline::wait_until;
@@ -49,6 +50,22 @@ pub struct Session {
     pub extra: &'static str,
 }
 
+impl Session {
+    /// Whether the disk is in a qcow2 image on the logged one.
+    pub fn is_image(&self) -> bool {
+        self.extra.contains("format=qcow2")
+    }
+
+    /// Sectors that the driver has. An image needs space for its tables.
+    pub fn sectors(&self) -> usize {
+        if self.is_image() {
+            SECTORS / 2
+        } else {
+            SECTORS
+        }
+    }
+}
+
 const fn session(cache: Cache, packed: bool, encrypt: bool, extra: &'static str) -> Session {
     Session {
         cache,
@@ -59,7 +76,7 @@ const fn session(cache: Cache, packed: bool, encrypt: bool, extra: &'static str)
 }
 
 /// In these nothing that is durable may be missing.
-pub const HONEST: [Session; 8] = [
+pub const HONEST: [Session; 10] = [
     session(Cache::Writeback, false, false, ""),
     session(Cache::Writeback, true, true, ""),
     session(Cache::Writeback, true, false, ",direct=false"),
@@ -68,6 +85,13 @@ pub const HONEST: [Session; 8] = [
     session(Cache::WceOff, false, false, ""),
     session(Cache::NoFlush, true, false, ""),
     session(Cache::Writeback, false, true, ",fault=short=3+reorder=4"),
+    session(Cache::Writeback, true, false, ",format=qcow2"),
+    session(
+        Cache::Writethrough,
+        false,
+        false,
+        ",format=qcow2,cache=writethrough",
+    ),
 ];
 
 /// In these flushes do nothing, and something has to be missing.
@@ -150,7 +174,7 @@ impl<D: Driver> Work<D> {
         let id = self.last;
         let (sector, sectors) = loop {
             let sectors = self.below(DATA / SECTOR) + 1;
-            let sector = self.below(SECTORS - sectors);
+            let sector = self.below(self.session.sectors() - sectors);
             let apart = |&(_, at, many): &(u32, usize, usize)| {
                 at + many <= sector || sector + sectors <= at
             };
@@ -273,6 +297,14 @@ fn run(number: usize, session: Session, marks: u32) -> String {
     let log = drive(number);
     let table = format!("0 {SECTORS} log-writes /dev/ram{number} {log}");
     dmsetup(&["create", &name, "--table", &table]);
+    if session.is_image() {
+        let device = File::options()
+            .write(true)
+            .open(format!("/dev/mapper/{name}"));
+        let mut device = device.unwrap();
+        device.write_all(&image::empty(session.sectors())).unwrap();
+        device.sync_all().unwrap();
+    }
     let socket = format!("/tmp/{name}.sock");
     let key = "encrypt=aes-256-xts,key_file=/tmp/key";
     let key = if session.encrypt {

@@ -132,6 +132,14 @@ fn refused_blk_flags_name_key_and_value() {
             "--blk disk0: format = \"vmdk\": unknown format \"vmdk\" (known: raw, qcow2)",
         ),
         (
+            "socket=/b,path=DISK,format=raw,backing_dir=/i",
+            "--blk disk0: backing_dir = \"/i\": only has a meaning with format = \"qcow2\"",
+        ),
+        (
+            "socket=/b,path=DISK,format=qcow2,backing_dir=",
+            "--blk disk0: backing_dir = \"\": must not be empty",
+        ),
+        (
             "socket=/b,backend=ram:1M,format=raw",
             "--blk disk0: format = \"raw\": only has a meaning with path",
         ),

@@ -12,6 +12,12 @@ use crate::sync::{AtomicUsize, Ordering, fence};
 
 /// Entries that are made at once.
 const LEAF: u64 = 8192;
+/// So many pieces of so many entries at most, whatever size the image says it has: what is behind
+/// them the thread does.
+const LEAVES_MAX: u64 = 1 << 20;
+/// Of these so many are made at most, which is 512 MiB: tables of an image may send every L1 entry
+/// to the same few clusters.
+const MADE_MAX: usize = 1 << 13;
 /// Clusters that one operation may lie in.
 const SPAN_MAX: u64 = 256;
 
@@ -19,6 +25,8 @@ const SPAN_MAX: u64 = 256;
 #[derive(Debug)]
 pub(super) struct Map {
     bits: u32,
+    /// Leaves that were made.
+    made: AtomicUsize,
     /// In each entry an offset in the file; 0 where none is known (the header is there).
     leaves: Box<[OnceLock<Box<[AtomicU64]>>]>,
 }
@@ -26,9 +34,10 @@ pub(super) struct Map {
 impl Map {
     /// Of an image of `bytes` bytes in clusters of 2^`bits`; it knows nothing yet.
     pub(super) fn new(bytes: u64, bits: u32) -> Map {
-        let leaves = (bytes >> bits) / LEAF + 1;
+        let leaves = ((bytes >> bits) / LEAF + 1).min(LEAVES_MAX);
         Map {
             bits,
+            made: AtomicUsize::new(0),
             leaves: (0..leaves).map(|_| OnceLock::new()).collect(),
         }
     }
@@ -74,7 +83,14 @@ impl Map {
     /// Tells where a cluster is. Only the image's thread may.
     pub(super) fn set(&self, cluster: u64, at: u64) {
         let leaf = usize::try_from(cluster / LEAF).ok();
-        if let Some(leaf) = leaf.and_then(|leaf| self.leaves.get(leaf)) {
+        if let Some(leaf) = leaf.and_then(|leaf| self.leaves.get(leaf))
+            && leaf.get().is_none()
+        {
+            let made = self.made.load(Ordering::Relaxed);
+            if made == MADE_MAX {
+                return;
+            }
+            self.made.store(made + 1, Ordering::Relaxed);
             leaf.get_or_init(|| (0..LEAF).map(|_| AtomicU64::new(0)).collect());
         }
         if let Some(entry) = self.entry(cluster) {
@@ -92,6 +108,14 @@ impl Map {
             }
         }
         any
+    }
+
+    /// Takes all entries out. Only the image's thread may.
+    pub(super) fn clear_all(&self) {
+        let made = self.leaves.iter().filter_map(OnceLock::get);
+        for entry in made.flatten() {
+            entry.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -144,6 +168,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_huge_image_takes_so_much_memory_and_no_more() {
+        let map = Map::new(1 << 61, 21);
+        assert_eq!(map.leaves.len() as u64, LEAVES_MAX);
+        map.set(u64::MAX >> 21, 0x20_0000);
+        assert!(!map.knows(u64::MAX >> 21));
+        for leaf in 0..5 {
+            map.made
+                .store(MADE_MAX - 2 + leaf.min(2), Ordering::Relaxed);
+            map.set(leaf as u64 * LEAF, 0x20_0000);
+            assert_eq!(map.knows(leaf as u64 * LEAF), leaf < 2, "{leaf}");
+        }
+        map.set(1, 0x40_0000);
+        assert!(map.knows(1), "of a leaf that there is");
+    }
+
+    #[test]
     fn a_range_is_found_where_all_of_it_is_in_one_piece() {
         let map = Map::new(1 << 30, 16);
         assert_eq!(map.find(0, 512), None);
@@ -165,6 +205,8 @@ mod tests {
         assert!(!map.clear(1..3));
         assert!(map.knows(0) && !map.knows(1));
         assert_eq!(map.find(0, 0x10001), None);
+        map.clear_all();
+        assert!(!map.knows(0) && !map.knows(9000));
     }
 }
 

@@ -375,6 +375,7 @@ impl Server {
         let Some(image) = &mut self.image else {
             return Err(EIO);
         };
+        crate::sys::qcow2::begins_here();
         match catch_unwind(AssertUnwindSafe(|| run(image))) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
@@ -392,6 +393,9 @@ impl Server {
                 );
                 // Not dropped: that would write tables which may be wrong.
                 core::mem::forget(self.image.take());
+                // Nor do workers go on in a file whose flushes fail.
+                self.shared.map.clear_all();
+                self.shared.given_up.store(true, Ordering::Release);
                 Err(EIO)
             }
         }

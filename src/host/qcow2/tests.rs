@@ -30,7 +30,7 @@ impl Bench {
         let mut command = Command::new("qemu-img");
         command.args(["create", "-q", "-f", "qcow2"]).arg(&path);
         assert!(command.arg("8M").status().unwrap().success());
-        let image = Qcow2Image::open("disk0", &path, OPTIONS, IoOptions::default());
+        let image = Qcow2Image::open("disk0", (&path, None), OPTIONS, IoOptions::default());
         Bench {
             _dir: dir,
             image: Arc::new(image.unwrap()),

@@ -34,6 +34,8 @@ pub(super) struct Header {
     pub(super) bytes: u64,
     /// Bytes of a cluster, as a power of two.
     pub(super) cluster_bits: u32,
+    /// Where its refcount table is, and how long.
+    pub(super) refcounts: (u64, u64),
 }
 
 /// Whether a file that begins so is a qcow2 image.
@@ -112,7 +114,37 @@ impl Header {
         Ok(Header {
             bytes,
             cluster_bits,
+            refcounts: (u64_at(48), refcounts),
         })
+    }
+
+    /// Looks through the refcount table. The library goes through all blocks that it names to find
+    /// a free cluster, so a block that is named again and again would keep it busy for days.
+    ///
+    /// # Errors
+    /// Why the image can't be served.
+    pub(super) fn check_refcounts(&self, table: &[u8], file_bytes: u64) -> Result<(), String> {
+        let entries = table.chunks_exact(8);
+        let entry = |bytes: &[u8]| bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b));
+        if table.chunks_exact(8).next().map(entry).unwrap_or_default() == 0 {
+            return Err("its refcount table does not count the image's own header".to_owned());
+        }
+        let mut blocks: Vec<u64> = entries.map(entry).filter(|at| *at != 0).collect();
+        blocks.sort_unstable();
+        let cluster = 1 << self.cluster_bits;
+        let astray = |at: &&u64| !at.is_multiple_of(cluster) || **at >= file_bytes;
+        if let Some(at) = blocks.iter().find(astray) {
+            return Err(format!(
+                "its refcount table names a block at {at:#x}, the file has {file_bytes} bytes"
+            ));
+        }
+        match blocks.windows(2).find(|two| two[0] == two[1]) {
+            Some(two) => Err(format!(
+                "its refcount table names the block at {:#x} twice",
+                two[0]
+            )),
+            None => Ok(()),
+        }
     }
 }
 
@@ -140,6 +172,7 @@ mod tests {
         let want = Header {
             bytes: 1 << 20,
             cluster_bits: 16,
+            refcounts: (1 << 16, 1 << 16),
         };
         assert_eq!(Header::parse(&good(), FILE), Ok(want));
     }
@@ -172,6 +205,26 @@ mod tests {
             header[*at..*at + bytes.len()].copy_from_slice(bytes);
             let why = Header::parse(&header, FILE).unwrap_err();
             assert!(why.contains(want), "{why:?} is not {want:?}");
+        }
+    }
+
+    #[test]
+    fn a_refcount_table_names_each_block_once() {
+        let header = Header::parse(&good(), FILE).unwrap();
+        let check = |blocks: &[u64]| {
+            let table: Vec<u8> = blocks.iter().flat_map(|at| at.to_be_bytes()).collect();
+            header.check_refcounts(&table, FILE)
+        };
+        assert_eq!(check(&[0x20000, 0, 0x10000, 0]), Ok(()));
+        for table in [&[][..], &[0, 0x10000]] {
+            let without = check(table).unwrap_err();
+            assert!(without.contains("own header"), "{without}");
+        }
+        let twice = check(&[0x20000, 0, 0x20000]).unwrap_err();
+        assert!(twice.contains("the block at 0x20000 twice"), "{twice}");
+        for at in [0x20200, 4 << 16, u64::MAX] {
+            let astray = check(&[0x20000, at]).unwrap_err();
+            assert!(astray.contains("names a block at"), "{astray}");
         }
     }
 }

@@ -26,6 +26,9 @@ use imago::storage::drivers::CommonStorageHelper;
 
 use crate::sys::disk::DiskFile;
 
+use super::depth;
+use super::trip::Trip;
+
 /// What a file is to the library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -43,6 +46,7 @@ pub(super) struct Part {
     disk: Arc<DiskFile>,
     /// Something was written that may not be durable.
     dirty: Arc<AtomicBool>,
+    trip: Trip,
 }
 
 impl Part {
@@ -55,6 +59,7 @@ impl Part {
         Ok(Part {
             role: Role::Tables,
             file: Arc::new(file),
+            trip: Trip::of(disk.file()),
             disk,
             dirty: Arc::default(),
         })
@@ -67,6 +72,7 @@ impl Part {
             file: Arc::clone(&self.file),
             disk: Arc::clone(&self.disk),
             dirty: Arc::clone(&self.dirty),
+            trip: self.trip,
         }
     }
 
@@ -123,6 +129,7 @@ impl Display for Part {
 
 impl Storage for Part {
     fn mem_align(&self) -> usize {
+        depth::check();
         self.file.mem_align()
     }
 
@@ -143,11 +150,13 @@ impl Storage for Part {
     }
 
     unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
+        self.trip.touch(offset, bufv.len());
         // SAFETY: the caller keeps what the function asks for.
         unsafe { self.file.pure_readv(bufv, offset) }
     }
 
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
+        self.trip.touch(offset, bufv.len());
         if self.role == Role::Tables {
             self.settle()?;
         }
