@@ -582,5 +582,11 @@ fn chart_of(rows: &[&Row], pairs: usize) -> String {
 }
 
 fn main() -> ExitCode {
-    turns::run_bench("blk", "turns", Options::parse, bench)
+    turns::run_bench(
+        "blk",
+        "turns",
+        Options::parse,
+        |options| options.dir.clone(),
+        bench,
+    )
 }

@@ -533,5 +533,11 @@ fn main() -> ExitCode {
     if let Some(sent) = frames::main() {
         return sent;
     }
-    turns::run_bench("net", "pairs", Options::parse, bench)
+    turns::run_bench(
+        "net",
+        "pairs",
+        Options::parse,
+        |_| std::env::temp_dir(),
+        bench,
+    )
 }

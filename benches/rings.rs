@@ -396,5 +396,11 @@ fn write_docs(name: &str, table: &str, rows: &[Row], pairs: usize) -> Result<(),
 }
 
 fn main() -> ExitCode {
-    turns::run_bench("rings", "pairs", Options::parse, bench)
+    turns::run_bench(
+        "rings",
+        "pairs",
+        Options::parse,
+        |_| std::env::temp_dir(),
+        bench,
+    )
 }

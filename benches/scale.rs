@@ -201,5 +201,11 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
 }
 
 fn main() -> ExitCode {
-    turns::run_bench("scale", "pairs", Options::parse, bench)
+    turns::run_bench(
+        "scale",
+        "pairs",
+        Options::parse,
+        |_| std::env::temp_dir(),
+        bench,
+    )
 }

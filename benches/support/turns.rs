@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use vringd::testing::probe::{self, Distance, ProbeError};
 
+mod supervise;
+
 pub(crate) const FRONT_END_CORE: usize = 0;
 pub(crate) const BACK_END_CORE: usize = 1;
 
@@ -289,11 +291,13 @@ pub(crate) fn write_chart(name: &str, svg: &str) -> Result<(), String> {
     std::fs::write(&image, svg).map_err(|error| failed(&image, error))
 }
 
-/// The `main` of bench `name`: reads its options, and says when some `turns` are missing.
+/// The `main` of bench `name`: reads its options, and says when some `turns` are missing. Nothing
+/// is left behind, however it ends; `dir`: where it has directories beside those for such.
 pub(crate) fn run_bench<O>(
     name: &str,
     turns: &str,
     parse: impl FnOnce(std::iter::Skip<std::env::Args>) -> Result<O, String>,
+    dir: impl FnOnce(&O) -> PathBuf,
     bench: impl FnOnce(&O) -> Result<bool, Box<dyn std::error::Error>>,
 ) -> ExitCode {
     // Without this cargo is testing, not benchmarking: that it builds is all there is to test.
@@ -307,6 +311,9 @@ pub(crate) fn run_bench<O>(
             return ExitCode::from(2);
         }
     };
+    if let Some(ended) = supervise::above(&dir(&options)) {
+        return ended;
+    }
     match bench(&options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
