@@ -32,7 +32,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use turns::{BACK_END_CORE, BenchDir, FRONT_END_CORE, Run, Turns, in_turns, median};
+use turns::{Arguments, BACK_END_CORE, BenchDir, FRONT_END_CORE, Run, Turns, in_turns, median};
 use vringd::testing::probe::ProbeError;
 
 /// How long a back-end may take to be there.
@@ -216,41 +216,16 @@ struct Options {
 }
 
 impl Options {
-    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
+    fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
+        let arguments = Arguments::parse(args, &["--dir"])?;
+        let target = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
         let mut options = Self {
-            rows: Vec::new(),
-            pairs: 5,
-            seconds: 1,
-            dir: Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
-            write: false,
+            rows: arguments.rows(Case::all(), Case::name)?,
+            pairs: arguments.pairs,
+            seconds: arguments.seconds,
+            dir: arguments.value("--dir").map_or_else(target, PathBuf::from),
+            write: arguments.write,
         };
-        while let Some(arg) = args.next() {
-            let mut value = || args.next().unwrap_or_default();
-            let number = |value: String| {
-                let number = value.parse::<u32>().ok().filter(|&number| number > 0);
-                number.ok_or(format!("{arg} takes a number above 0, not {value:?}"))
-            };
-            match arg.as_str() {
-                "--pairs" => options.pairs = number(value())? as usize,
-                "--seconds" => options.seconds = number(value())?,
-                "--dir" => options.dir = PathBuf::from(value()),
-                "--write" => options.write = true,
-                // Added by cargo.
-                "--bench" => {}
-                part => {
-                    let all = Case::all();
-                    let before = options.rows.len();
-                    let found = all.into_iter().filter(|case| case.name().contains(part));
-                    options.rows.extend(found);
-                    if options.rows.len() == before {
-                        return Err(format!("{part:?} is neither an option nor in a row's name"));
-                    }
-                }
-            }
-        }
-        if options.rows.is_empty() {
-            options.rows = Case::all();
-        }
         if options.write {
             let tables = [false, true].map(|table| options.has_table(table));
             options.rows = Case::all();
@@ -582,5 +557,11 @@ fn chart_of(rows: &[&Row], pairs: usize) -> String {
 }
 
 fn main() -> ExitCode {
-    turns::run_bench("blk", "turns", Options::parse, bench)
+    turns::run_bench(
+        "blk",
+        "turns",
+        Options::parse,
+        |options| options.dir.clone(),
+        bench,
+    )
 }

@@ -213,7 +213,7 @@ struct Options {
 impl Options {
     fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
         let arguments = Arguments::parse(args, &["--size"])?;
-        let size = arguments.number("--size");
+        let size = arguments.number("--size")?;
         if let Some(size) = size.filter(|size| !(60..=1518).contains(size)) {
             return Err(format!("--size is 60 to 1518 bytes, not {size}"));
         }
@@ -533,5 +533,11 @@ fn main() -> ExitCode {
     if let Some(sent) = frames::main() {
         return sent;
     }
-    turns::run_bench("net", "pairs", Options::parse, bench)
+    turns::run_bench(
+        "net",
+        "pairs",
+        Options::parse,
+        |_| std::env::temp_dir(),
+        bench,
+    )
 }

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use net::{BackEnd, Link, Load, Mpps, vhost};
 use testpmd::RingPath;
-use turns::{BenchDir, Run, Turns, in_turns, median};
+use turns::{Arguments, BenchDir, Run, Turns, in_turns, median};
 use vringd::testing::probe::ProbeError;
 
 /// What the command line asks for.
@@ -101,60 +101,25 @@ fn frames(list: &str) -> Result<Vec<u32>, String> {
 
 impl Options {
     fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Self {
-            link: Link::Echo,
-            paths: Vec::new(),
-            pairs: 5,
-            sizes: vec![Size::Bytes(64)],
-            write: None,
-            seconds: Duration::from_secs(1),
-            null: false,
-            against: None,
-            frames: vec![FULL],
+        let more = ["--against", "--frames", "--size", "--link"];
+        let mut arguments = Arguments::parse(args, &more)?;
+        let null = arguments.take("--null");
+        let value = |option| arguments.value(option);
+        let path = |text: &String| {
+            let path = text.parse().ok().and_then(RingPath::number);
+            path.ok_or(format!("{text:?} is neither an option nor a path, 1 to 10"))
         };
-        let mut args = args;
-        while let Some(arg) = args.next() {
-            if arg == "--against" {
-                options.against = args.next().map(PathBuf::from);
-                continue;
-            }
-            if arg == "--frames" {
-                options.frames = frames(&args.next().unwrap_or_default())?;
-                continue;
-            }
-            if arg == "--size" {
-                options.sizes = vec![args.next().unwrap_or_default().parse()?];
-                continue;
-            }
-            if arg == "--link" {
-                options.link = Link::parse(args.next())?;
-                continue;
-            }
-            let mut value = || {
-                let value = args.next().unwrap_or_default();
-                let number = value.parse::<u32>().ok().filter(|&number| number > 0);
-                number.ok_or(format!("{arg} takes a number above 0, not {value:?}"))
-            };
-            match arg.as_str() {
-                "--pairs" => options.pairs = value()? as usize,
-                "--seconds" => options.seconds = Duration::from_secs(value()?.into()),
-                "--write" => options.write = Some("rings"),
-                "--null" => options.null = true,
-                // Added by cargo.
-                "--bench" => {}
-                other => options
-                    .paths
-                    .push(
-                        other
-                            .parse()
-                            .ok()
-                            .and_then(RingPath::number)
-                            .ok_or(format!(
-                                "{other:?} is neither an option nor a path, 1 to 10"
-                            ))?,
-                    ),
-            }
-        }
+        let mut options = Self {
+            link: value("--link").map_or(Ok(Link::Echo), Link::parse)?,
+            paths: arguments.parts.iter().map(path).collect::<Result<_, _>>()?,
+            pairs: arguments.pairs,
+            sizes: vec![value("--size").unwrap_or("64").parse()?],
+            write: arguments.write.then_some("rings"),
+            seconds: Duration::from_secs(arguments.seconds.into()),
+            null,
+            against: value("--against").map(PathBuf::from),
+            frames: value("--frames").map_or(Ok(vec![FULL]), frames)?,
+        };
         if options.write.is_some() {
             options.paths = (1..=10).filter_map(RingPath::number).collect();
             if options.sizes == [Size::Mix] {
@@ -396,5 +361,11 @@ fn write_docs(name: &str, table: &str, rows: &[Row], pairs: usize) -> Result<(),
 }
 
 fn main() -> ExitCode {
-    turns::run_bench("rings", "pairs", Options::parse, bench)
+    turns::run_bench(
+        "rings",
+        "pairs",
+        Options::parse,
+        |_| std::env::temp_dir(),
+        bench,
+    )
 }

@@ -114,13 +114,8 @@ struct Options {
 
 impl Options {
     fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut args: Vec<String> = args.collect();
-        let against = match args.iter().position(|arg| arg == "--against") {
-            Some(at) if at + 1 < args.len() => args.drain(at..at + 2).next_back(),
-            Some(_) => return Err("--against takes the path of a build".to_owned()),
-            None => None,
-        };
-        let arguments = Arguments::parse(args.into_iter(), &[])?;
+        let arguments = Arguments::parse(args, &["--against"])?;
+        let against = arguments.value("--against");
         if arguments.write && against.is_some() {
             return Err("--against is not for the documentation: leave out --write".to_owned());
         }
@@ -201,5 +196,11 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
 }
 
 fn main() -> ExitCode {
-    turns::run_bench("scale", "pairs", Options::parse, bench)
+    turns::run_bench(
+        "scale",
+        "pairs",
+        Options::parse,
+        |_| std::env::temp_dir(),
+        bench,
+    )
 }

@@ -55,8 +55,13 @@ fn prepare(places: &[XdpPlace], given: &HelperGiven) -> Result<HelperError, Help
     let sockets: usize = sockets.map(|passed| passed.sockets.len()).sum();
     xdp::hand_over(places)?;
     // Memory is locked by the command, and counted against its own limit.
-    if let Err(error) = privileges::lock_memory(MEMORY_BYTES.saturating_mul(sockets as u64)) {
-        tracing::warn!("the limit of locked memory stays as it is: {error}");
+    let bytes = MEMORY_BYTES.saturating_mul(sockets as u64);
+    if let Err(error) = privileges::lock_memory(bytes) {
+        let (limit, kib) = (privileges::lock_limit().unwrap_or(0) >> 10, bytes >> 10);
+        tracing::warn!(
+            "RLIMIT_MEMLOCK is {limit} KiB and can't be raised (CAP_SYS_RESOURCE): {error}: \
+             {sockets} queues of full size would lock {kib} KiB"
+        );
     }
     privileges::give_up(user.as_ref()).map_err(system("capabilities can't be given up"))?;
     let (program, arguments) = match given.command.split_first() {

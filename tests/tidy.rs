@@ -191,7 +191,7 @@ mod tests {
             ("io_uring::", &["src/sys"]),
             ("aws_lc_sys::", &["src/sys"]),
             ("libc::", &["src/memory", "src/sys"]),
-            ("clap::", &["src/cli.rs"]),
+            ("clap::", &["src/cli"]),
             ("unsafe {", &["src/memory", "src/sys"]),
             ("unsafe impl", &["src/memory", "src/sys"]),
         ];

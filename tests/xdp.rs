@@ -185,9 +185,9 @@ mod tests {
         assert!(status.success(), "{log}");
     }
 
-    /// A UDP datagram from port `from`, so that queues are chosen by it.
-    fn datagram(from: u16) -> Vec<u8> {
-        let mut frame = frame(74, from.into());
+    /// A UDP datagram from port `from`, so that queues are chosen by it; padded to `len` bytes.
+    fn datagram(from: u16, len: usize) -> Vec<u8> {
+        let mut frame = frame(len, from.into());
         frame[12..14].copy_from_slice(&[8, 0]);
         let [high, low] = from.to_be_bytes();
         frame[14..38].copy_from_slice(&[
@@ -196,19 +196,15 @@ mod tests {
         frame
     }
 
-    #[test]
-    fn each_queue_pair_has_a_queue_of_the_interface() {
-        let (netns, dir) = (cable(2, 1500), TempDir::new("xdpq"));
-        let socket = dir.path("net0.sock");
-        let daemon = daemon(&netns, &socket, ",queues=2", "adaptive");
-        let peer = peer(&netns);
-        let mut front_end = FrontEnd::<SplitDriver>::connect(&socket, 2);
+    /// 64 frames each way, on both queue pairs.
+    pub(super) fn exchange_on_two<D: Driver>(front_end: &mut FrontEnd<D>, peer: &PacketSocket) {
         let mut received = [0; 2];
         for number in 0..64 {
-            let out = frame(60, number);
+            let len = 74 + number * 337 % 1441;
+            let out = frame(len, number);
             front_end.transmit(number % 2, &out);
-            assert_eq!(peer.receive().1, out);
-            let back = datagram(u16::try_from(1000 + number).unwrap());
+            assert!(peer.receive().1 == out, "{number}: {len} bytes differ");
+            let back = datagram(u16::try_from(1000 + number).unwrap(), len);
             peer.send(&PLAIN, &back);
             let (pair, got) = wait_until("a frame", PATIENCE, || {
                 (0..2).find_map(|pair| front_end.poll(pair).map(|frame| (pair, frame)))
@@ -217,6 +213,15 @@ mod tests {
             received[pair] += 1;
         }
         assert!(received.iter().all(|&count| count > 0), "{received:?}");
+    }
+
+    #[test]
+    fn each_queue_pair_has_a_queue_of_the_interface() {
+        let (netns, dir) = (cable(2, 1500), TempDir::new("xdpq"));
+        let socket = dir.path("net0.sock");
+        let daemon = daemon(&netns, &socket, ",queues=2", "adaptive");
+        let mut front_end = FrontEnd::<SplitDriver>::connect(&socket, 2);
+        exchange_on_two(&mut front_end, &peer(&netns));
         assert_eq!(daemon.counter("net0", "rx_frames"), 64);
         assert_eq!(daemon.counter("net0", "tx_frames"), 64);
     }

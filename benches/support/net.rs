@@ -27,12 +27,12 @@ pub(crate) enum Link {
 }
 
 impl Link {
-    pub(crate) fn parse(name: Option<String>) -> Result<Self, String> {
-        match name.as_deref() {
-            Some("echo") => Ok(Self::Echo),
-            Some("wire") => Ok(Self::Wire),
-            Some("switch") => Ok(Self::Switch),
-            other => Err(format!("--link is echo, wire or switch, not {other:?}")),
+    pub(crate) fn parse(name: &str) -> Result<Self, String> {
+        match name {
+            "echo" => Ok(Self::Echo),
+            "wire" => Ok(Self::Wire),
+            "switch" => Ok(Self::Switch),
+            _ => Err(format!("--link is echo, wire or switch, not {name:?}")),
         }
     }
 

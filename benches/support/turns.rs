@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use vringd::testing::probe::{self, Distance, ProbeError};
 
+mod supervise;
+
 pub(crate) const FRONT_END_CORE: usize = 0;
 pub(crate) const BACK_END_CORE: usize = 1;
 
@@ -49,8 +51,8 @@ impl<T> Run<T> {
     }
 }
 
-/// The distance at which all `runs` were made; none when that or what the cores got done changed, or
-/// something else ran.
+/// The distance at which all `runs` were made; none when that or what the cores got done changed,
+/// or something else ran.
 fn distance<T>(runs: &[Run<T>]) -> Option<Distance> {
     let probes = || runs.iter().flat_map(|run| run.probes);
     let mut distances = probes().map(|probe| Distance::of(probe.round_trip_ns));
@@ -173,21 +175,20 @@ impl Drop for BenchDir {
     }
 }
 
-/// What the command line of a bench says whose table has rows with names: parts of names, and
-/// numbers.
-#[allow(dead_code, reason = "others have options of their own")]
+/// What the command line of a bench says: options, and what else there is, usually parts of the
+/// names of rows.
 pub(crate) struct Arguments {
     pub(crate) pairs: usize,
     pub(crate) seconds: u32,
     pub(crate) write: bool,
-    /// The numbers of further options.
-    numbers: Vec<(String, u32)>,
-    parts: Vec<String>,
+    /// Further options, and what was given with each.
+    values: Vec<(String, String)>,
+    pub(crate) parts: Vec<String>,
 }
 
-#[allow(dead_code, reason = "others have options of their own")]
+#[allow(dead_code, reason = "each bench uses its part")]
 impl Arguments {
-    /// Reads them; the options in `more` take a number each.
+    /// Reads them; the options in `more` take a value each.
     pub(crate) fn parse(
         mut args: impl Iterator<Item = String>,
         more: &[&str],
@@ -196,24 +197,23 @@ impl Arguments {
             pairs: 5,
             seconds: 1,
             write: false,
-            numbers: Vec::new(),
+            values: Vec::new(),
             parts: Vec::new(),
         };
         while let Some(arg) = args.next() {
-            let mut number = || {
-                let value = args.next().unwrap_or_default();
-                let number = value.parse::<u32>().ok().filter(|&number| number > 0);
-                number.ok_or(format!("{arg} takes a number above 0, not {value:?}"))
+            let mut value = || {
+                let value = args.next().filter(|value| !value.starts_with("--"));
+                value.ok_or(format!("{arg} takes a value"))
             };
             match arg.as_str() {
-                "--pairs" => arguments.pairs = number()? as usize,
-                "--seconds" => arguments.seconds = number()?,
+                "--pairs" => arguments.pairs = number(&arg, &value()?)? as usize,
+                "--seconds" => arguments.seconds = number(&arg, &value()?)?,
                 "--write" => arguments.write = true,
                 // Added by cargo.
                 "--bench" => {}
                 name if more.contains(&name) => {
-                    let number = number()?;
-                    arguments.numbers.push((arg, number));
+                    let value = value()?;
+                    arguments.values.push((arg, value));
                 }
                 _ => arguments.parts.push(arg),
             }
@@ -221,10 +221,23 @@ impl Arguments {
         Ok(arguments)
     }
 
-    /// The number that was given with a further option; the last, if there are several.
-    pub(crate) fn number(&self, option: &str) -> Option<u32> {
-        let mut given = self.numbers.iter().rev();
-        given.find_map(|(name, number)| (name == option).then_some(*number))
+    /// What was given with a further option; the last, if there are several.
+    pub(crate) fn value(&self, option: &str) -> Option<&str> {
+        let mut given = self.values.iter().rev();
+        given.find_map(|(name, value)| (name == option).then_some(value.as_str()))
+    }
+
+    /// The same as a number.
+    pub(crate) fn number(&self, option: &str) -> Result<Option<u32>, String> {
+        let value = self.value(option);
+        value.map(|value| number(option, value)).transpose()
+    }
+
+    /// Whether an option without a value is there.
+    pub(crate) fn take(&mut self, option: &str) -> bool {
+        let before = self.parts.len();
+        self.parts.retain(|part| part != option);
+        self.parts.len() < before
     }
 
     /// Those rows of all in whose names one of the parts is; all, where none is given.
@@ -238,6 +251,11 @@ impl Arguments {
             |row: &C| self.parts.is_empty() || self.parts.iter().any(|part| has(row, part));
         Ok(all.into_iter().filter(wanted).collect())
     }
+}
+
+fn number(option: &str, value: &str) -> Result<u32, String> {
+    let number = value.parse().ok().filter(|&number| number > 0);
+    number.ok_or(format!("{option} takes a number above 0, not {value:?}"))
 }
 
 /// What stands between the marks of this `name` in docs/performance.md.
@@ -289,11 +307,13 @@ pub(crate) fn write_chart(name: &str, svg: &str) -> Result<(), String> {
     std::fs::write(&image, svg).map_err(|error| failed(&image, error))
 }
 
-/// The `main` of bench `name`: reads its options, and says when some `turns` are missing.
+/// The `main` of bench `name`: reads its options, and says when some `turns` are missing. Nothing
+/// is left behind, however it ends; `dir`: where it has directories beside those for such.
 pub(crate) fn run_bench<O>(
     name: &str,
     turns: &str,
     parse: impl FnOnce(std::iter::Skip<std::env::Args>) -> Result<O, String>,
+    dir: impl FnOnce(&O) -> PathBuf,
     bench: impl FnOnce(&O) -> Result<bool, Box<dyn std::error::Error>>,
 ) -> ExitCode {
     // Without this cargo is testing, not benchmarking: that it builds is all there is to test.
@@ -307,6 +327,9 @@ pub(crate) fn run_bench<O>(
             return ExitCode::from(2);
         }
     };
+    if let Some(ended) = supervise::above(&dir(&options)) {
+        return ended;
+    }
     match bench(&options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {

@@ -68,9 +68,7 @@ impl HostDisk {
             _ => {}
         }
     }
-}
 
-impl HostDisk {
     /// Operations that only the worker's ring can finish.
     fn in_ring(&self, ring: Option<&Uring>) -> usize {
         match (self, ring) {

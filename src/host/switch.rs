@@ -426,10 +426,10 @@ impl Switch {
         segments: &mut Segments,
         ways: &Ways,
     ) -> Result<Front, DropReason> {
-        let words = Front::read(frame, segments).ok_or(DropReason::BadFrame)?;
         if !rules.filter.is_empty() {
             return self.filter(rules, index, frame, segments, ways);
         }
+        let words = Front::read(frame, segments).ok_or(DropReason::BadFrame)?;
         let mut front = Front::new(words);
         if front.kind == TYPE_VLAN {
             let mut behind = [0; 2];
@@ -459,13 +459,13 @@ impl Switch {
         let len = copy::read(frame.payload(segments), 0, &mut bytes);
         let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|i| bytes[at + i]));
         let mut front = Front::new([word(0), word(8)]);
-        if front.kind == TYPE_VLAN && len < ETHERNET + TAG {
+        let tag = if front.kind == TYPE_VLAN { TAG } else { 0 };
+        if len < ETHERNET + tag {
             return Err(DropReason::BadFrame);
         }
         front.behind = u16::from_be_bytes([bytes[FRONT], bytes[FRONT + 1]]);
-        let taken = if front.tag().is_some() { TAG } else { 0 };
         let from = core::array::from_fn(|i| bytes[6 + i]);
-        let rest = bytes.get(ADDRESSES + taken..len).unwrap_or_default();
+        let rest = bytes.get(ADDRESSES + tag..len).unwrap_or_default();
         if !rules.filter.allows(from, rest) {
             return Err(DropReason::Spoofed);
         }

@@ -5,18 +5,34 @@ use std::io;
 use super::ifreq::check;
 use super::users::User;
 
-/// Lets this process, and what it becomes, lock `bytes` bytes of memory; on top of what it may lock
-/// now if that is possible, since others of the same user count, too.
+/// Of `struct __user_cap_header_struct`, with two of `__user_cap_data_struct`.
+const VERSION_3: u32 = 0x2008_0522;
+
+/// Bytes that this process may lock (RLIMIT_MEMLOCK); the greatest number where there is no limit.
 ///
 /// # Errors
-/// The limit is less than `bytes`, and raising it takes CAP_SYS_RESOURCE.
-pub fn lock_memory(bytes: u64) -> io::Result<()> {
+/// What getrlimit(2) says.
+pub fn lock_limit() -> io::Result<u64> {
+    locked_memory().map(|limit| limit.rlim_cur)
+}
+
+fn locked_memory() -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
     // SAFETY: `limit` is writable.
     check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
+    Ok(limit)
+}
+
+/// Lets this process, and what it becomes, lock `bytes` bytes of memory; on top of what it may lock
+/// now if that is possible, since others of the same user count, too. Else as much as it can.
+///
+/// # Errors
+/// The limit is less than `bytes`, and raising it takes CAP_SYS_RESOURCE.
+pub fn lock_memory(bytes: u64) -> io::Result<()> {
+    let limit = locked_memory()?;
     // RLIM_INFINITY is the greatest number, and stays that.
     let wanted = limit.rlim_cur.saturating_add(bytes);
     let most = limit.rlim_max;
@@ -28,10 +44,21 @@ pub fn lock_memory(bytes: u64) -> io::Result<()> {
         // SAFETY: `limit` is initialised.
         check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) })
     };
-    match set(wanted) {
-        Err(_) if most >= bytes => set(most),
-        answer => answer,
-    }
+    set(wanted).or_else(|error| {
+        set(most)?;
+        if most < bytes { Err(error) } else { Ok(()) }
+    })
+}
+
+/// Whether no limit of locked memory applies to the calling thread (CAP_IPC_LOCK).
+pub fn may_lock_all() -> bool {
+    const CAP_IPC_LOCK: u32 = 14;
+    let mut header = [VERSION_3, 0];
+    let mut data = [0u32; 6];
+    // SAFETY: header and data are as long as version 3 of the call has them.
+    let answer = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) };
+    let [effective, ..] = data;
+    answer == 0 && effective >> CAP_IPC_LOCK & 1 == 1
 }
 
 /// Becomes `user`, in the user's groups, if one is given; and in any case gives up all
@@ -55,8 +82,6 @@ pub fn give_up(user: Option<&User>) -> io::Result<()> {
 
 /// Takes all capabilities from the calling thread. Ambient ones go with the permitted.
 pub(super) fn drop_capabilities() -> io::Result<()> {
-    /// `struct __user_cap_header_struct`, and two of `__user_cap_data_struct` behind it.
-    const VERSION_3: u32 = 0x2008_0522;
     let header = [VERSION_3, 0];
     let data = [0u32; 6];
     // SAFETY: header and data are as long as version 3 of the call has them.

@@ -18,6 +18,7 @@ use super::ifreq::{InterfaceSocket, bad_name, check};
 mod attached;
 mod bpf;
 mod busy;
+mod locked;
 mod passed;
 mod ring;
 mod socket;
@@ -25,7 +26,7 @@ mod socket;
 pub use bpf::Mode;
 use bpf::{Link, Program, XskMap};
 pub use passed::{PassedXdp, XdpPlace, hand_over};
-use socket::Binding;
+use socket::{Binding, REGISTER};
 pub use socket::{CHUNK, MEMORY_BYTES, PIECES_MAX, RX_CHUNK, Statistics, XdpSocket};
 
 /// Queues at most: more than interfaces have.
@@ -104,13 +105,21 @@ pub enum XdpError {
     },
     /// More memory than the process may lock.
     #[error(
-        "xdp `{name}`: can't {what}: more than the process may lock (LimitMEMLOCK, or CAP_IPC_LOCK)"
+        "xdp `{name}`: can't {REGISTER} (queue {queue}): all its queues lock {needed_kib} KiB, and \
+         RLIMIT_MEMLOCK is {limit_kib} KiB for all processes of the user together: raise it \
+         (LimitMEMLOCK=, ulimit -l) or give CAP_IPC_LOCK"
     )]
     Locked {
         /// The name.
         name: String,
-        /// What was tried.
-        what: String,
+        /// Whose memory it would be.
+        queue: u16,
+        /// KiB that the port's queues lock together.
+        needed_kib: u64,
+        /// KiB that may be locked.
+        limit_kib: u64,
+        /// What the system said.
+        source: io::Error,
     },
     /// A system call failed.
     #[error("xdp `{name}`: can't {what}: {source}")]
@@ -175,10 +184,8 @@ impl Xdp {
     ) -> Result<Xdp, XdpError> {
         let found = find(name, queues, mtu)?;
         let (fds, means) = means(&found)?;
-        let with_memory =
-            |(queue, fd)| XdpSocket::new(fd).map_err(|refusal| of_queue(name, queue, refusal));
-        let sockets: Result<Vec<_>, _> = (0..).zip(fds).map(with_memory).collect();
-        Xdp::bound(&found, means, sockets?, busy_poll)
+        let sockets = locked::with_memory(&found, fds).map_err(|(_, error)| error)?;
+        Xdp::bound(&found, means, sockets, busy_poll)
     }
 
     /// Binds the sockets. This takes no capability.
@@ -488,7 +495,6 @@ fn failed(name: &str, what: &str, source: io::Error) -> XdpError {
     match source.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => XdpError::Busy { name, what },
         Some(libc::EPERM | libc::EACCES) => XdpError::Permission { name, what },
-        Some(libc::ENOBUFS) => XdpError::Locked { name, what },
         _ => XdpError::System { name, what, source },
     }
 }

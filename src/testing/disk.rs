@@ -134,3 +134,18 @@ impl BlkIo for TestDisk {
         self.held.len() + self.ready.len()
     }
 }
+
+/// A disk lent for one turn, as the worker's io_uring lends its own.
+impl<D: BlkIo> BlkIo for &mut D {
+    fn submit(&mut self, token: Token, op: BlkOp<'_>) -> Result<(), Full> {
+        (**self).submit(token, op)
+    }
+
+    fn reap(&mut self) -> Option<Completion> {
+        (**self).reap()
+    }
+
+    fn in_flight(&self) -> usize {
+        (**self).in_flight()
+    }
+}

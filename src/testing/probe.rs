@@ -3,9 +3,9 @@
 //! On a shared host this time decides what a polling back-end and its front-end can reach, and it
 //! changes by itself when the host moves virtual processors. A benchmark therefore measures it
 //! before and after each run, and compares only runs that were made under the same conditions.
-//! So does what the cores get done: a virtual processor is often one of two threads of a core, and the
-//! other one may be somebody else's. Neither is a benchmark of this crate: no line of the daemon
-//! runs here.
+//! So does what the cores get done: a virtual processor is often one of two threads of a core, and
+//! the other one may be somebody else's. Neither is a benchmark of this crate: no line of the
+//! daemon runs here.
 
 use crate::sys::cpu::{self, CpuError};
 use std::hint::black_box;

@@ -18,20 +18,7 @@ use vringd::memory::GuestRam;
 use vringd::ring::RingFormat;
 use vringd::testing::driver::{Buf, Calls, Driver, RingMemory, UVA, read_guest, write_guest};
 
-pub const OUT: u32 = 1;
-pub const FLUSH: u32 = 4;
-pub const DISCARD: u32 = 11;
-pub const WRITE_ZEROES: u32 = 13;
-
-pub const F_FLUSH: u64 = 1 << 9;
-pub const F_CONFIG_WCE: u64 = 1 << 11;
-pub const F_MQ: u64 = 1 << 12;
-pub const F_DISCARD: u64 = 1 << 13;
-pub const F_WRITE_ZEROES: u64 = 1 << 14;
-const F_INDIRECT: u64 = 1 << 28;
-const F_PROTOCOL: u64 = 1 << 30;
-const F_VERSION_1: u64 = 1 << 32;
-const F_PACKED: u64 = 1 << 34;
+pub use crate::support::virtio_blk::*;
 
 /// Longer than any answer takes on an emulated CPU.
 pub const PATIENCE: Duration = Duration::from_secs(60);

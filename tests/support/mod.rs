@@ -14,4 +14,5 @@ pub mod reference;
 #[path = "testpmd.rs"]
 pub mod testpmd;
 pub mod tmp;
+pub mod virtio_blk;
 pub mod xts;

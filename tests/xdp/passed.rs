@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::PoisonError;
 
 use vringd::testing::driver::{PackedDriver, SplitDriver};
 
-use super::tests::{PLAIN, cable, exchange, frame, has_program, peer};
+use super::tests::{PLAIN, cable, exchange, exchange_on_two, frame, has_program, peer};
 use crate::front_end::{FrontEnd, PATIENCE};
 use crate::support::daemon::Daemon;
 use crate::support::deadline::wait_until;
@@ -21,11 +22,16 @@ fn helper(netns: &Netns, link: &str) -> Command {
     command
 }
 
-fn daemon(netns: &Netns, link: &str, socket: &Path) -> Daemon {
+/// Memory that daemons without capabilities lock is counted for all of them together: one of them
+/// may take all there is.
+#[expect(clippy::disallowed_types, reason = "tests of this file take turns")]
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+fn daemon(netns: &Netns, link: &str, cores: &str, socket: &Path) -> Daemon {
     let mut command = helper(netns, link);
     command.args(["--", VRINGD]);
     let net = format!("name=net0,socket={},link={link}", socket.display());
-    let arguments = ["run", "--core", "1", "--idle", "adaptive", "--net", &net];
+    let arguments = ["run", "--core", cores, "--idle", "adaptive", "--net", &net];
     Daemon::spawn(command, &arguments)
 }
 
@@ -47,9 +53,10 @@ fn has_no_capability(daemon: &Daemon) {
 /// One after the other: each locks as much memory as the usual limit is.
 #[test]
 fn a_daemon_without_capabilities_moves_frames_both_ways() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let (netns, dir) = (cable(1, 1500), TempDir::new("xdpfd"));
     let socket = dir.path("net0.sock");
-    let first = daemon(&netns, "xdp:xa:fd=51:map=52", &socket);
+    let first = daemon(&netns, "xdp:xa:fd=51:map=52", "1", &socket);
     has_no_capability(&first);
     assert!(has_program(&netns));
     let log = first.log();
@@ -76,12 +83,60 @@ fn a_daemon_without_capabilities_moves_frames_both_ways() {
     assert!(line.contains("promiscuity 0"), "{line}");
     // Long frames, without a map of its own, and on what the one before has just left.
     netns.ok("ip link set xa mtu 9000 && ip link set xb mtu 9000");
-    let second = daemon(&netns, "xdp:xa:fd=51", &socket);
+    let second = daemon(&netns, "xdp:xa:fd=51", "1", &socket);
     has_no_capability(&second);
     let mut front_end = FrontEnd::<SplitDriver>::connect(&socket, 1);
     exchange(&mut front_end, &peer, &[9014, 60, 4096, 1792, 1793, 8999]);
     let (status, log) = second.stop();
     assert!(status.success(), "{log}");
+    assert!(!has_program(&netns));
+}
+
+#[test]
+fn a_daemon_without_capabilities_moves_frames_on_two_queues() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let (netns, dir) = (cable(2, 1500), TempDir::new("xdpfd2"));
+    let socket = dir.path("net0.sock");
+    let daemon = daemon(&netns, "xdp:xa:fd=52+51:map=53", "0,1", &socket);
+    has_no_capability(&daemon);
+    let peer = peer(&netns);
+    let mut front_end = FrontEnd::<PackedDriver>::connect(&socket, 2);
+    exchange_on_two(&mut front_end, &peer);
+    drop(front_end);
+    // The next guest, with the same sockets of the interface.
+    let mut front_end = FrontEnd::<SplitDriver>::connect(&socket, 2);
+    exchange_on_two(&mut front_end, &peer);
+    for (counter, value) in [
+        ("tx_frames", 128),
+        ("rx_frames", 128),
+        ("xdp_rx_dropped", 0),
+        ("xdp_rx_ring_full", 0),
+        ("xdp_tx_invalid", 0),
+    ] {
+        assert_eq!(daemon.counter("net0", counter), value, "{counter}");
+    }
+    let (status, log) = daemon.stop();
+    assert!(status.success(), "{log}");
+    assert!(!has_program(&netns));
+}
+
+#[test]
+fn too_little_memory_that_may_be_locked_is_said_with_what_is_needed() {
+    let (netns, dir) = (cable(2, 1500), TempDir::new("xdpfdmem"));
+    let link = "xdp:xa:fd=51+52";
+    let mut command = helper(&netns, link);
+    command.args(["--", "prlimit", "--memlock=1048576:1048576"]);
+    // It must end by itself; the test does so in any case.
+    command.args(["timeout", "20", VRINGD, "run", "--net"]);
+    let net = format!("socket={},link={link}", dir.path("net0.sock").display());
+    let output = command.arg(net).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    let line = "vringd: net net0: link = \"xdp:xa:fd=51+52\": xdp `xa`: can't register memory for \
+                its frames (queue 0): all its queues lock 4096 KiB, and RLIMIT_MEMLOCK is 1024 KiB \
+                for all processes of the user together: raise it (LimitMEMLOCK=, ulimit -l) or \
+                give CAP_IPC_LOCK: No buffer space available (os error 105)";
+    assert!(text.lines().any(|said| said == line), "{text}");
     assert!(!has_program(&netns));
 }
 

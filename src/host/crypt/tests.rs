@@ -70,7 +70,7 @@ impl Rig {
     /// Submits, completes and reaps until the disk has nothing more.
     fn run(&mut self, slot: u16, op: BlkOp<'_>) -> Result<u32, i32> {
         self.crypt
-            .over(Lent(&mut self.disk))
+            .over(&mut self.disk)
             .submit(token(slot), op)
             .unwrap();
         self.finish(slot)
@@ -79,7 +79,7 @@ impl Rig {
     fn finish(&mut self, slot: u16) -> Result<u32, i32> {
         for _ in 0..10_000 {
             self.disk.release();
-            if let Some(done) = self.crypt.over(Lent(&mut self.disk)).reap() {
+            if let Some(done) = self.crypt.over(&mut self.disk).reap() {
                 assert_eq!(done.token, token(slot));
                 assert_eq!(self.crypt.slots[usize::from(slot)].count, 0);
                 return done.result;
@@ -99,23 +99,6 @@ impl Rig {
     fn plain(&self, at: usize, bytes: usize) -> Vec<u8> {
         let on_disk = &self.disk.bytes[at..at + bytes];
         reference(&KEY, self.sector, at as u64, on_disk, false)
-    }
-}
-
-/// The disk for one turn, as the worker's io_uring lends its own.
-struct Lent<'a>(&'a mut TestDisk);
-
-impl BlkIo for Lent<'_> {
-    fn submit(&mut self, token: Token, op: BlkOp<'_>) -> Result<(), Full> {
-        self.0.submit(token, op)
-    }
-
-    fn reap(&mut self) -> Option<Completion> {
-        self.0.reap()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.0.in_flight()
     }
 }
 
@@ -253,17 +236,14 @@ fn errors_and_a_full_disk_leave_no_piece_behind() {
         rig.all_pieces_are_free();
         rig.disk.room = 0;
         assert_eq!(
-            rig.crypt.over(Lent(&mut rig.disk)).submit(token(0), op),
+            rig.crypt.over(&mut rig.disk).submit(token(0), op),
             Err(Full)
         );
         rig.all_pieces_are_free();
         // What is less than a sector finds no room for its rest.
         rig.disk.room = 1;
         rig.disk.endings = [Ending::Short(9)].into();
-        rig.crypt
-            .over(Lent(&mut rig.disk))
-            .submit(token(1), op)
-            .unwrap();
+        rig.crypt.over(&mut rig.disk).submit(token(1), op).unwrap();
         rig.disk.release();
         rig.disk.room = 0;
         assert_eq!(rig.finish(1), Err(EAGAIN));
@@ -284,14 +264,14 @@ fn operations_share_the_pieces_there_are() {
         segments: list.as_slice(),
         durable: false,
     };
-    let mut disk = rig.crypt.over(Lent(&mut rig.disk));
+    let mut disk = rig.crypt.over(&mut rig.disk);
     disk.submit(token(0), at(0)).unwrap();
     disk.submit(token(1), at(1 << 20)).unwrap();
     assert_eq!(disk.submit(token(2), at(2 << 20)), Err(Full));
     assert_eq!(disk.in_flight(), 2);
     rig.disk.release();
     // The last comes first, and had one piece only.
-    let mut disk = rig.crypt.over(Lent(&mut rig.disk));
+    let mut disk = rig.crypt.over(&mut rig.disk);
     let first = disk.reap().unwrap();
     assert_eq!(
         (first.token, first.result),

@@ -317,6 +317,9 @@ fn who_claims_another_address_is_not_heard() {
         bench.ports(0, &ethernet(ALL, B, None, 50)),
         Err(DropReason::Spoofed)
     );
+    let own = ethernet(ALL, A, None, 50);
+    assert_eq!(bench.ports(0, &own[..13]), Err(DropReason::BadFrame));
+    assert_eq!(bench.ports(0, &own[..14]), Ok(vec![1]));
     assert_eq!(
         bench.ports(1, &ethernet(B, A, None, 50)),
         Ok(vec![0]),

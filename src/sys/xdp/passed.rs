@@ -12,9 +12,7 @@ use crate::sys::ifreq::{InterfaceSocket, check};
 use crate::sys::socket::{close_on_exec, inherit};
 
 use super::bpf::{Mode, XskMap};
-use super::{
-    Found, Means, Xdp, XdpError, XdpSocket, attached, busy, failed, find, means, of_queue,
-};
+use super::{Found, Means, Xdp, XdpError, XdpSocket, attached, busy, failed, find, locked, means};
 
 /// SO_NETNS_COOKIE, which libc has for few targets.
 const SO_NETNS_COOKIE: libc::c_int = 71;
@@ -115,15 +113,14 @@ fn take_over(found: &Found, passed: &PassedXdp) -> Result<(Vec<XdpSocket>, Means
     if let (Some(map), Some(fd), Some(first)) = (&map, passed.map, sockets.first()) {
         try_out(map, first).map_err(|source| error(fd, &format!("can't be used: {source}")))?;
     }
-    let with_memory = |((queue, socket), fd): ((u16, OwnedFd), &RawFd)| {
-        XdpSocket::new(socket).map_err(|refusal| match refusal.source.raw_os_error() {
-            Some(libc::EBUSY) => error(*fd, "is in use: an AF_XDP socket must be a new one"),
-            _ => of_queue(&found.name, queue, refusal),
-        })
-    };
-    let both = (0..).zip(sockets).zip(&passed.sockets);
-    let sockets: Result<Vec<_>, _> = both.map(with_memory).collect();
-    let sockets = sockets?;
+    let sockets =
+        locked::with_memory(found, sockets).map_err(|(queue, refused)| match refused {
+            XdpError::Busy { .. } => error(
+                passed.sockets[usize::from(queue)],
+                "is in use: an AF_XDP socket must be a new one",
+            ),
+            other => other,
+        })?;
     // Only now is it certain that they are ours.
     for fd in passed.all() {
         close_on_exec(fd).map_err(|source| failed(&found.name, "take it over", source))?;

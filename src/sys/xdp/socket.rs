@@ -21,13 +21,15 @@ pub const CHUNK: u32 = 2048;
 const HEADROOM: u32 = 256;
 /// Bytes of a received frame that one chunk takes.
 pub const RX_CHUNK: u32 = CHUNK - HEADROOM;
-/// Frames for each direction, and entries of the rings that the kernel fills.
-const ENTRIES: u32 = 2048;
-/// Entries of the rings that we fill. The kernel may hand a frame over before it says that it took
-/// it from there, so that it seems to be in both.
-const FILLED_ENTRIES: u32 = 2 * ENTRIES;
-/// Bytes of the memory of a socket, which the process must be allowed to lock.
-pub const MEMORY_BYTES: u64 = 2 * ENTRIES as u64 * CHUNK as u64;
+/// Frames for each direction, and entries of the rings that the kernel fills; fewer where too
+/// little memory may be locked.
+pub(super) const ENTRIES_MAX: u32 = 2048;
+/// The least: memory of one huge page, and two of the largest bursts.
+pub(super) const ENTRIES_MIN: u32 = 512;
+/// Bytes of the memory of a socket of full size, which the process must be allowed to lock.
+pub const MEMORY_BYTES: u64 = memory_bytes(ENTRIES_MAX);
+/// What is tried when memory is to be locked.
+pub(super) const REGISTER: &str = "register memory for its frames";
 /// Buffers of one frame at most: MAX_SKB_FRAGS of the kernel.
 pub const PIECES_MAX: u32 = 17;
 
@@ -42,6 +44,11 @@ pub struct Statistics {
     pub fill_ring_empty: u64,
     /// Descriptors to be sent that the kernel refused.
     pub tx_invalid: u64,
+}
+
+/// Bytes of the memory of a socket with `entries` frames for each direction.
+pub(super) const fn memory_bytes(entries: u32) -> u64 {
+    2 * entries as u64 * CHUNK as u64
 }
 
 /// How a socket is bound.
@@ -94,16 +101,17 @@ pub struct XdpSocket {
 }
 
 impl XdpSocket {
-    /// Gives the new socket `fd` memory and rings, and fills its fill ring.
-    pub(super) fn new(fd: OwnedFd) -> Result<XdpSocket, Refusal> {
-        let bytes = usize::try_from(MEMORY_BYTES).unwrap_or(usize::MAX);
+    /// Gives the new socket `fd` memory and rings for `entries` frames in each direction, and fills
+    /// its fill ring. `patient`: others may give memory back that they have locked.
+    pub(super) fn new(fd: OwnedFd, entries: u32, patient: bool) -> Result<XdpSocket, Refusal> {
+        let bytes = usize::try_from(memory_bytes(entries)).unwrap_or(usize::MAX);
         let umem = Umem::new(bytes).map_err(refused("get memory for its frames"))?;
         // What a process before this one had locked is free some time after its end.
-        let is_short = |error: &io::Error| error.raw_os_error() == Some(libc::ENOBUFS);
-        when_free(|| register(&fd, &umem), is_short)
-            .map_err(refused("register memory for its frames"))?;
-        let mut socket = XdpSocket::with_rings(fd, umem).map_err(refused("make its rings"))?;
-        for frame in 0..ENTRIES {
+        let is_short = |error: &io::Error| patient && error.raw_os_error() == Some(libc::ENOBUFS);
+        when_free(|| register(&fd, &umem), is_short).map_err(refused(REGISTER))?;
+        let socket = XdpSocket::with_rings(fd, umem, entries);
+        let mut socket = socket.map_err(refused("make its rings"))?;
+        for frame in 0..entries {
             socket.fill.push(u64::from(frame * CHUNK));
         }
         socket.fill.publish();
@@ -124,11 +132,14 @@ impl XdpSocket {
         Ok(())
     }
 
-    fn with_rings(fd: OwnedFd, umem: Umem) -> io::Result<XdpSocket> {
-        set(&fd, libc::XDP_UMEM_FILL_RING, &FILLED_ENTRIES)?;
-        set(&fd, libc::XDP_UMEM_COMPLETION_RING, &ENTRIES)?;
-        set(&fd, libc::XDP_RX_RING, &ENTRIES)?;
-        set(&fd, libc::XDP_TX_RING, &FILLED_ENTRIES)?;
+    fn with_rings(fd: OwnedFd, umem: Umem, entries: u32) -> io::Result<XdpSocket> {
+        // Those that we fill: the kernel may hand a frame over before it says that it took it from
+        // there, so that it seems to be in both.
+        let filled = 2 * entries;
+        set(&fd, libc::XDP_UMEM_FILL_RING, &filled)?;
+        set(&fd, libc::XDP_UMEM_COMPLETION_RING, &entries)?;
+        set(&fd, libc::XDP_RX_RING, &entries)?;
+        set(&fd, libc::XDP_TX_RING, &filled)?;
         let at = offsets(&fd)?;
         let page =
             |offset: libc::c_ulonglong| libc::off_t::try_from(offset).map_err(io::Error::other);
@@ -136,11 +147,11 @@ impl XdpSocket {
         let completion = page(libc::XDP_UMEM_PGOFF_COMPLETION_RING)?;
         let of = fd.as_fd();
         Ok(XdpSocket {
-            fill: Producer::map(of, fill, at.fr, FILLED_ENTRIES)?,
-            rx: Consumer::map(of, libc::XDP_PGOFF_RX_RING, at.rx, ENTRIES)?,
-            tx: Producer::map(of, libc::XDP_PGOFF_TX_RING, at.tx, FILLED_ENTRIES)?,
-            completion: Consumer::map(of, completion, at.cr, ENTRIES)?,
-            free: (ENTRIES..2 * ENTRIES)
+            fill: Producer::map(of, fill, at.fr, filled)?,
+            rx: Consumer::map(of, libc::XDP_PGOFF_RX_RING, at.rx, entries)?,
+            tx: Producer::map(of, libc::XDP_PGOFF_TX_RING, at.tx, filled)?,
+            completion: Consumer::map(of, completion, at.cr, entries)?,
+            free: (entries..2 * entries)
                 .map(|frame| u64::from(frame * CHUNK))
                 .collect(),
             fd: Arc::new(fd),
@@ -177,7 +188,7 @@ impl XdpSocket {
     /// Gives the first `count` received buffers back to be received in again.
     #[inline]
     pub fn give_back(&mut self, count: u32) {
-        // The fill ring has room for all of them: see FILLED_ENTRIES.
+        // The fill ring has room for all of them: it is twice as long.
         for index in 0..count {
             let desc = self.rx.peek(index);
             self.fill.push(desc.addr & !u64::from(CHUNK - 1));

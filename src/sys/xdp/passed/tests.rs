@@ -142,7 +142,7 @@ fn descriptors_that_can_not_be_used_are_named_with_their_reason() {
             "xdp `xa`: the file descriptor 1000000 is not open"
         );
         let used = passed(socket::create().unwrap());
-        let owner = XdpSocket::new(used.try_clone().unwrap()).unwrap();
+        let owner = XdpSocket::new(used.try_clone().unwrap(), socket::ENTRIES_MIN, false).unwrap();
         refused(
             &place(&[&used], None),
             &used,
