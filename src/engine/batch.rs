@@ -5,7 +5,9 @@
 //! both sides less per frame than eight of 32. With few frames in flight it is the other way round:
 //! whoever takes them all leaves the other side without work, and small bursts keep both busy. How
 //! many frames are in flight nobody tells us, so the size is found by trying: a step up is kept
-//! when it moves more frames, a step down when it loses none.
+//! when it moves more frames, a step down when it loses none. Rates go up and down by themselves by
+//! more than a step is worth, so a trial goes to and fro between the two and takes the middle of
+//! what it saw.
 
 use std::time::{Duration, Instant};
 
@@ -62,9 +64,18 @@ const REST_MIN: u32 = 3;
 /// The longest rest between two trials.
 const REST_MAX: u32 = 192;
 
+/// Windows with the step that is tried, each after one with the step that is kept.
+const PAIRS: usize = 7;
+
 /// A higher step must move this share more; a lower one may lose that share.
 const GAIN: f64 = 1.02;
 const LOSS: f64 = 0.99;
+/// A trial that moves less than this share ends at once.
+const HOPELESS: f64 = 0.75;
+
+/// A rate outside these shares of the one before says that the load is another one now, or the cores
+/// are at another distance, and what failed may be worth a trial again.
+const SAME: core::ops::Range<f64> = 0.6..1.6;
 
 /// What is tried next, in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +108,16 @@ impl Trial {
     }
 }
 
+/// A trial that runs.
+#[derive(Debug)]
+struct Trying {
+    step: usize,
+    /// Frames over those of the window before, with the step that is kept.
+    ratios: [f64; PAIRS],
+    /// How many of them there are.
+    pairs: usize,
+}
+
 /// The self-tuning target of one link.
 #[derive(Debug)]
 pub(crate) struct Batch {
@@ -104,9 +125,10 @@ pub(crate) struct Batch {
     step: usize,
     /// The step that has proved best.
     kept: usize,
-    /// The trial that runs or comes next.
+    /// The kind of the trial that runs or comes next.
     trial: Trial,
-    /// Frames per second of the step that is kept.
+    trying: Option<Trying>,
+    /// Frames per second in the last window with the step that is kept.
     rate: f64,
     /// Windows until the next trial.
     rest: u32,
@@ -128,6 +150,7 @@ impl Batch {
             step: FIRST,
             kept: FIRST,
             trial: Trial::Up,
+            trying: None,
             rate: 0.0,
             rest: 0,
             next_rest: REST_MIN,
@@ -194,26 +217,59 @@ impl Batch {
 
     /// A window is over, in which `rate` frames per second moved.
     fn judge(&mut self, rate: f64) {
-        if self.step == self.kept {
-            self.rate = rate;
-        } else {
-            let enough = if self.step > self.kept { GAIN } else { LOSS };
-            if rate > self.rate * enough {
-                (self.kept, self.rate, self.next_rest) = (self.step, rate, REST_MIN);
-            } else {
-                self.trial = self.trial.next();
-                self.rest = self.next_rest;
-                self.next_rest = (self.next_rest * 2).min(REST_MAX);
-            }
-            self.step = self.kept;
-        }
-        if self.rest > 0 {
-            self.rest -= 1;
+        if self.step != self.kept {
+            self.compare(rate);
             return;
         }
-        match self.trial.step(self.kept) {
-            Some(step) => self.step = step,
-            None => self.trial = self.trial.next(),
+        if !SAME.contains(&(rate / self.rate)) {
+            (self.rest, self.next_rest) = (self.rest.min(REST_MIN), REST_MIN);
+        }
+        self.rate = rate;
+        if let Some(trying) = &self.trying {
+            self.step = trying.step;
+        } else if self.rest > 0 {
+            self.rest -= 1;
+        } else {
+            self.begin();
+        }
+    }
+
+    /// Begins the next trial.
+    fn begin(&mut self) {
+        let Some(step) = self.trial.step(self.kept) else {
+            self.trial = self.trial.next();
+            return;
+        };
+        self.trying = Some(Trying {
+            step,
+            ratios: [0.0; PAIRS],
+            pairs: 0,
+        });
+        self.step = step;
+    }
+
+    /// A window of the trial is over, in which `rate` frames per second moved.
+    fn compare(&mut self, rate: f64) {
+        let step = core::mem::replace(&mut self.step, self.kept);
+        let Some(trying) = &mut self.trying else {
+            return;
+        };
+        let ratio = rate / self.rate;
+        trying.ratios[trying.pairs] = ratio;
+        trying.pairs += 1;
+        if ratio >= HOPELESS && trying.pairs < PAIRS {
+            return;
+        }
+        trying.ratios.sort_by(f64::total_cmp);
+        let enough = if step > self.kept { GAIN } else { LOSS };
+        let is_better = ratio >= HOPELESS && trying.ratios[PAIRS / 2] > enough;
+        self.trying = None;
+        if is_better {
+            (self.kept, self.step, self.next_rest) = (step, step, REST_MIN);
+        } else {
+            self.trial = self.trial.next();
+            self.rest = self.next_rest;
+            self.next_rest = (self.next_rest * 2).min(REST_MAX);
         }
     }
 }
@@ -262,12 +318,45 @@ mod tests {
         let mut batch = Batch::new();
         #[expect(clippy::cast_precision_loss, reason = "steps are 0 to 5")]
         let rising = |step: usize| 10.0 + step as f64;
-        assert_eq!(settle(&mut batch, 20, rising), LADDER.len() - 1);
+        assert_eq!(settle(&mut batch, 100, rising), LADDER.len() - 1);
         // Fewer frames in flight than the higher steps wait for.
         let falling = |step: usize| if step > 2 { 6.0 } else { 12.0 };
         assert!(settle(&mut batch, 1000, falling) <= 2);
         // A step that makes no difference is not worth the latency.
         assert_eq!(settle(&mut batch, 1000, |_| 12.0), 0);
+    }
+
+    #[test]
+    fn a_step_that_pays_is_found_in_noise() {
+        // A tenth more at the top, in rates that change by more than that from window to window,
+        // and halve for whole windows now and then.
+        let mut state = 1_u32;
+        let mut noisy = |step: usize| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let noise = 0.93 + 0.14 * f64::from(state >> 16) / 65536.0;
+            let disturbed = if (state >> 8) & 31 == 0 { 0.5 } else { 1.0 };
+            disturbed * noise * if step == LADDER.len() - 1 { 11.0 } else { 10.0 }
+        };
+        let mut batch = Batch::new();
+        let mut at_top = 0;
+        for _ in 0..20_000 {
+            batch.judge(noisy(batch.step));
+            at_top += u32::from(batch.kept == LADDER.len() - 1);
+        }
+        assert!(
+            at_top > 15_000,
+            "{at_top} of 20000 windows at the best step"
+        );
+    }
+
+    #[test]
+    fn another_load_is_tuned_anew_without_a_long_rest() {
+        let mut batch = Batch::new();
+        settle(&mut batch, 4000, |_| 10.0);
+        assert_eq!((batch.kept, batch.next_rest), (0, REST_MAX));
+        #[expect(clippy::cast_precision_loss, reason = "steps are 0 to 5")]
+        let slower = |step: usize| 4.0 + step as f64;
+        assert_eq!(settle(&mut batch, 150, slower), LADDER.len() - 1);
     }
 
     #[test]
