@@ -451,7 +451,7 @@ impl fmt::Display for Row {
             self.case.name(),
             self.case.peer(),
             self.turns.runs.len(),
-            self.turns.distance.name(),
+            self.turns.distance_name(),
             self.turns.probe_ns(),
         )
     }

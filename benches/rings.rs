@@ -268,7 +268,7 @@ impl Row {
         let (ratio, range) = pairs.ratio(|mpps| mpps.0);
         Self {
             case,
-            distance: pairs.distance.name(),
+            distance: pairs.distance_name(),
             probe_ns: pairs.probe_ns(),
             mpps: [0, 1].map(|peer| median(pairs.values(peer, |mpps| mpps.0))),
             ratio,

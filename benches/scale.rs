@@ -154,7 +154,7 @@ fn line(case: &Case, turns: &Turns<Mpps>) -> String {
         "| {} | {this:.1} | {base:.1} | {ratio:.2} ({least:.2}–{most:.2}) | {} | {}, {:.0} ns |\n",
         case.name(),
         turns.runs.len(),
-        turns.distance.name(),
+        turns.distance_name(),
         turns.probe_ns(),
     )
 }
@@ -181,7 +181,7 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
             let format = if case.path.packed { "packed" } else { "split" };
             chart::Bar {
                 panel: format!("{format} rings"),
-                label: format!("{} ({})", case.name(), turns.distance.name()),
+                label: format!("{} ({})", case.name(), turns.distance_name()),
                 ratio,
                 range,
             }

@@ -77,7 +77,8 @@ impl<T: Display> Display for Run<T> {
 
 /// The turns that were made under one class of conditions.
 pub(crate) struct Turns<T> {
-    pub(crate) distance: Distance,
+    /// None when it changed and the load was one to which that does not matter.
+    distance: Option<Distance>,
     /// In each, a run of every peer.
     pub(crate) runs: Vec<Vec<Run<T>>>,
 }
@@ -86,6 +87,11 @@ impl<T> Turns<T> {
     /// What a peer brought, in each turn.
     pub(crate) fn values(&self, peer: usize, of: impl Fn(&T) -> f64) -> Vec<f64> {
         self.runs.iter().map(|turn| of(&turn[peer].value)).collect()
+    }
+
+    /// The word for the conditions.
+    pub(crate) fn distance_name(&self) -> &'static str {
+        self.distance.map_or("changed", Distance::name)
     }
 
     /// The middle of all round trips.
@@ -112,22 +118,18 @@ pub(crate) fn in_turns<T: Display>(
     mut run: impl FnMut(usize) -> Result<Run<T>, ProbeError>,
 ) -> Result<Vec<Turns<T>>, ProbeError> {
     let mut classes = [Distance::Near, Distance::Far].map(|distance| Turns {
-        distance,
+        distance: Some(distance),
         runs: Vec::new(),
     });
     for _ in 0..wanted * ATTEMPTS_PER_TURN {
-        let turn = (0..peers.len()).map(&mut run);
-        let turn = turn.collect::<Result<Vec<_>, _>>()?;
+        let turn = peers_in_turn(peers, &mut run)?;
         let distance = distance(&turn);
-        let verdict = if distance.is_some() {
-            ""
-        } else {
-            ": discarded"
+        let verdict = match distance {
+            Some(_) => "",
+            None => ": discarded",
         };
-        let said = peers.iter().zip(&turn);
-        let said: Vec<_> = said.map(|(peer, run)| format!("{peer} {run}")).collect();
-        eprintln!("{what}: {}{verdict}", said.join(", "));
-        if let Some(class) = classes.iter_mut().find(|c| Some(c.distance) == distance) {
+        eprintln!("{what}: {}{verdict}", said(peers, &turn));
+        if let Some(class) = classes.iter_mut().find(|c| c.distance == distance) {
             class.runs.push(turn);
         }
         if classes.iter().any(|class| class.runs.len() >= wanted) {
@@ -135,6 +137,39 @@ pub(crate) fn in_turns<T: Display>(
         }
     }
     Ok(classes.into())
+}
+
+/// Runs all `peers` in turns, as often as `wanted`, whatever the distance between the cores does:
+/// for loads that a device holds back.
+#[allow(dead_code, reason = "others have no such load")]
+pub(crate) fn in_all_turns<T: Display>(
+    what: &str,
+    wanted: usize,
+    peers: &[String],
+    mut run: impl FnMut(usize) -> Result<Run<T>, ProbeError>,
+) -> Result<Vec<Turns<T>>, ProbeError> {
+    let mut runs = Vec::new();
+    for _ in 0..wanted {
+        let turn = peers_in_turn(peers, &mut run)?;
+        eprintln!("{what}: {}", said(peers, &turn));
+        runs.push(turn);
+    }
+    let first = runs.first().and_then(|turn| distance(turn));
+    let distance = first.filter(|_| runs.iter().all(|turn| distance(turn) == first));
+    Ok(vec![Turns { distance, runs }])
+}
+
+fn peers_in_turn<T>(
+    peers: &[String],
+    run: impl FnMut(usize) -> Result<Run<T>, ProbeError>,
+) -> Result<Vec<Run<T>>, ProbeError> {
+    (0..peers.len()).map(run).collect()
+}
+
+fn said<T: Display>(peers: &[String], turn: &[Run<T>]) -> String {
+    let said = peers.iter().zip(turn);
+    let said: Vec<_> = said.map(|(peer, run)| format!("{peer} {run}")).collect();
+    said.join(", ")
 }
 
 /// The middle of some values, or the mean of the two in the middle.

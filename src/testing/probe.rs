@@ -162,12 +162,13 @@ fn return_all(ball: &Ball) {
     }
 }
 
-/// How long [`speeds`] measures.
-const SPEED_TIME: Duration = Duration::from_millis(10);
+/// How often [`speeds`] measures, and how long.
+const SPEED_SAMPLES: u32 = 3;
+const SPEED_TIME: Duration = Duration::from_millis(5);
 
 /// What two cores get done when both are busy, in steps per microsecond of a loop that has always
 /// several instructions to choose from: it halves, nearly, while another program uses the second
-/// thread of the core.
+/// thread of the core. The best of three, so that it takes a program that stays.
 ///
 /// # Errors
 /// When the cores are one and the same, or can't be used.
@@ -181,7 +182,8 @@ pub fn speeds(cores: [usize; 2]) -> Result<[f64; 2], ProbeError> {
             scope.spawn(move || {
                 let pinned = cpu::pin_to_core(core);
                 start.wait();
-                pinned.map(|()| steps_per_us())
+                let samples = (0..SPEED_SAMPLES).map(|_| steps_per_us());
+                pinned.map(|()| samples.fold(0.0, f64::max))
             })
         });
         let [first, second] = speeds.map(|speed| speed.join().expect("has no way to panic"));
