@@ -8,13 +8,16 @@
 //!
 //! A signal handler may take no lock and no memory: it reads a list whose members are never freed.
 
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering};
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering, fence};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, Once, PoisonError};
 
 /// A mapping that the handler knows.
 #[derive(Debug)]
 pub(super) struct Watched {
+    /// Odd while the next three change, and another number afterwards.
+    version: AtomicUsize,
     /// Address of its first byte; 0 while nobody uses this place of the list.
     start: AtomicUsize,
     end: AtomicUsize,
@@ -53,7 +56,8 @@ pub(super) fn watch(start: *mut u8, bytes: usize, page: usize) -> &'static Watch
     let _changes = CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
     let free = places().find(|place| place.start.load(Ordering::Relaxed) == 0);
     let place = free.unwrap_or_else(|| {
-        let place = Box::leak(Box::new(Watched {
+        let place: &'static Watched = Box::leak(Box::new(Watched {
+            version: AtomicUsize::new(0),
             start: AtomicUsize::new(0),
             end: AtomicUsize::new(0),
             page: AtomicUsize::new(0),
@@ -62,22 +66,50 @@ pub(super) fn watch(start: *mut u8, bytes: usize, page: usize) -> &'static Watch
             is_torn: AtomicBool::new(false),
             next: AtomicPtr::new(FIRST.load(Ordering::Relaxed)),
         }));
-        FIRST.store(place, Ordering::Release);
+        FIRST.store(core::ptr::from_ref(place).cast_mut(), Ordering::Release);
         place
     });
-    place.end.store(start.addr() + bytes, Ordering::Relaxed);
-    place.page.store(page, Ordering::Relaxed);
     place.socket.store(-1, Ordering::Relaxed);
     place.is_torn.store(false, Ordering::Relaxed);
-    // Release: the handler reads the others after this one.
-    place.start.store(start.addr(), Ordering::Release);
+    place.change(start.addr(), start.addr() + bytes, page);
     place
 }
 
 impl Watched {
     /// The mapping is about to go: nobody touches it any more.
     pub(super) fn forget(&self) {
-        self.start.store(0, Ordering::Release);
+        let _changes = CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
+        self.change(0, 0, 1);
+    }
+
+    /// One at a time.
+    fn change(&self, start: usize, end: usize, page: usize) {
+        let version = self.version.load(Ordering::Relaxed);
+        self.version.store(version + 1, Ordering::Relaxed);
+        // Release: who sees one of these sees that the version is odd, or a later one. Pairs with
+        // the fence in `holds`.
+        fence(Ordering::Release);
+        self.start.store(start, Ordering::Relaxed);
+        self.end.store(end, Ordering::Relaxed);
+        self.page.store(page, Ordering::Relaxed);
+        self.version.store(version + 2, Ordering::Release);
+    }
+
+    /// The pages from that of `address` to the end, if it is in this mapping.
+    fn holds(&self, address: usize) -> Option<Range<usize>> {
+        loop {
+            let version = self.version.load(Ordering::Acquire);
+            let start = self.start.load(Ordering::Relaxed);
+            let end = self.end.load(Ordering::Relaxed);
+            let page = self.page.load(Ordering::Relaxed);
+            // Acquire: as in `change`. Without it the three could be of two mappings, and a third
+            // one between them be taken for a part of this.
+            fence(Ordering::Acquire);
+            if version.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == version {
+                let is_inside = start != 0 && (start..end).contains(&address);
+                return is_inside.then_some((address & !(page - 1))..end);
+            }
+        }
     }
 
     /// Whether some of its pages are not those of the file.
@@ -100,16 +132,14 @@ impl Watched {
         }
     }
 
-    /// Puts zero pages from `address` on; whether that could be done.
-    fn mend(&self, address: usize) -> bool {
-        let page = self.page.load(Ordering::Relaxed);
-        let (from, end) = (address & !(page - 1), self.end.load(Ordering::Relaxed));
+    /// Puts zero pages in the place of these; whether that could be done.
+    fn mend(&self, pages: &Range<usize>) -> bool {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let at = core::ptr::without_provenance_mut(from);
+        let at = core::ptr::without_provenance_mut(pages.start);
         // SAFETY: the range is the rest of a mapping of guest memory, which `forget` is called for
         // before it is unmapped. All access to it tolerates that its bytes change.
-        let made = unsafe { libc::mmap(at, end - from, protection, flags, -1, 0) };
+        let made = unsafe { libc::mmap(at, pages.len(), protection, flags, -1, 0) };
         if made == libc::MAP_FAILED {
             return false;
         }
@@ -146,14 +176,8 @@ extern "C" fn on_sigbus(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void
     let before = unsafe { *errno };
     // SAFETY: the kernel passes a valid `siginfo_t`, and for SIGBUS there is an address in it.
     let address = unsafe { (*info).si_addr() }.addr();
-    let holds = |place: &&Watched| {
-        let start = place.start.load(Ordering::Acquire);
-        start != 0 && (start..place.end.load(Ordering::Relaxed)).contains(&address)
-    };
-    if !places()
-        .find(holds)
-        .is_some_and(|place| place.mend(address))
-    {
+    let found = places().find_map(|place| Some((place, place.holds(address)?)));
+    if !found.is_some_and(|(place, pages)| place.mend(&pages)) {
         // The instruction is tried again, and ends the process.
         // SAFETY: no memory is passed.
         unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
