@@ -4,8 +4,9 @@
 //! `durable` what must be on the disk when, `encrypted` what is there in ciphertext, `discard` what
 //! is given back; `uring` has what a disk asks of io_uring; in `faults` the disk is sick, in `hold`
 //! it is full or slow, in `resize` it grows and shrinks, in `qcow2` it is in an image, which is
-//! given up in `given_up`, in `locks` somebody else uses it, in `limits` it may do so much in a
-//! second, in `workers` its queues are served by two workers.
+//! given up in `given_up`, in `locks` somebody else uses it, in `torn` the front-end's memory goes
+//! away, in `limits` it may do so much in a second, in `workers` its queues are served by two
+//! workers.
 
 mod support;
 
@@ -28,6 +29,7 @@ mod blk {
     mod qcow2;
     mod reference;
     mod resize;
+    mod torn;
     mod uring;
     mod workers;
 }

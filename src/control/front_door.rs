@@ -94,6 +94,19 @@ pub enum SessionEnd {
     /// The port has no link.
     #[error("link is down")]
     LinkDown,
+    /// The front-end's memory is not there any more.
+    #[error(
+        "the file of the memory region at gpa {gpa:#x} ({size:#x} bytes from offset {offset:#x}) has \
+         become shorter, or the host has no page for it"
+    )]
+    Torn {
+        /// Guest physical address.
+        gpa: u64,
+        /// Size in bytes.
+        size: u64,
+        /// Where it begins in the file.
+        offset: u64,
+    },
     /// The front-end broke the protocol, or can't be answered.
     #[error("{request}: {reason}")]
     Protocol {
@@ -144,6 +157,7 @@ impl FrontDoor {
     /// A new connection on `socket`.
     pub(super) fn new(socket: UnixStream, session: Arc<Shared>) -> io::Result<FrontDoor> {
         let parser = BackendReqHandler::from_stream(socket.try_clone()?, Arc::clone(&session));
+        lock(&session).connected(socket.try_clone()?.into());
         Ok(FrontDoor {
             arrivals: Arrivals::new(&socket)?,
             socket,
@@ -184,6 +198,7 @@ impl FrontDoor {
         feed(code::GET_PROTOCOL_FEATURES, None)?;
         feed(16, Some(protocol))?;
         peer::replace(&parser, &socket)?;
+        lock(&session).connected(socket.try_clone()?.into());
         Ok(FrontDoor {
             arrivals: Arrivals::new(&socket)?,
             socket,

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use vhost::vhost_user::Error as VhostError;
@@ -70,6 +71,8 @@ pub(super) struct DeviceSession {
     pub(super) state: SessionState,
     pub(super) fds: SessionFds,
     ram: Arc<GuestRam>,
+    /// The connection, which is over when the front-end's memory is not there any more.
+    socket: Option<OwnedFd>,
     /// The features of the last `negotiated` line, so that it comes once per negotiation.
     logged: Option<u64>,
     /// The parser called one of our methods for the message at hand.
@@ -79,6 +82,12 @@ pub(super) struct DeviceSession {
     /// Why a vring could not be stopped. The session ends then, whatever asked for the stop: the
     /// vring still uses guest memory, and where it will stand is not known.
     pub(super) stop_failed: Option<String>,
+}
+
+impl Drop for DeviceSession {
+    fn drop(&mut self) {
+        self.ram.ends(None);
+    }
 }
 
 impl DeviceSession {
@@ -93,6 +102,7 @@ impl DeviceSession {
                 ..SessionFds::default()
             },
             ram: Arc::new(GuestRam::empty()),
+            socket: None,
             logged: None,
             called: false,
             parsed: Parsed::default(),
@@ -252,6 +262,17 @@ impl DeviceSession {
         self.use_memory(ram)
     }
 
+    /// The connection on which the front-end shows its memory.
+    pub(super) fn connected(&mut self, socket: OwnedFd) {
+        let socket = self.socket.insert(socket);
+        self.ram.ends(Some(socket.as_fd()));
+    }
+
+    /// A region whose file has become shorter than it was, which ends the session.
+    pub(super) fn torn(&self) -> Option<RegionInfo> {
+        self.ram.torn()
+    }
+
     pub(super) fn add_region(&mut self, spec: RegionSpec) -> Answer<()> {
         // QEMU 7.2 sends each region once for every queue pair, and removes it as often. That takes
         // no slot, but it is remembered, so it has its bound.
@@ -291,6 +312,8 @@ impl DeviceSession {
     /// lacks is no reason to refuse memory.
     fn use_memory(&mut self, ram: GuestRam) -> Answer<()> {
         let ram = Arc::new(ram);
+        self.ram.ends(None);
+        ram.ends(self.socket.as_ref().map(AsFd::as_fd));
         self.ram = Arc::clone(&ram);
         let specs = ram.specs();
         self.state.regions = specs.iter().map(RegionSpec::info).collect();

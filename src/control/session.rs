@@ -279,7 +279,17 @@ fn serve_while(
             end => break end,
         }
     };
-    let stopped = lock(&session).stop_all().is_ok();
+    let mut session = lock(&session);
+    let stopped = session.stop_all().is_ok();
+    // The socket was shut down for it.
+    let end = match session.torn() {
+        Some(region) => SessionEnd::Torn {
+            gpa: region.gpa,
+            size: region.size,
+            offset: region.mmap_offset,
+        },
+        None => end,
+    };
     (end, stopped)
 }
 

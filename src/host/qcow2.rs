@@ -20,6 +20,7 @@ use crate::memory::{GuestRam, Segment};
 use crate::sync::parking::Parking;
 use crate::sync::{AtomicBool, AtomicUsize, Ordering, fence};
 use crate::sys::disk::{DiskError, DiskFile, DiskOptions, DiskReason, IoOptions};
+use crate::sys::panics;
 use crate::sys::qcow2::Image;
 use crate::sys::spsc::{Consumer, Producer, channel};
 use crate::sys::uring::Uring;
@@ -132,7 +133,25 @@ impl Qcow2Image {
         options: DiskOptions,
         io: IoOptions,
     ) -> Result<Qcow2Image, DiskError> {
-        let (image, disk) = Image::open((path, backing_dir), options, io)?;
+        let failed = |doing| {
+            move |error| DiskError {
+                path: path.to_owned(),
+                reason: DiskReason::Failed { doing, error },
+            }
+        };
+        let thread_name = format!("qcow2-{name}");
+        let opened = panics::caught_on(thread_name.clone(), || {
+            crate::sys::qcow2::begins_here();
+            Image::open((path, backing_dir), options, io)
+        });
+        let panicked = || {
+            io::Error::other(
+                "the library for qcow2 images panicked over it; qemu-img check says what there is \
+                 to repair",
+            )
+        };
+        let opened = opened.map_err(failed("thread"))?;
+        let (image, disk) = opened.map_err(|_| failed("open")(panicked()))??;
         let (bytes, cluster_bits) = (image.bytes(), image.cluster_bits());
         let shared = Arc::new(Shared {
             parking: Parking::new(),
@@ -144,15 +163,9 @@ impl Qcow2Image {
         let (commands, inbox) = unbounded();
         let server = Server::new(name.to_owned(), image, Arc::clone(&shared), inbox);
         let thread = std::thread::Builder::new()
-            .name(format!("qcow2-{name}"))
+            .name(thread_name)
             .spawn(move || server.run());
-        let thread = thread.map_err(|error| DiskError {
-            path: path.to_owned(),
-            reason: DiskReason::Failed {
-                doing: "thread",
-                error,
-            },
-        })?;
+        let thread = thread.map_err(failed("thread"))?;
         let _ = shared.thread.set(thread.thread().clone());
         Ok(Qcow2Image {
             shared,

@@ -7,11 +7,34 @@ use crate::memory::{Segment, Store, copy};
 
 use super::blk::{BlkIo, BlkOp, Completion, Full, Token};
 
-/// One queue's access to a disk in memory. Every operation completes at once.
+/// How many operations ahead of the copy their memory is asked for, and how much of it: the rest of
+/// a page the CPU sees coming.
+const PREFETCH_OPS: usize = 2;
+const PREFETCH_BYTES: usize = 1024;
+
+/// A copy that is to be made: few bytes are in a cache when it is asked for.
+#[derive(Debug, Clone, Copy)]
+struct Move {
+    from: Segment,
+    to: Segment,
+}
+
+/// An operation that was submitted.
+#[derive(Debug, Clone, Copy)]
+struct Submitted {
+    token: Token,
+    /// What is left to do.
+    left: Option<Move>,
+    /// Bytes moved or zeroed.
+    bytes: usize,
+}
+
+/// One queue's access to a disk in memory. Operations complete when they are reaped, so that the
+/// memory of those behind can be asked for meanwhile.
 #[derive(Debug)]
 pub struct RamDisk {
     store: Arc<Store>,
-    done: VecDeque<Completion>,
+    submitted: VecDeque<Submitted>,
 }
 
 impl RamDisk {
@@ -19,43 +42,86 @@ impl RamDisk {
     pub fn new(store: Arc<Store>, in_flight: usize) -> RamDisk {
         RamDisk {
             store,
-            done: VecDeque::with_capacity(in_flight),
+            submitted: VecDeque::with_capacity(in_flight),
+        }
+    }
+
+    /// The copy of a read, or of a write, to or from one segment. Of several it is made at once.
+    fn begin(&self, offset: u64, segments: &[Segment], is_read: bool) -> (Option<Move>, usize) {
+        let len = segments.iter().map(Segment::len).sum::<usize>();
+        let stored = self.store.segment(offset, len);
+        let len = stored.len();
+        match (segments, is_read) {
+            (&[to], true) => (
+                Some(Move {
+                    from: stored,
+                    to: to.take(len),
+                }),
+                len,
+            ),
+            (&[from], false) => (
+                Some(Move {
+                    from: from.take(len),
+                    to: stored,
+                }),
+                len,
+            ),
+            (to, true) => (None, copy::between(&[stored], 0, to, 0, len)),
+            (from, false) => (None, copy::between(from, 0, &[stored], 0, len)),
         }
     }
 }
 
 impl BlkIo for RamDisk {
     fn submit(&mut self, token: Token, op: BlkOp<'_>) -> Result<(), Full> {
-        let bytes = |segments: &[Segment]| segments.iter().map(Segment::len).sum::<usize>();
-        let moved = match op {
-            BlkOp::Read { offset, segments } => {
-                let len = bytes(segments);
-                copy::between(&[self.store.segment(offset, len)], 0, segments, 0, len)
-            }
+        let (left, bytes) = match op {
+            BlkOp::Read { offset, segments } => self.begin(offset, segments, true),
             BlkOp::Write {
                 offset, segments, ..
-            } => {
-                let len = bytes(segments);
-                copy::between(segments, 0, &[self.store.segment(offset, len)], 0, len)
+            } => self.begin(offset, segments, false),
+            BlkOp::Flush => (None, 0),
+            BlkOp::Discard { offset, bytes } => {
+                (None, self.store.zero(offset, bytes as usize, true))
             }
-            BlkOp::Flush => 0,
-            BlkOp::Discard { offset, bytes } => self.store.zero(offset, bytes as usize, true),
             BlkOp::WriteZeroes {
                 offset,
                 bytes,
                 unmap,
-            } => self.store.zero(offset, bytes as usize, unmap),
+            } => (None, self.store.zero(offset, bytes as usize, unmap)),
         };
-        let result = Ok(u32::try_from(moved).unwrap_or(u32::MAX));
-        self.done.push_back(Completion { token, result });
+        if self.submitted.len() < PREFETCH_OPS {
+            left.inspect(Move::prefetch);
+        }
+        self.submitted.push_back(Submitted { token, left, bytes });
         Ok(())
     }
 
+    #[inline]
     fn reap(&mut self) -> Option<Completion> {
-        self.done.pop_front()
+        let Submitted { token, left, bytes } = self.submitted.pop_front()?;
+        if let Some(moves) = left {
+            if let Some(ahead) = self.submitted.get(PREFETCH_OPS - 1) {
+                ahead.left.inspect(Move::prefetch);
+            }
+            copy::one(moves.from, moves.to, bytes);
+        }
+        let result = Ok(u32::try_from(bytes).unwrap_or(u32::MAX));
+        Some(Completion { token, result })
     }
 
     fn in_flight(&self) -> usize {
-        self.done.len()
+        self.submitted.len()
+    }
+}
+
+impl Move {
+    #[inline]
+    fn prefetch(&self) {
+        for at in (0..self.from.len().min(PREFETCH_BYTES)).step_by(64) {
+            copy::prefetch_read(&self.from.skip(at));
+        }
+        for at in (0..self.to.len().min(PREFETCH_BYTES)).step_by(64) {
+            copy::prefetch_write(&self.to.skip(at));
+        }
     }
 }

@@ -23,6 +23,7 @@ mod ram;
 mod region;
 mod segment;
 mod store;
+mod torn;
 
 pub use area::Area;
 pub use bounce::Bounce;

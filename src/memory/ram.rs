@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::Area;
@@ -273,6 +274,20 @@ impl GuestRam {
         self.keep
             .iter()
             .any(|(mapping, kept)| kept.info() == spec.info() && mapping.serves(spec))
+    }
+
+    /// `socket`, the front-end's, is shut down when the file of a region turns out to be shorter
+    /// than it was, or did before; until this is called with none.
+    pub fn ends(&self, socket: Option<BorrowedFd<'_>>) {
+        for (mapping, _) in &self.keep {
+            mapping.ends(socket);
+        }
+    }
+
+    /// A region whose file was shorter than it had been when it was touched, if there is one.
+    pub fn torn(&self) -> Option<RegionInfo> {
+        let torn = self.keep.iter().find(|(mapping, _)| mapping.is_torn());
+        torn.map(|(_, spec)| spec.info())
     }
 
     /// All of it, as one segment per region.

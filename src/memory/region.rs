@@ -1,16 +1,18 @@
 //! One mapped region of guest memory: the checks before `mmap`, and the mapping itself.
 //!
 //! A front-end is not trusted with sizes: mapping past the end of a file succeeds and turns into a
-//! SIGBUS on first use, so each region is checked against its file first.
+//! SIGBUS on first use, so each region is checked against its file first. A file that becomes
+//! shorter later costs its own front-end the session, and nobody else anything (`torn`).
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, MmapRegion};
 
 use super::ram::{MemoryError, RegionSpec};
+use super::torn::{self, Watched};
 
 /// A mapping that lives as long as any table that uses it.
 #[derive(Debug)]
@@ -20,6 +22,14 @@ pub(super) struct Mapping {
     lead: usize,
     /// Identity of the file, so that an unchanged region is recognised in a new table.
     identity: (u64, u64),
+    watched: &'static Watched,
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // Before it is unmapped.
+        self.watched.forget();
+    }
 }
 
 impl Mapping {
@@ -59,7 +69,9 @@ impl Mapping {
         // SAFETY: the range is the mapping just made. Guest RAM is no use in a core dump of ours.
         unsafe { libc::madvise(map.as_ptr().cast(), bytes, libc::MADV_DONTDUMP) };
         let lead = usize::try_from(lead).map_err(|_| too_big())?;
+        let page = usize::try_from(page).map_err(|_| too_big())?;
         Ok(Mapping {
+            watched: torn::watch(map.as_ptr(), bytes, page),
             map,
             lead,
             identity: (stat.st_dev, stat.st_ino),
@@ -71,8 +83,21 @@ impl Mapping {
         self.map.as_ptr().wrapping_add(self.lead)
     }
 
+    /// Whether pages of the file were missing when they were touched: zeros are in their place.
+    pub(super) fn is_torn(&self) -> bool {
+        self.watched.is_torn()
+    }
+
+    /// `socket` is shut down when a page is missing, or was; until this is called with none.
+    pub(super) fn ends(&self, socket: Option<BorrowedFd<'_>>) {
+        self.watched.ends(socket);
+    }
+
     /// Whether this mapping already shows the bytes that `spec` asks for.
     pub(super) fn serves(&self, spec: &RegionSpec) -> bool {
+        if self.is_torn() {
+            return false;
+        }
         let same_file = fstat(&spec.file).is_ok_and(|s| (s.st_dev, s.st_ino) == self.identity);
         let offset = self.map.file_offset().map(|f| f.start() + self.lead as u64);
         same_file

@@ -32,6 +32,7 @@ impl Store {
     pub fn new(bytes: u64) -> io::Result<Store> {
         let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
         let map = MmapRegion::new(bytes).map_err(|error| io::Error::other(error.to_string()))?;
+        prefer_huge_pages(&map);
         let len = AtomicUsize::new(bytes);
         Ok(Store { map, len })
     }
@@ -51,6 +52,7 @@ impl Store {
         let Some(map) = map else {
             return Store::new(bytes);
         };
+        prefer_huge_pages(&map);
         let len = AtomicUsize::new(0);
         let store = Store { map, len };
         store.grow(bytes)?;
@@ -101,6 +103,13 @@ impl Store {
         copy::zero(&[whole.take(head), tail], 0, head + tail.len());
         whole.len()
     }
+}
+
+/// The kernel takes huge pages for it where it has some, as far as its settings allow; no harm is
+/// done where it does not.
+fn prefer_huge_pages(map: &MmapRegion<()>) {
+    // SAFETY: advice about our own mapping; nothing in it changes.
+    unsafe { libc::madvise(map.as_ptr().cast(), map.size(), libc::MADV_HUGEPAGE) };
 }
 
 /// The kernel takes whole pages of a private mapping and has zeros there from now on. `false` when

@@ -4,7 +4,9 @@
 //! The release build unwinds, so that such a thread can catch a panic. Everywhere else nobody does:
 //! the hook ends the process before anything is unwound, as if the build aborted.
 
+use std::any::Any;
 use std::cell::Cell;
+use std::io;
 
 thread_local! {
     /// Whether somebody on this thread catches panics.
@@ -14,6 +16,24 @@ thread_local! {
 /// This thread catches its panics.
 pub fn caught_here() {
     CAUGHT.set(true);
+}
+
+/// Runs `what` on a thread `name`, and waits for it; an inner error if it panicked.
+///
+/// # Errors
+/// When there is no thread to be had.
+pub fn caught_on<T: Send>(
+    name: String,
+    what: impl FnOnce() -> T + Send,
+) -> io::Result<Result<T, Box<dyn Any + Send>>> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(name);
+        let thread = thread.spawn_scoped(scope, || {
+            caught_here();
+            what()
+        })?;
+        Ok(thread.join())
+    })
 }
 
 /// From now on a panic ends the process, unless its thread catches it.

@@ -89,6 +89,17 @@ fn watch(socket: &UnixStream) -> Sender<()> {
 }
 
 impl<D: Driver> FrontEnd<D> {
+    /// Makes the file of its memory so many bytes long.
+    pub fn cut_memory(&self, bytes: u64) {
+        self.ram.specs()[0].file.set_len(bytes).unwrap();
+    }
+
+    /// Kicks, and waits until the back-end has closed the connection.
+    pub fn is_left(&mut self) {
+        self.kick.write(1).unwrap();
+        while self.front.get_features().is_ok() {}
+    }
+
     /// Connects and starts the first queue with those of `features` that are offered.
     pub fn open(socket: &Path, features: u64) -> FrontEnd<D> {
         let socket = UnixStream::connect(socket).expect("the daemon listens");

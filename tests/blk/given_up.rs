@@ -119,3 +119,23 @@ fn a_panic_costs_its_image_and_nothing_else() {
     let flushed = content(&sick_image);
     assert_same("the image", &flushed[..65536], &written);
 }
+
+#[test]
+fn a_panic_over_an_image_that_is_opened_ends_the_daemon_with_its_name() {
+    let dir = TempDir::new("panic-open");
+    let image = create(&dir, "sick.img", "cluster_size=64k");
+    let inode = fs::metadata(&image).unwrap().ino();
+    let socket = dir.path("sick.sock");
+    let (socket, path) = (socket.display(), image.display());
+    let disk = format!("name=sick,socket={socket},path={path},format=qcow2");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vringd"));
+    command.env("VRINGD_QCOW2_PANIC", format!("{inode}:0"));
+    let output = command
+        .args(["run", "--core", "1", "--blk", &disk])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let why = format!("path = {image:?}: open: the library for qcow2 images panicked over it");
+    assert!(said.contains(&why), "{said}");
+}
