@@ -96,8 +96,8 @@ pub enum SessionEnd {
     LinkDown,
     /// The front-end's memory is not there any more.
     #[error(
-        "the file of the memory region at gpa {gpa:#x} ({size:#x} bytes from offset {offset:#x}) has \
-         become shorter, or the host has no page for it"
+        "the file of the memory region at gpa {gpa:#x} ({size:#x} bytes from offset {offset:#x}) \
+         has become shorter, or the host has no page for it"
     )]
     Torn {
         /// Guest physical address.

@@ -73,8 +73,8 @@ const LOSS: f64 = 0.99;
 /// A trial that moves less than this share ends at once.
 const HOPELESS: f64 = 0.75;
 
-/// A rate outside these shares of the one before says that the load is another one now, or the cores
-/// are at another distance, and what failed may be worth a trial again.
+/// A rate outside these shares of the one before says that the load is another one now, or the
+/// cores are at another distance, and what failed may be worth a trial again.
 const SAME: core::ops::Range<f64> = 0.6..1.6;
 
 /// What is tried next, in turn.

@@ -11,7 +11,7 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering, fence};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Once, PoisonError};
 
 /// A mapping that the handler knows.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ static FIRST: AtomicPtr<Watched> = AtomicPtr::new(core::ptr::null_mut());
     clippy::disallowed_types,
     reason = "when memory is mapped, never while frames move"
 )]
-static CHANGES: Mutex<()> = Mutex::new(());
+static CHANGES: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// All places of the list.
 fn places() -> impl Iterator<Item = &'static Watched> {
@@ -117,8 +117,8 @@ impl Watched {
         self.is_torn.load(Ordering::Acquire)
     }
 
-    /// A socket is to be shut down when a page is missing, which may have been before; it stays open
-    /// until this is called again, with none.
+    /// A socket is to be shut down when a page is missing, which may have been before; it stays
+    /// open until this is called again, with none.
     pub(super) fn ends(&self, socket: Option<BorrowedFd<'_>>) {
         let fd = socket.map_or(-1, |socket| socket.as_raw_fd());
         // SeqCst, here and in the handler: one of both sees what the other has stored.
