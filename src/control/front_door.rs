@@ -15,6 +15,7 @@ use std::sync::{Arc, MutexGuard};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use crate::memory::RegionInfo;
 use crate::sys::peer::{self, Arrivals, Ready};
 
 use super::handler::{Answer, DeviceSession, Refused, proto};
@@ -96,17 +97,11 @@ pub enum SessionEnd {
     LinkDown,
     /// The front-end's memory is not there any more.
     #[error(
-        "the file of the memory region at gpa {gpa:#x} ({size:#x} bytes from offset {offset:#x}) \
-         has become shorter, or the host has no page for it"
+        "the file of the memory region at gpa {:#x} ({:#x} bytes from offset {:#x}) has become \
+         shorter, or the host has no page for it",
+        .0.gpa, .0.size, .0.mmap_offset
     )]
-    Torn {
-        /// Guest physical address.
-        gpa: u64,
-        /// Size in bytes.
-        size: u64,
-        /// Where it begins in the file.
-        offset: u64,
-    },
+    Torn(RegionInfo),
     /// The front-end broke the protocol, or can't be answered.
     #[error("{request}: {reason}")]
     Protocol {

@@ -282,14 +282,7 @@ fn serve_while(
     let mut session = lock(&session);
     let stopped = session.stop_all().is_ok();
     // The socket was shut down for it.
-    let end = match session.torn() {
-        Some(region) => SessionEnd::Torn {
-            gpa: region.gpa,
-            size: region.size,
-            offset: region.mmap_offset,
-        },
-        None => end,
-    };
+    let end = session.torn().map_or(end, SessionEnd::Torn);
     (end, stopped)
 }
 

@@ -108,16 +108,6 @@ impl Trial {
     }
 }
 
-/// A trial that runs.
-#[derive(Debug)]
-struct Trying {
-    step: usize,
-    /// Frames over those of the window before, with the step that is kept.
-    ratios: [f64; PAIRS],
-    /// How many of them there are.
-    pairs: usize,
-}
-
 /// The self-tuning target of one link.
 #[derive(Debug)]
 pub(crate) struct Batch {
@@ -127,7 +117,8 @@ pub(crate) struct Batch {
     kept: usize,
     /// The kind of the trial that runs or comes next.
     trial: Trial,
-    trying: Option<Trying>,
+    /// Of the trial that runs: frames over those of the window before, with the step that is kept.
+    ratios: Vec<f64>,
     /// Frames per second in the last window with the step that is kept.
     rate: f64,
     /// Windows until the next trial.
@@ -150,7 +141,7 @@ impl Batch {
             step: FIRST,
             kept: FIRST,
             trial: Trial::Up,
-            trying: None,
+            ratios: Vec::with_capacity(PAIRS),
             rate: 0.0,
             rest: 0,
             next_rest: REST_MIN,
@@ -225,45 +216,28 @@ impl Batch {
             (self.rest, self.next_rest) = (self.rest.min(REST_MIN), REST_MIN);
         }
         self.rate = rate;
-        if let Some(trying) = &self.trying {
-            self.step = trying.step;
-        } else if self.rest > 0 {
+        if self.ratios.is_empty() && self.rest > 0 {
             self.rest -= 1;
-        } else {
-            self.begin();
-        }
-    }
-
-    /// Begins the next trial.
-    fn begin(&mut self) {
-        let Some(step) = self.trial.step(self.kept) else {
-            self.trial = self.trial.next();
             return;
-        };
-        self.trying = Some(Trying {
-            step,
-            ratios: [0.0; PAIRS],
-            pairs: 0,
-        });
-        self.step = step;
+        }
+        match self.trial.step(self.kept) {
+            Some(step) => self.step = step,
+            None => self.trial = self.trial.next(),
+        }
     }
 
     /// A window of the trial is over, in which `rate` frames per second moved.
     fn compare(&mut self, rate: f64) {
         let step = core::mem::replace(&mut self.step, self.kept);
-        let Some(trying) = &mut self.trying else {
-            return;
-        };
         let ratio = rate / self.rate;
-        trying.ratios[trying.pairs] = ratio;
-        trying.pairs += 1;
-        if ratio >= HOPELESS && trying.pairs < PAIRS {
+        self.ratios.push(ratio);
+        if ratio >= HOPELESS && self.ratios.len() < PAIRS {
             return;
         }
-        trying.ratios.sort_by(f64::total_cmp);
+        self.ratios.sort_by(f64::total_cmp);
         let enough = if step > self.kept { GAIN } else { LOSS };
-        let is_better = ratio >= HOPELESS && trying.ratios[PAIRS / 2] > enough;
-        self.trying = None;
+        let is_better = ratio >= HOPELESS && self.ratios[PAIRS / 2] > enough;
+        self.ratios.clear();
         if is_better {
             (self.kept, self.step, self.next_rest) = (step, step, REST_MIN);
         } else {
