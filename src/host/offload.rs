@@ -18,12 +18,12 @@ use packet::{Layout, Transport};
 use sum::Sum;
 
 /// Bytes of headers that are looked at: Ethernet, two tags, IPv6 with some options, TCP with all.
-const HEADERS_MAX: usize = 256;
+pub(super) const HEADERS_MAX: usize = 256;
 /// Bytes of the longest frame: an IP packet of 65,535 bytes, Ethernet header and tags.
 const FRAME_MAX: usize = (1 << 16) + 32;
 
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM.
-const NEEDS_CSUM: u8 = 1;
+pub(super) const NEEDS_CSUM: u8 = 1;
 /// VIRTIO_NET_HDR_GSO_NONE, _TCPV4, _TCPV6, _UDP_L4 and _ECN.
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
@@ -175,8 +175,34 @@ impl Default for Offload {
     }
 }
 
+/// Bytes of the headers that each segment of a frame of `len` bytes has, which begins with `head`,
+/// up to [`HEADERS_MAX`] bytes of it.
+///
+/// # Errors
+/// As [`Offload::plan`].
+pub(super) fn segment_headers(
+    header: &VnetHeader,
+    head: &[u8],
+    len: usize,
+) -> Result<usize, DropReason> {
+    layout_of_segments(header, head, len).map(|layout| layout.payload)
+}
+
 /// How a frame of `len` bytes that begins with `head` is cut.
 fn plan_segments(header: &VnetHeader, head: &[u8], len: usize) -> Result<Plan, DropReason> {
+    let layout = layout_of_segments(header, head, len)?;
+    // A connection is not opened by a segment that can be cut: SYN has a sequence number.
+    if layout.transport == Transport::Tcp && head[layout.l4 + 13] & SYN != 0 {
+        return Err(DropReason::NoOffload);
+    }
+    Ok(Plan::Segments {
+        layout,
+        size: usize::from(header.gso_size),
+    })
+}
+
+/// Where the headers of its segments are, if `header` says the same as they do.
+fn layout_of_segments(header: &VnetHeader, head: &[u8], len: usize) -> Result<Layout, DropReason> {
     let (transport, v6) = match header.gso_type & !GSO_ECN {
         GSO_TCPV4 => (Transport::Tcp, Some(false)),
         GSO_TCPV6 => (Transport::Tcp, Some(true)),
@@ -193,14 +219,7 @@ fn plan_segments(header: &VnetHeader, head: &[u8], len: usize) -> Result<Plan, D
     if !agrees || header.gso_size == 0 || len - layout.l3 > usize::from(u16::MAX) {
         return Err(DropReason::BadVnetHeader);
     }
-    // A connection is not opened by a segment that can be cut: SYN has a sequence number.
-    if transport == Transport::Tcp && head[layout.l4 + 13] & SYN != 0 {
-        return Err(DropReason::NoOffload);
-    }
-    Ok(Plan::Segments {
-        layout,
-        size: usize::from(header.gso_size),
-    })
+    Ok(layout)
 }
 
 /// Turns the headers of the whole into those of one segment: its number, its place in the payload,

@@ -6,6 +6,7 @@
 
 mod fdb;
 mod filter;
+mod forms;
 mod vlan;
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -13,9 +14,11 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::memory::{Bounce, Segment, Segments, copy};
 
 use super::net::{BURST_FRAMES_MAX, Cast, DropReason, Frame, Verdict};
+use super::offload::HEADERS_MAX;
 
 use fdb::{Fdb, Station};
 pub use filter::Filter;
+use forms::{Forms, add_range, measure};
 pub use vlan::{VLAN_MAX, VlanMode, VlanSet};
 
 /// Ports of a switch at most: the bits of a word.
@@ -46,7 +49,8 @@ pub struct PortRules {
     pub isolated: bool,
     /// Frames for all (broadcast, multicast, unknown stations) that it may send in a second.
     pub flood_limit: Option<u32>,
-    /// Longest IP packet that it is given, in bytes.
+    /// Longest IP packet that it is given, in bytes; of what is still to be segmented, the longest
+    /// segment with its headers.
     pub mtu: Option<u16>,
     /// Who may send.
     pub filter: Filter,
@@ -70,6 +74,8 @@ pub struct Switch {
     /// What a frame says of itself decides about more than the port that it reaches: the receiver
     /// must be given what was looked at, whatever the sender writes over it meanwhile.
     strict: bool,
+    /// Bytes of a frame that every port takes, whatever is to become of it.
+    fits_all: usize,
 }
 
 /// Where the frames of one burst go.
@@ -87,6 +93,8 @@ pub struct Ways {
     fronts: Bounce,
     tags: Bounce,
     tags_used: usize,
+    /// The headers of frames that are to be segmented, as they were looked at; there once one was.
+    heads: Option<Bounce>,
 }
 
 impl Ways {
@@ -102,6 +110,7 @@ impl Ways {
             fronts: Bounce::new(BURST_FRAMES_MAX * LOOK),
             tags: Bounce::new(BURST_FRAMES_MAX * TAG),
             tags_used: 0,
+            heads: None,
         }
     }
 
@@ -134,6 +143,14 @@ impl Ways {
     fn push(&mut self, port: u16, frame: Frame) {
         self.ports |= 1 << port;
         self.shares[usize::from(port)].push(frame);
+    }
+
+    /// Room for the headers of frame `index`.
+    fn head(&mut self, index: usize) -> Segment {
+        let heads = self
+            .heads
+            .get_or_insert_with(|| Bounce::new(BURST_FRAMES_MAX * HEADERS_MAX));
+        heads.segment().skip(index * HEADERS_MAX).take(HEADERS_MAX)
     }
 
     /// A segment with a tag: VLAN number and priority.
@@ -218,20 +235,6 @@ fn cast(mac: u64) -> Cast {
     }
 }
 
-/// The forms of one frame, made when a port asks for them.
-struct Forms {
-    vlan: u16,
-    /// As it came in.
-    same: Frame,
-    /// VLAN number of the tag that it came with (0: a priority only).
-    tag: Option<u16>,
-    priority: u16,
-    /// Without its first tag it would be of the VLAN of its second.
-    keeps_tag: bool,
-    /// Without a tag, and with one.
-    made: [Option<Frame>; 2],
-}
-
 /// Seconds after which a switch forgets a station that it has not seen (IEEE 802.1Q's default).
 pub const AGEING: u32 = 300;
 
@@ -252,8 +255,12 @@ impl Switch {
                 && rules.vlan == ports[0].vlan
                 && matches!(rules.vlan, VlanMode::Access(_))
         };
+        let mtus = ports.iter().filter_map(|rules| rules.mtu);
         Switch {
             strict: !ports.iter().all(alike),
+            fits_all: mtus
+                .min()
+                .map_or(usize::MAX, |mtu| ETHERNET + usize::from(mtu)),
             budgets: ports.iter().map(|_| FloodBudget::default()).collect(),
             ports: ports.into_boxed_slice(),
             table,
@@ -397,12 +404,17 @@ impl Switch {
         let vlan = rules.vlan.ingress(front.tag()).ok_or(DropReason::Vlan)?;
         self.learn(vlan, front.from, port, now);
         frame.cast = cast(front.to);
+        let is_measured = frame.header.gso_type != 0 && frame.bytes as usize > self.fits_all;
+        let headers = is_measured
+            .then(|| measure(frame, index.into(), segments, ways))
+            .flatten();
         let mut forms = Forms {
             vlan,
             same: *frame,
             tag: front.tag(),
             priority: front.priority(),
             keeps_tag: front.is_tagged_twice(),
+            headers,
             made: [None; 2],
         };
         match self.find(vlan, front.to, now) {
@@ -534,79 +546,28 @@ impl Switch {
         if forms.keeps_tag && !tagged {
             return Err(DropReason::Vlan);
         }
-        let frame = forms
-            .get(tagged, segments, ways)
-            .ok_or(DropReason::TooBig)?;
         if target
             .mtu
-            .is_some_and(|mtu| is_too_long(&frame, tagged, mtu))
+            .is_some_and(|mtu| forms.packet_bytes() > mtu.into())
         {
             return Err(DropReason::Mtu);
         }
+        let frame = forms.get(tagged, segments, ways)?;
         ways.push(to, frame);
         Ok(())
     }
 }
 
 impl PortRules {
-    /// The VLANs that its frames may belong to.
-    fn vlans(&self) -> Vec<u16> {
+    /// The VLANs that its frames may belong to, each once.
+    pub fn vlans(&self) -> Vec<u16> {
         match &self.vlan {
             VlanMode::Access(vlan) => vec![*vlan],
-            VlanMode::Trunk { allowed, native } => allowed.iter().chain(*native).collect(),
-        }
-    }
-}
-
-/// Whether an IP packet in `frame` is longer than `mtu`; one that is still to be segmented is not.
-fn is_too_long(frame: &Frame, tagged: bool, mtu: u16) -> bool {
-    let header = if tagged { ETHERNET + TAG } else { ETHERNET };
-    frame.header.gso_type == 0 && frame.bytes as usize > header + usize::from(mtu)
-}
-
-impl Forms {
-    /// The frame with a tag, or without.
-    #[inline]
-    fn get(&mut self, tagged: bool, segments: &mut Segments, ways: &mut Ways) -> Option<Frame> {
-        let as_it_came = match self.tag {
-            None => !tagged,
-            // A priority alone is not the tag that a trunk wants to see.
-            Some(0) => false,
-            Some(_) => tagged,
-        };
-        if as_it_came {
-            return Some(self.same);
-        }
-        let made = self.made[usize::from(tagged)];
-        let frame = made.or_else(|| self.make(tagged, segments, ways))?;
-        self.made[usize::from(tagged)] = Some(frame);
-        Some(frame)
-    }
-
-    /// Takes the tag out, if there is one, and puts one in, if there is to be one.
-    #[cold]
-    fn make(&self, tagged: bool, segments: &mut Segments, ways: &mut Ways) -> Option<Frame> {
-        let first = self.same.first as usize;
-        let payload = first..first + self.same.count as usize;
-        let start = segments.len();
-        add_range(segments, payload.clone(), 0, ADDRESSES)?;
-        if tagged {
-            let tag = ways.tag(self.vlan | self.priority)?;
-            segments.push(tag).then_some(())?;
-        }
-        let taken = if self.tag.is_some() { TAG } else { 0 };
-        add_range(segments, payload, ADDRESSES + taken, usize::MAX)?;
-        let put = if tagged { TAG } else { 0 };
-        let mut frame = self.same;
-        frame.first = u32::try_from(start).ok()?;
-        frame.count = u32::try_from(segments.len() - start).ok()?;
-        frame.bytes = u32::try_from(frame.bytes as usize + put - taken).ok()?;
-        for field in [&mut frame.header.csum_start, &mut frame.header.hdr_len] {
-            if *field > 0 {
-                *field = u16::try_from((usize::from(*field) + put).saturating_sub(taken)).ok()?;
+            VlanMode::Trunk { allowed, native } => {
+                let more = native.filter(|&vlan| !allowed.contains(vlan));
+                allowed.iter().chain(more).collect()
             }
         }
-        Some(frame)
     }
 }
 
@@ -642,28 +603,6 @@ fn put_front(frame: &mut Frame, place: Segment, segments: &mut Segments) -> Opti
     add_range(segments, payload, place.len(), usize::MAX)?;
     frame.first = u32::try_from(start).ok()?;
     frame.count = u32::try_from(segments.len() - start).ok()?;
-    Some(())
-}
-
-/// Appends bytes `from..to` of the piece of `segments` at `range`.
-fn add_range(
-    segments: &mut Segments,
-    range: core::ops::Range<usize>,
-    from: usize,
-    to: usize,
-) -> Option<()> {
-    let mut at = 0;
-    for index in range {
-        let segment = segments.as_slice()[index];
-        let (start, end) = (at, at + segment.len());
-        at = end;
-        if end <= from || start >= to {
-            continue;
-        }
-        let piece = segment.skip(from.saturating_sub(start));
-        let piece = piece.take(end.min(to) - start.max(from));
-        segments.push(piece).then_some(())?;
-    }
     Some(())
 }
 

@@ -6,6 +6,8 @@ use super::super::net::{Cast, FrameBurst, VnetHeader};
 use super::*;
 use crate::memory::{Access, GuestRam};
 
+mod undone;
+
 const A: [u8; 6] = [2, 0, 0, 0, 0, 0xa];
 const B: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
 const ALL: [u8; 6] = [0xff; 6];
