@@ -75,14 +75,14 @@ impl XdpQueue {
     /// Puts one frame into chunks and these in the TX ring.
     #[inline]
     fn send(&mut self, frame: &Frame, segments: &Segments) -> Verdict {
+        if frame.bytes < HEADER_BYTES {
+            return Verdict::Dropped(DropReason::BadFrame);
+        }
         if frame.header.flags | frame.header.gso_type != 0 {
             return match self.complete_and_send(frame, segments) {
                 Ok(()) => Verdict::Sent,
                 Err(reason) => Verdict::Dropped(reason),
             };
-        }
-        if frame.bytes < HEADER_BYTES {
-            return Verdict::Dropped(DropReason::BadFrame);
         }
         if frame.bytes > self.frame_max {
             return Verdict::Dropped(DropReason::TooBig);
@@ -121,12 +121,13 @@ impl XdpQueue {
         segments: &Segments,
     ) -> Result<(), DropReason> {
         offload.plan(frame, segments)?;
-        let (pieces, limit) = (offload.pieces(), self.frame_max as usize);
-        if (0..pieces).any(|index| offload.piece_bytes(index) > limit) {
+        let pieces = offload.pieces();
+        let chunks_of = |index| offload.piece_bytes(index).div_ceil(CHUNK as usize);
+        // The last piece may be shorter, the others are alike.
+        let chunks = chunks_of(0) * (pieces - 1) + chunks_of(pieces - 1);
+        if offload.piece_bytes(0) > self.frame_max as usize || chunks > self.socket.chunks() {
             return Err(DropReason::TooBig);
         }
-        let chunks_of = |index| offload.piece_bytes(index).div_ceil(CHUNK as usize);
-        let chunks = (0..pieces).map(chunks_of).sum();
         if self.socket.free_chunks() < chunks && !self.make_room(chunks) {
             return Err(DropReason::HostFull);
         }

@@ -301,6 +301,85 @@ fn frames_that_can_not_be_sent_are_dropped_for_their_reason() {
     });
 }
 
+/// A checksum to be made in a frame without a whole Ethernet header makes no frame of it.
+#[test]
+fn a_frame_that_is_too_short_is_not_sent_whatever_it_asks_for() {
+    in_private_netns(|| {
+        let (_xdp, mut queue) = port(false, 1500);
+        let peer = PacketSocket::bind("xb");
+        let ram = GuestRam::for_test(&[(0, RAM)]);
+        let whole = frame(46, 0);
+        let mut frames = [2, 13, 14].map(|len| whole[..len].to_vec()).to_vec();
+        frames.push(frame(100, 1));
+        let mut short = burst(&ram, &frames, 2000);
+        for frame in &mut short.frames[..3] {
+            frame.header.flags = 1;
+        }
+        let verdicts = transmit(&mut queue, &mut short);
+        let refused = Verdict::Dropped(DropReason::BadFrame);
+        assert_eq!(verdicts[..2], [refused, refused]);
+        assert_eq!(verdicts[2..], [Verdict::Sent, Verdict::Sent]);
+        // Whoever is on the cable sees the whole header, and nothing before it.
+        let (_, got) = peer.receive_if(|got| got.len() < 14 || !got.starts_with(&[0x33, 0x33]));
+        assert_eq!(got.len(), 14);
+        assert_eq!(peer.receive().1, frames[3]);
+    });
+}
+
+/// A TCP segment that is to be cut into pieces of one byte.
+fn crumbs(len: usize) -> (VnetHeader, Vec<u8>) {
+    let mut bytes = [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat();
+    let total = u16::try_from(40 + len).unwrap().to_be_bytes();
+    bytes.extend([
+        8, 0, 0x45, 0, total[0], total[1], 0, 9, 0x40, 0, 64, 6, 0, 0,
+    ]);
+    bytes.extend([192, 0, 2, 1, 192, 0, 2, 2]);
+    bytes.extend([
+        0x12, 0x34, 0, 9, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0, 0, 0, 0, 0,
+    ]);
+    bytes.resize(54 + len, 5);
+    let header = VnetHeader {
+        flags: 1,
+        gso_type: 1,
+        hdr_len: 54,
+        gso_size: 1,
+        csum_start: 34,
+        csum_offset: 16,
+        ..VnetHeader::PLAIN
+    };
+    (header, bytes)
+}
+
+/// What no ring can hold at once is refused for good, and without a look at every piece.
+#[test]
+fn a_frame_of_more_pieces_than_there_are_chunks_is_too_big() {
+    in_private_netns(|| {
+        let (_xdp, mut queue) = port(false, 1500);
+        let peer = PacketSocket::bind("xb");
+        let ram = GuestRam::for_test(&[(0, RAM)]);
+        let (header, many) = crumbs(60_000);
+        let (_, few) = crumbs(60);
+        let last = frame(100, 0);
+        let mut mixed = burst(&ram, &[many, few.clone(), last.clone()], 70_000);
+        mixed.frames[0].header = header;
+        mixed.frames[1].header = header;
+        assert_eq!(
+            transmit(&mut queue, &mut mixed),
+            [
+                Verdict::Dropped(DropReason::TooBig),
+                Verdict::Sent,
+                Verdict::Sent
+            ]
+        );
+        for number in 0..60u32 {
+            let (_, got) = peer.receive_if(|got| got.get(12..14) == Some(&[8, 0]));
+            assert_eq!(got.len(), 55);
+            assert_eq!(got[38..42], (1 + number).to_be_bytes());
+        }
+        assert_eq!(peer.receive().1, last);
+    });
+}
+
 #[test]
 fn an_interface_that_is_down_takes_what_fits_and_all_again_when_it_is_up() {
     in_private_netns(|| {

@@ -96,6 +96,8 @@ pub struct XdpSocket {
     completion: Consumer<u64>,
     /// Addresses of frames to send in.
     free: Vec<u64>,
+    /// How many there are when none is on its way.
+    chunks: usize,
     /// After the rings and the socket: the kernel may write there.
     umem: Umem,
 }
@@ -154,6 +156,7 @@ impl XdpSocket {
             free: (entries..2 * entries)
                 .map(|frame| u64::from(frame * CHUNK))
                 .collect(),
+            chunks: entries as usize,
             fd: Arc::new(fd),
             zero_copy: false,
             busy_poll: false,
@@ -224,6 +227,11 @@ impl XdpSocket {
             self.free.push(address);
         }
         self.completion.release(count);
+    }
+
+    /// Chunks to send in, on their way or not.
+    pub fn chunks(&self) -> usize {
+        self.chunks
     }
 
     /// Chunks that can be sent in now.
