@@ -235,6 +235,31 @@ pub enum Problem {
     /// A switch with uplinks only.
     #[error("no guest has a port at this switch")]
     NoGuestAtSwitch,
+    /// A station that stays at another port.
+    #[error("{mac} is at port {port} in VLAN {vlan} already")]
+    StationTaken {
+        /// Its address.
+        mac: String,
+        /// The other port.
+        port: String,
+        /// A VLAN that both ports have.
+        vlan: u16,
+    },
+    /// More stations than a switch has room for.
+    #[error(
+        "with {stations} in {vlans} VLANs here, the stations of the switch take {entries} \
+         entries: there are {max}"
+    )]
+    TooManyStations {
+        /// Stations of the port.
+        stations: usize,
+        /// VLANs of the port.
+        vlans: usize,
+        /// Entries that all ports so far take.
+        entries: usize,
+        /// The most that there are.
+        max: usize,
+    },
     /// Ports of one switch that different workers would serve.
     #[error("the cores of port {0} of the same switch are others (one worker serves a switch)")]
     OtherCores(String),

@@ -26,6 +26,7 @@ mod net;
 mod rates;
 mod sick;
 mod size;
+mod stations;
 mod switch;
 mod switches;
 #[cfg(test)]
@@ -154,7 +155,7 @@ pub struct NetConfig {
     pub mac: Option<[u8; 6]>,
     /// The MTU that the driver is told, 68..=65535.
     pub mtu: Option<u16>,
-    /// How long frames on a wire wait for a receiver without buffers, at most 100 ms.
+    /// How long frames on a wire wait for a receiver without buffers, at most 50 ms.
     pub hold: Duration,
     /// What is chosen about it as the port of a switch.
     pub rules: PortRules,

@@ -13,6 +13,7 @@ mod files;
 mod limits;
 mod links;
 mod rates;
+mod stations;
 mod switch;
 mod switches;
 mod taps;

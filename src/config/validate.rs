@@ -24,7 +24,7 @@ use super::{
     BlkBackend, BlkConfig, CallsConfig, Config, EngineConfig, Given, IdlePolicy, KeySource,
     LinkConfig, Machine, Placement, RingsConfig, SocketConfig, SocketSource,
 };
-use super::{encrypt, format, limits, net, sick, switch, switches, uplink, uring, wires};
+use super::{encrypt, format, limits, net, sick, stations, switch, switches, uplink, uring, wires};
 
 /// 128 pairs are the 256 vrings that a kick message can name.
 pub(super) const QUEUES_MAX: u64 = 128;
@@ -206,6 +206,7 @@ fn check_together(tables: &[Table], config: &mut Config) -> Result<(), ConfigErr
     wires::join(&nets, &mut config.nets)?;
     switch::check(&nets, &config.nets)?;
     uplink::check(&uplinks, &config.uplinks, &config.nets)?;
+    stations::check([&nets, &uplinks], &config.nets, &config.uplinks)?;
     let switches: Vec<_> = tables.iter().filter(|t| t.kind == Kind::Switch).collect();
     switches::check(&switches, &config.switches, &config.nets)?;
     let disks: Vec<_> = tables.iter().filter(|t| t.kind == Kind::Blk).collect();

@@ -235,6 +235,10 @@ fn cast(mac: u64) -> Cast {
     }
 }
 
+/// Stations of all ports of a switch that are there for good, at most. One in two VLANs counts
+/// twice.
+pub const STATIONS_MAX: usize = 1 << 16;
+
 /// Seconds after which a switch forgets a station that it has not seen (IEEE 802.1Q's default).
 pub const AGEING: u32 = 300;
 
@@ -242,7 +246,7 @@ impl Switch {
     /// A switch with these ports, [`PORTS_MAX`] at most, that forgets stations after `ageing`
     /// seconds.
     pub fn new(ports: Vec<PortRules>, ageing: u32) -> Switch {
-        let table = Fdb::new(ageing);
+        let mut table = Fdb::new(ageing);
         for (port, rules) in (0..).zip(&ports) {
             for &mac in &rules.stations {
                 for vlan in rules.vlans() {

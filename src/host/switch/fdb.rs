@@ -5,9 +5,12 @@
 //! entry. What is lost to such a race is learned again with the next frame.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::collections::BTreeMap;
 
 /// Entries that share a line of the cache, and compete when it is full.
 const WAYS: usize = 4;
+/// Entries of a line that stations may have for good: the others are for those that are learned.
+const FIXED_WAYS: usize = WAYS / 2;
 /// Entries of the table.
 const ENTRIES: usize = 16384;
 /// A station that was seen less than so many seconds ago need not be written down again.
@@ -53,6 +56,9 @@ struct Line([Entry; WAYS]);
 #[derive(Debug)]
 pub(super) struct Fdb {
     lines: Box<[Line]>,
+    /// Ports of the stations for good whose lines have enough of those: asked when a line does not
+    /// know a station, and never learned there.
+    others: BTreeMap<u64, u16>,
     /// Seconds after which a station that was not seen is forgotten.
     ageing: u32,
 }
@@ -61,6 +67,7 @@ impl Fdb {
     pub(super) fn new(ageing: u32) -> Fdb {
         Fdb {
             lines: (0..ENTRIES / WAYS).map(|_| Line::default()).collect(),
+            others: BTreeMap::new(),
             ageing,
         }
     }
@@ -93,9 +100,17 @@ impl Fdb {
     pub(super) fn find(&self, station: Station, now: u32) -> Option<u16> {
         let hash = station.hash();
         let known = |entry: &&Entry| entry.station.load(Relaxed) == station.0;
-        let entry = self.line(hash).iter().find(known)?;
+        let Some(entry) = self.line(hash).iter().find(known) else {
+            return self.other(station);
+        };
         let (port, seen) = Fdb::read(hash, entry.value.load(Relaxed))?;
         (!self.is_old(seen, now)).then_some(port)
+    }
+
+    /// The port of a station for good that is in no line.
+    #[inline]
+    fn other(&self, station: Station) -> Option<u16> {
+        self.others.get(&station.0).copied()
     }
 
     /// `station` was seen at `port`.
@@ -114,31 +129,48 @@ impl Fdb {
                     entry.value.store(Fdb::value(hash, port, now), Relaxed);
                 }
             }
-            None => self.insert(line, station, Fdb::value(hash, port, now), now),
+            None if self.other(station).is_some() => {}
+            None => insert(line, station, Fdb::value(hash, port, now), now),
         }
     }
 
     /// `station` is at `port` for good.
-    pub(super) fn fix(&self, station: Station, port: u16) {
+    pub(super) fn fix(&mut self, station: Station, port: u16) {
         let hash = station.hash();
-        self.insert(self.line(hash), station, Fdb::value(hash, port, FOREVER), 0);
+        let line = self.line(hash);
+        if line.iter().any(|entry| entry.station() == station.0) {
+            return;
+        }
+        let is_fixed = |entry: &&Entry| entry.station() != 0 && entry.seen() == FOREVER;
+        if line.iter().filter(is_fixed).count() < FIXED_WAYS {
+            insert(line, station, Fdb::value(hash, port, FOREVER), 0);
+        } else {
+            self.others.entry(station.0).or_insert(port);
+        }
+    }
+}
+
+impl Entry {
+    fn station(&self) -> u64 {
+        self.station.load(Relaxed)
     }
 
-    /// Takes the place of nobody, or of the station that was not seen for the longest.
-    #[cold]
-    fn insert(&self, line: &[Entry; WAYS], station: Station, value: u64, now: u32) {
-        let age = |entry: &&Entry| {
-            if entry.station.load(Relaxed) == 0 {
-                return u32::MAX;
-            }
-            match (entry.value.load(Relaxed) >> 32) as u32 {
-                FOREVER => 0,
-                seen => 1 + now.saturating_sub(seen).min(u32::MAX - 2),
-            }
-        };
-        let Some(entry) = line.iter().max_by_key(age).filter(|entry| age(entry) > 0) else {
-            return;
-        };
+    /// When the station was seen, if there is one.
+    fn seen(&self) -> u32 {
+        (self.value.load(Relaxed) >> 32) as u32
+    }
+}
+
+/// Takes the place of nobody in `line`, or of the station that was not seen for the longest.
+#[cold]
+fn insert(line: &[Entry; WAYS], station: Station, value: u64, now: u32) {
+    let age = |entry: &&Entry| match (entry.station(), entry.seen()) {
+        (0, _) => u32::MAX,
+        // Fewer than there are entries.
+        (_, FOREVER) => 0,
+        (_, seen) => 1 + now.saturating_sub(seen).min(u32::MAX - 2),
+    };
+    if let Some(entry) = line.iter().max_by_key(age) {
         entry.value.store(0, Relaxed);
         entry.station.store(station.0, Relaxed);
         entry.value.store(value, Relaxed);
@@ -171,7 +203,7 @@ mod tests {
 
     #[test]
     fn stations_age_unless_they_are_seen_again_or_fixed() {
-        let fdb = Fdb::new(300);
+        let mut fdb = Fdb::new(300);
         fdb.learn(station(1), 1, 0);
         fdb.learn(station(2), 2, 0);
         fdb.fix(station(3), 3);
@@ -207,6 +239,53 @@ mod tests {
             }
         }
         assert!(known > ENTRIES / 2, "{known}");
+    }
+
+    /// Stations of one line.
+    fn of_one_line(count: usize) -> Vec<Station> {
+        let lines = u64::try_from(ENTRIES / WAYS).unwrap();
+        let all = (0..1 << 20).map(station);
+        let of_one = all.filter(|station| station.hash() % lines == 7);
+        of_one.take(count).collect()
+    }
+
+    #[test]
+    fn no_station_that_is_fixed_is_lost_and_others_are_still_learned() {
+        let mut fdb = Fdb::new(300);
+        let stations = of_one_line(3 * WAYS);
+        let (fixed, others) = stations.split_at(2 * WAYS);
+        for (port, station) in (0..).zip(fixed) {
+            fdb.fix(*station, port);
+        }
+        for (port, station) in (0..).zip(fixed) {
+            assert_eq!(fdb.find(*station, 1_000_000), Some(port));
+            fdb.learn(*station, 99, 5);
+            assert_eq!(fdb.find(*station, 5), Some(port), "it stays there");
+        }
+        for other in others {
+            fdb.learn(*other, 50, 10);
+            assert_eq!(fdb.find(*other, 11), Some(50), "learned");
+        }
+        for (port, station) in (0..).zip(fixed) {
+            assert_eq!(fdb.find(*station, 11), Some(port));
+        }
+    }
+
+    #[test]
+    fn more_stations_are_fixed_than_the_table_has_entries() {
+        let mut fdb = Fdb::new(300);
+        let many = 2 * u32::try_from(ENTRIES).unwrap();
+        for number in 0..many {
+            fdb.fix(station(number), u16::try_from(number % 50).unwrap());
+        }
+        for number in 0..many {
+            let port = fdb.find(station(number), 9).map(u32::from);
+            assert_eq!(port, Some(number % 50), "{number}");
+        }
+        for number in many..many + 1000 {
+            fdb.learn(station(number), 60, 9);
+            assert_eq!(fdb.find(station(number), 9), Some(60), "{number}");
+        }
     }
 
     #[test]
