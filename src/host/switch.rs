@@ -85,6 +85,8 @@ pub struct Ways {
     pub whole: Option<u16>,
     /// The ports that have a share.
     pub ports: u64,
+    /// Where the burst came in.
+    from: u16,
     /// What each port is given, in the form that it gives it, in the order of the frames.
     shares: Box<[Vec<Frame>]>,
     /// Frames that go to one port alone: the port, and the frame's index in the burst.
@@ -103,6 +105,7 @@ impl Ways {
         Ways {
             whole: None,
             ports: 0,
+            from: 0,
             shares: (0..ports)
                 .map(|_| Vec::with_capacity(BURST_FRAMES_MAX))
                 .collect(),
@@ -289,6 +292,7 @@ impl Switch {
         ways: &mut Ways,
     ) {
         ways.clear();
+        ways.from = port;
         let (whole, to) = self.route_alike(port, now, frames, segments, ways);
         if whole == frames.len() {
             ways.whole = to;
@@ -393,6 +397,21 @@ impl Switch {
             return None;
         }
         self.table.find(Station::new(vlan, to), now)
+    }
+
+    /// Nobody receives at `port`, which `frames` were to go to alone: forgets that the stations
+    /// that they are for were seen there.
+    #[cold]
+    pub fn forget(&self, port: u16, frames: &[Frame], segments: &Segments, ways: &Ways) {
+        let rules = &self.ports[usize::from(ways.from)];
+        for frame in frames {
+            if let Some(words) = Front::read(frame, segments)
+                && let front = Front::new(words)
+                && let Some(vlan) = rules.vlan.ingress(front.tag())
+            {
+                self.table.forget(Station::new(vlan, front.to), port);
+            }
+        }
     }
 
     fn route_one(

@@ -134,14 +134,48 @@ fn one_port_without_buffers_stalls_nobody<D: Driver>() {
     assert_eq!(lan.ports[2].counter("rx_frames"), 32);
 }
 
-fn a_station_whose_port_is_down_is_lost_to_its_sender<D: Driver>() {
-    let mut lan = Lan::<D>::new(&vec![PortRules::default(); 2], 1);
-    lan.ports[1].send(0, 0, &frame([0xff; 6], 1, None, 1));
-    lan.ports[0].receive(0, 0);
-    lan.ports[1].stop(0);
-    lan.ports[0].send(0, 0, &frame(mac(1), 0, None, 1));
-    lan.ports[0].await_sent(0);
-    assert_eq!(lan.ports[0].counter("tx_drop_peer_down"), 1);
+/// The first frame finds nobody there; the station may be anywhere then, and is found again where
+/// it speaks. One that is there for good stays lost.
+fn a_station_whose_port_is_down_is_lost_to_its_sender_and_forgotten<D: Driver>() {
+    let fixed = PortRules {
+        stations: vec![mac(9)],
+        ..PortRules::default()
+    };
+    // From an access port among its like a burst goes whole, from a trunk in shares.
+    let mut allowed = VlanSet::new();
+    allowed.insert(10);
+    let trunk = PortRules {
+        vlan: VlanMode::Trunk {
+            allowed,
+            native: Some(1),
+        },
+        ..PortRules::default()
+    };
+    for sender in [PortRules::default(), trunk] {
+        let mut lan = Lan::<D>::new(&[sender, fixed.clone(), PortRules::default()], 1);
+        lan.ports[1].send(0, 0, &frame([0xff; 6], 1, None, 1));
+        lan.ports[0].receive(0, 0);
+        lan.ports[2].receive(0, 0);
+        lan.ports[1].stop(0);
+        let letter = frame(mac(1), 0, None, 2);
+        for number in 0..2 {
+            lan.ports[0].send(0, number, &letter);
+            lan.ports[0].await_sent(0);
+            assert_eq!(lan.ports[0].counter("tx_drop_peer_down"), 1);
+        }
+        assert_eq!(lan.ports[2].receive(0, 1), letter, "the second, to all");
+        for number in 2..4 {
+            lan.ports[0].send(0, number, &frame(mac(9), 0, None, 3));
+            lan.ports[0].await_sent(0);
+            assert_eq!(lan.ports[0].counter("tx_drop_peer_down"), number);
+        }
+        // It is at another port now.
+        lan.ports[2].send(0, 0, &frame([0xff; 6], 1, None, 4));
+        lan.ports[0].receive(0, 1);
+        lan.ports[0].send(0, 4, &letter);
+        assert_eq!(lan.ports[2].receive(0, 2), letter);
+        assert_eq!(lan.ports[2].counter("rx_frames"), 3);
+    }
 }
 
 fn vlans_with_queues<D: Driver>() {
@@ -187,6 +221,6 @@ macro_rules! both {
 both! {
     everybody_reaches_everybody
     one_port_without_buffers_stalls_nobody
-    a_station_whose_port_is_down_is_lost_to_its_sender
+    a_station_whose_port_is_down_is_lost_to_its_sender_and_forgotten
     vlans_with_queues
 }

@@ -166,6 +166,7 @@ impl Hub {
         segments: &Segments,
     ) {
         if !self.handed.hand(fabric, to, slots, ports, frames, segments) {
+            self.forget(fabric, to[0], frames, segments);
             return drop_waiting(frames, DropReason::PeerDown);
         }
         // What the receiver could not take was lost there, and is counted there.
@@ -194,7 +195,7 @@ impl Hub {
                 .handed
                 .hand(fabric, at, slots, host_ports, share, segments)
             {
-                self.nobody_at(to, frames);
+                self.nobody_at(fabric, to, frames, segments);
             }
         }
     }
@@ -210,9 +211,20 @@ impl Hub {
 
     /// Nobody receives at `port`: frames for it alone are lost.
     #[cold]
-    fn nobody_at(&self, port: usize, frames: &mut [Frame]) {
+    fn nobody_at(&self, fabric: &Fabric, port: usize, frames: &mut [Frame], segments: &Segments) {
         for index in self.ways.alone_for(port) {
             frames[index].verdict = Verdict::Dropped(DropReason::PeerDown);
+            self.forget(fabric, port, &frames[index..=index], segments);
+        }
+    }
+
+    /// Who was seen at `port`, where nobody is now, may be anywhere.
+    #[cold]
+    fn forget(&self, fabric: &Fabric, port: usize, frames: &[Frame], segments: &Segments) {
+        #[expect(clippy::cast_possible_truncation, reason = "ports are few")]
+        let port = port as u16;
+        if let Some(switch) = &fabric.switch {
+            switch.forget(port, frames, segments, &self.ways);
         }
     }
 }

@@ -148,6 +148,19 @@ impl Fdb {
             self.others.entry(station.0).or_insert(port);
         }
     }
+
+    /// Forgets that `station` was seen at `port`, unless it is there for good.
+    pub(super) fn forget(&self, station: Station, port: u16) {
+        let hash = station.hash();
+        let known = |entry: &&Entry| entry.station() == station.0;
+        if let Some(entry) = self.line(hash).iter().find(known)
+            && let Some((at, seen)) = Fdb::read(hash, entry.value.load(Relaxed))
+            && at == port
+            && seen != FOREVER
+        {
+            entry.station.store(0, Relaxed);
+        }
+    }
 }
 
 impl Entry {
@@ -286,6 +299,22 @@ mod tests {
             fdb.learn(station(number), 60, 9);
             assert_eq!(fdb.find(station(number), 9), Some(60), "{number}");
         }
+    }
+
+    #[test]
+    fn a_station_that_is_forgotten_is_unknown_unless_it_moved_or_is_fixed() {
+        let mut fdb = Fdb::new(300);
+        fdb.fix(station(1), 1);
+        fdb.learn(station(2), 2, 10);
+        fdb.forget(station(2), 3);
+        assert_eq!(fdb.find(station(2), 10), Some(2), "it is at another port");
+        fdb.forget(station(2), 2);
+        assert_eq!(fdb.find(station(2), 10), None);
+        fdb.forget(station(2), 2);
+        fdb.learn(station(2), 5, 10);
+        assert_eq!(fdb.find(station(2), 10), Some(5), "at once");
+        fdb.forget(station(1), 1);
+        assert_eq!(fdb.find(station(1), 10), Some(1), "for good");
     }
 
     #[test]
