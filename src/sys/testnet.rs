@@ -80,6 +80,7 @@ impl PacketSocket {
         let answer = unsafe { libc::bind(fd, (&raw const address).cast(), bytes) };
         assert_eq!(answer, 0, "bind: {}", io::Error::last_os_error());
         socket.set(libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32);
+        socket.set(libc::SOL_PACKET, libc::PACKET_AUXDATA, &1i32);
         let wait = libc::timeval {
             tv_sec: 1,
             tv_usec: 0,
@@ -128,7 +129,8 @@ impl PacketSocket {
         self.receive_if(|frame| frame.get(12..14) == Some(&ETHERTYPE))
     }
 
-    /// The next packet whose frame `wanted` says yes to: header and frame.
+    /// The next packet whose frame `wanted` says yes to: header and frame, with its VLAN tag if it
+    /// had one.
     ///
     /// # Panics
     /// When none comes before the deadline.
@@ -136,25 +138,64 @@ impl PacketSocket {
         let start = Instant::now();
         let mut packet = vec![0u8; 1 << 17];
         while start.elapsed() < DEADLINE {
-            // SAFETY: `packet` has that many bytes.
-            let got = unsafe {
-                libc::recv(
-                    self.0.as_raw_fd(),
-                    packet.as_mut_ptr().cast(),
-                    packet.len(),
-                    0,
-                )
+            let Some((got, tag)) = self.receive_into(&mut packet) else {
+                continue;
             };
-            let got = usize::try_from(got).unwrap_or(0);
-            if got > VNET_HEADER && wanted(&packet[VNET_HEADER..got]) {
-                return (
-                    packet[..VNET_HEADER].to_vec(),
-                    packet[VNET_HEADER..got].to_vec(),
-                );
+            let mut frame = packet[VNET_HEADER..got].to_vec();
+            if let Some(tag) = tag {
+                frame.splice(12..12, tag);
+            }
+            if wanted(&frame) {
+                return (packet[..VNET_HEADER].to_vec(), frame);
             }
         }
         panic!("no packet within {DEADLINE:?}");
     }
+
+    /// The next packet: how many bytes it has, and the VLAN tag that the kernel took out of it.
+    /// `None` when there is none for a while.
+    fn receive_into(&self, packet: &mut [u8]) -> Option<(usize, Option<[u8; 4]>)> {
+        let mut aux = [0u64; 8];
+        let mut iov = libc::iovec {
+            iov_base: packet.as_mut_ptr().cast(),
+            iov_len: packet.len(),
+        };
+        // SAFETY: pointers and integers; all zero is valid.
+        let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+        message.msg_iov = &raw mut iov;
+        message.msg_iovlen = 1;
+        message.msg_control = aux.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&aux);
+        // SAFETY: `message` points to `packet` and `aux`, which have those lengths.
+        let got = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut message, 0) };
+        let got = usize::try_from(got).ok().filter(|&got| got > VNET_HEADER)?;
+        let mut tag = None;
+        // SAFETY: `message` is as the kernel left it.
+        let mut part = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+        // SAFETY: a header within `aux`, or null.
+        while let Some(header) = unsafe { part.as_ref() } {
+            if (header.cmsg_level, header.cmsg_type) == (libc::SOL_PACKET, libc::PACKET_AUXDATA) {
+                // SAFETY: what the kernel puts there is of this type, wherever it begins.
+                let aux: libc::tpacket_auxdata = unsafe {
+                    libc::CMSG_DATA(part)
+                        .cast::<libc::tpacket_auxdata>()
+                        .read_unaligned()
+                };
+                tag = tag_of(&aux);
+            }
+            // SAFETY: `part` is a header of `message`.
+            part = unsafe { libc::CMSG_NXTHDR(&raw const message, part) };
+        }
+        Some((got, tag))
+    }
+}
+
+/// The VLAN tag that the kernel tells of, in its bytes.
+fn tag_of(aux: &libc::tpacket_auxdata) -> Option<[u8; 4]> {
+    let both = libc::TP_STATUS_VLAN_VALID | libc::TP_STATUS_VLAN_TPID_VALID;
+    let [kind, of_tag] = aux.tp_vlan_tpid.to_be_bytes();
+    let [high, low] = aux.tp_vlan_tci.to_be_bytes();
+    (aux.tp_status & both == both).then_some([kind, of_tag, high, low])
 }
 
 /// Takes all capabilities from the calling thread, for good.
