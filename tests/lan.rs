@@ -91,6 +91,7 @@ mod tests {
             );
             assert_eq!(daemon.counter(name, "tx_drop_no_offload"), 0);
             assert_eq!(daemon.counter(name, "tx_drop_bad_vnet_header"), 0);
+            assert_eq!(daemon.counter(name, "tx_drop_mtu"), 0);
         }
         drop((one, other));
         let (status, log) = daemon.stop();
@@ -109,7 +110,8 @@ mod tests {
 
     #[test]
     fn two_guests_talk_through_a_switch() {
-        let port = ",link=switch:lan,vlan=10";
+        // What the guests leave to be segmented is longer, and its segments are not.
+        let port = ",link=switch:lan,vlan=10,mtu=1500";
         two_guests_talk(&[port, port, "--core", "1"]);
     }
 }
