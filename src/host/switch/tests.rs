@@ -361,7 +361,8 @@ fn given(bench: &mut Bench, burst: &FrameBurst) -> Vec<(u16, Vec<u8>)> {
             Some(whole) if whole == port => &burst.frames[..],
             _ => bench.ways.share(port.into()),
         };
-        for frame in share {
+        let is_given = |frame: &&Frame| !matches!(frame.verdict, Verdict::Dropped(_));
+        for frame in (*share).iter().filter(is_given) {
             let mut got = vec![0; frame.bytes as usize];
             copy::read(frame.payload(&burst.segments), 0, &mut got);
             all.push((port, got));
