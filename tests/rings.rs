@@ -6,7 +6,7 @@
 //! each mistake that other back-ends were found to make; `engine` has a worker in the middle, in
 //! `moves` there are two; in
 //! `neighbour` one ring breaks beside others;
-//! `wire` joins two ports, `switch` several, `offload` guests with different features; `nodes` has
+//! `wire` joins two ports, `switch` several, in `drops` not all that is sent arrives, `offload` guests with different features; `nodes` has
 //! memory on two nodes; `disk` compares the disk with a reference.
 
 mod support;
@@ -21,6 +21,7 @@ mod rings {
 
     mod defects;
     mod disk;
+    mod drops;
     mod engine;
     mod hostile;
     mod limits;

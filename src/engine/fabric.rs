@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::host::net::{DropReason, Frame, Verdict};
+use crate::host::net::{DropReason, Frame, Verdict, decided};
 use crate::host::switch::Switch;
 use crate::memory::Segments;
 
@@ -158,23 +158,22 @@ impl Hold {
     }
 }
 
-/// Hands `frames` to the receive vring at `slot`. Returns how many are left, at the end, to be
-/// tried again.
+/// Hands `frames`, of which the first `done` are decided, to the receive vring at `slot`. Returns
+/// how many are decided then.
 #[inline]
-fn deliver(slots: &mut Slots, slot: usize, frames: &mut [Frame], segments: &Segments) -> usize {
+fn deliver(
+    slots: &mut Slots,
+    slot: usize,
+    frames: &mut [Frame],
+    done: usize,
+    segments: &Segments,
+) -> usize {
     let Some(sink) = slots.sink(slot) else {
-        drop_waiting(frames, DropReason::PeerDown);
-        return 0;
+        drop_waiting(&mut frames[done..], DropReason::PeerDown);
+        return frames.len();
     };
-    sink.transmit(frames, segments);
-    left(frames)
-}
-
-/// Frames at the end that are to be tried again.
-#[inline]
-fn left(frames: &[Frame]) -> usize {
-    let waits = |frame: &&Frame| frame.verdict == Verdict::Retry;
-    frames.iter().rev().take_while(waits).count()
+    sink.transmit(&mut frames[done..], segments);
+    done + decided(&frames[done..])
 }
 
 /// Gives up the frames that wait.

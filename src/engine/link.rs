@@ -4,7 +4,7 @@
 //! there does nothing. Frames that the sink has no room for stay the source's: the link is
 //! *blocked*, and while it is, the worker waits for the sink and not for the source.
 
-use crate::host::net::{BURST_FRAMES_MAX, FrameBurst, FrameSink, FrameSource, Verdict};
+use crate::host::net::{BURST_FRAMES_MAX, FrameBurst, FrameSink, FrameSource, decided};
 use crate::host::sink::SinkPort;
 use crate::host::tap::TapQueue;
 use crate::host::xdp::XdpQueue;
@@ -279,17 +279,9 @@ fn forward(
         };
     }
     sink.transmit(&mut burst.frames, &burst.segments);
-    let left = burst
-        .frames
-        .iter()
-        .rev()
-        .take_while(|f| f.verdict == Verdict::Retry)
-        .count();
-    let moved = burst.frames.len() - left;
+    let moved = decided(&burst.frames);
+    let blocked = moved < burst.frames.len();
     source.complete(burst);
     sink.flush();
-    Turn {
-        moved,
-        blocked: left > 0,
-    }
+    Turn { moved, blocked }
 }
