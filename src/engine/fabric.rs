@@ -135,15 +135,29 @@ impl Fabric {
     }
 }
 
-/// How long the frames at the front have waited for a receiver's buffers.
+/// How long the frame at the front has waited for a receiver's buffers. A receiver that takes one is
+/// there, however slow it is: with each frame that goes, time begins anew for the next.
 #[derive(Debug, Default)]
 struct Hold(Option<Instant>);
 
 impl Hold {
-    /// Frames wait. Whether they have waited for long enough.
+    /// Frames wait, after `moved` others went. Whether the first has waited for long enough: then
+    /// all of them are given up, and none waits.
     #[cold]
-    fn expired(&mut self, most: Duration) -> bool {
-        self.0.get_or_insert_with(Instant::now).elapsed() >= most
+    fn expired(&mut self, moved: usize, most: Duration) -> bool {
+        self.expired_at(Instant::now(), moved, most)
+    }
+
+    fn expired_at(&mut self, now: Instant, moved: usize, most: Duration) -> bool {
+        if moved > 0 {
+            self.over();
+        }
+        let since = *self.0.get_or_insert(now);
+        let expired = now.saturating_duration_since(since) >= most;
+        if expired {
+            self.over();
+        }
+        expired
     }
 
     /// Whether frames wait.
@@ -183,5 +197,39 @@ fn drop_waiting(frames: &mut [Frame], reason: DropReason) {
         if frame.verdict == Verdict::Retry {
             frame.verdict = Verdict::Dropped(reason);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_is_as_long_as_the_first_frame_waits_and_each_has_its_own() {
+        let most = Duration::from_millis(10);
+        let start = Instant::now();
+        let mut hold = Hold::default();
+        let mut expired =
+            |at, moved| hold.expired_at(start + Duration::from_millis(at), moved, most);
+        // Nobody takes any: time is up once, and again for those that come then.
+        assert_eq!(
+            [(0, 0), (9, 0), (10, 0)].map(|(at, n)| expired(at, n)),
+            [false, false, true]
+        );
+        assert_eq!(
+            [(11, 0), (20, 0), (21, 0)].map(|(at, n)| expired(at, n)),
+            [false, false, true]
+        );
+        // A slow receiver, which is late in the end.
+        for at in [30, 39, 48, 57] {
+            assert!(!expired(at, 1));
+        }
+        assert_eq!(
+            [(66, 0), (67, 0)].map(|(at, n)| expired(at, n)),
+            [false, true]
+        );
+        assert!(!hold.is_active());
+        // Nothing may wait.
+        assert!(hold.expired_at(start, 1, Duration::ZERO) && !hold.is_active());
     }
 }

@@ -220,7 +220,6 @@ fn limits<D: Driver>(cores: [usize; 2]) {
             sender.offer(from, &[Kind::Good; 48]);
             sender.take_all_back(from);
             let sent = from.counter("tx_frames");
-            assert!(sent > receiver.received, "the first one passes always");
             while receiver.received < sent {
                 let frame = receiver.receive(to);
                 // In order, each at most once.
@@ -231,6 +230,7 @@ fn limits<D: Driver>(cores: [usize; 2]) {
         }
         let dropped = [from, to].map(|port| port.counter("tx_drop_policed"));
         assert!(dropped[0] > 0 && dropped[1] == 0, "{dropped:?}");
+        assert!(receiver.received > 0);
         let there = wire.ports[1].counter("rx_drop_policed");
         assert_eq!(there, if egress { dropped[0] } else { 0 });
         balance(&wire, sender.next, receiver.received);

@@ -119,7 +119,7 @@ impl Gate {
         let mut done = decided(&burst.frames);
         if done == burst.frames.len() {
             self.hold.over();
-        } else if self.hold.expired(self.fabric.holds[self.port]) {
+        } else if self.hold.expired(done, self.fabric.holds[self.port]) {
             drop_waiting(&mut burst.frames[done..], DropReason::PeerFull);
             done = burst.frames.len();
         }
@@ -215,7 +215,8 @@ impl Gate {
             sink.flush();
         }
         if done < frames.len() {
-            if !self.hold.expired(self.fabric.holds[self.port]) {
+            let most = self.fabric.holds[self.port];
+            if !self.hold.expired(done - first, most) {
                 remote.stuck = Some(parcel);
                 return;
             }

@@ -123,7 +123,7 @@ impl Inbound {
         if let Some(sink) = slots.sink(parcel.slot) {
             sink.flush();
         }
-        if done < frames.len() && self.hold.expired(self.most) {
+        if done < frames.len() && self.hold.expired(done - first, self.most) {
             drop_waiting(&mut frames[done..], DropReason::PeerFull);
             done = frames.len();
         }
