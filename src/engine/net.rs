@@ -220,7 +220,8 @@ impl<F: RingFormat> NetRx<F> {
         if let Err(fault) = self.handler.transmit(&mut self.vring.vq, frames, segments) {
             self.vring.report(fault);
             // Nobody will ever take these: the sender must not wait for a broken receiver.
-            drop_all(frames, DropReason::PeerBroken);
+            let dropped = drop_all(frames, DropReason::PeerBroken);
+            self.handler.count_drops(DropReason::PeerBroken, dropped);
         }
     }
 
