@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::device::net::{NetModel, Tally};
 use crate::host::net::{DropReason, Frame, Verdict, decided};
 use crate::host::switch::Switch;
 use crate::memory::Segments;
@@ -60,6 +61,9 @@ pub(crate) struct Fabric {
     holds: Box<[Duration]>,
     /// Who finds the ports that a frame goes to; `None` on a wire.
     switch: Option<Switch>,
+    /// The devices of a switch's guests, one for each port, to count what none of their vrings is
+    /// there to count: all are on the switch's worker, which is who writes there.
+    models: Box<[Arc<NetModel>]>,
     /// The uplinks of a switch, whose ports follow those of the guests.
     hosts: Box<[HostOutlet]>,
     /// The switch counts its seconds from here.
@@ -73,21 +77,25 @@ impl Fabric {
             ports: ports.into_iter().map(Vec::into_boxed_slice).collect(),
             holds: holds.into(),
             switch: None,
+            models: Box::default(),
             hosts: Box::default(),
             since: Instant::now(),
         }
     }
 
-    /// A switch between the guests of `ports` and the uplinks `hosts`, all on one worker.
+    /// A switch between the guests of `ports`, whose devices are `models`, and the uplinks `hosts`,
+    /// all on one worker.
     pub(crate) fn switch(
         switch: Switch,
         ports: Vec<Vec<Outlet>>,
+        models: Vec<Arc<NetModel>>,
         hosts: Vec<HostOutlet>,
     ) -> Fabric {
         Fabric {
             ports: ports.into_iter().map(Vec::into_boxed_slice).collect(),
             holds: Box::default(),
             switch: Some(switch),
+            models: models.into_boxed_slice(),
             hosts: hosts.into_boxed_slice(),
             since: Instant::now(),
         }
@@ -110,6 +118,18 @@ impl Fabric {
     #[inline]
     fn host(&self, port: usize) -> Option<&HostOutlet> {
         self.hosts.get(port.checked_sub(self.ports.len())?)
+    }
+
+    /// Counts frames for all that did not get as far as a vring of `port`, from queue pair `pair`
+    /// of another. An uplink has counted them itself.
+    fn count_lost(&self, [port, pair]: [usize; 2], tally: &Tally) {
+        let Some(model) = self.models.get(port).filter(|_| !tally.is_empty()) else {
+            return;
+        };
+        let pair = u16::try_from(pair % self.ports[port].len().max(1));
+        if let Some(counters) = pair.ok().and_then(|pair| model.pair_counters(pair)) {
+            counters.rx.add(tally);
+        }
     }
 
     /// Number of its ports.

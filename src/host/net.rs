@@ -142,11 +142,13 @@ pub enum DropReason {
     Mtu,
     /// The port has sent or received as much as it may.
     Policed,
+    /// A switch has no port for it: its station is where it came from, or nobody else is in its VLAN.
+    NoPort,
 }
 
 impl DropReason {
     /// Number of reasons.
-    pub const COUNT: usize = 19;
+    pub const COUNT: usize = 20;
 
     /// All reasons with the names of their counters.
     pub const NAMES: [(DropReason, &'static str); DropReason::COUNT] = [
@@ -169,6 +171,7 @@ impl DropReason {
         (DropReason::Isolated, "drop_isolated"),
         (DropReason::Mtu, "drop_mtu"),
         (DropReason::Policed, "drop_policed"),
+        (DropReason::NoPort, "drop_no_port"),
     ];
 }
 

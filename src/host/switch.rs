@@ -79,6 +79,8 @@ pub struct Ways {
     pub whole: Option<u16>,
     /// The ports that have a share.
     pub ports: u64,
+    /// Ports in whose share are frames for all that they are not given: these are dropped already.
+    refused: u64,
     /// What each port is given, in the form that it gives it, in the order of the frames.
     shares: Box<[Vec<Frame>]>,
     /// Frames that go to one port alone: the port, and the frame's index in the burst.
@@ -95,6 +97,7 @@ impl Ways {
         Ways {
             whole: None,
             ports: 0,
+            refused: 0,
             shares: (0..ports)
                 .map(|_| Vec::with_capacity(BURST_FRAMES_MAX))
                 .collect(),
@@ -126,6 +129,7 @@ impl Ways {
             ports &= ports - 1;
         }
         self.whole = None;
+        self.refused = 0;
         self.alone.clear();
         self.tags_used = 0;
     }
@@ -134,6 +138,19 @@ impl Ways {
     fn push(&mut self, port: u16, frame: Frame) {
         self.ports |= 1 << port;
         self.shares[usize::from(port)].push(frame);
+    }
+
+    /// A frame for all that `port` is not given.
+    fn refuse(&mut self, port: u16, mut frame: Frame, reason: DropReason) {
+        frame.verdict = Verdict::Dropped(reason);
+        self.refused |= 1 << port;
+        self.push(port, frame);
+    }
+
+    /// Whether `port` is not given all of its share.
+    #[inline]
+    pub fn is_refused(&self, port: usize) -> bool {
+        self.refused >> port & 1 != 0
     }
 
     /// A segment with a tag: VLAN number and priority.
@@ -407,7 +424,7 @@ impl Switch {
         };
         match self.find(vlan, front.to, now) {
             // Its own segment has it already.
-            Some(to) if to == port => Ok(()),
+            Some(to) if to == port => Err(DropReason::NoPort),
             Some(to) => {
                 self.send(port, to, &mut forms, segments, ways)?;
                 ways.alone.push((to, index));
@@ -488,13 +505,18 @@ impl Switch {
         if !self.may_flood(port, now) {
             return Err(DropReason::Storm);
         }
-        for to in (0..).take(self.ports.len()) {
-            if to != port {
-                // What one port can't take is no reason to withhold it from the others.
-                let _ = self.send(port, to, forms, segments, ways);
+        let mut answer = Err(DropReason::NoPort);
+        for (to, rules) in (0..).zip(&self.ports) {
+            if to == port || rules.vlan.egress(forms.vlan).is_none() {
+                continue;
             }
+            // What one port can't take is no reason to withhold it from the others: lost there.
+            if let Err(reason) = self.send(port, to, forms, segments, ways) {
+                ways.refuse(to, forms.same, reason);
+            }
+            answer = Ok(());
         }
-        Ok(())
+        answer
     }
 
     fn may_flood(&self, port: u16, now: u32) -> bool {

@@ -2,7 +2,7 @@
 //! port that it goes to, as received or with the reason why it was not.
 
 use vringd::device::DeviceModel;
-use vringd::host::switch::PortRules;
+use vringd::host::switch::{PortRules, VlanMode, VlanSet};
 use vringd::testing::driver::{Buf, Driver, PackedDriver, SplitDriver, read_guest};
 
 use crate::support::deadline::wait_until;
@@ -97,4 +97,108 @@ fn broken_at_a_switch<D: Driver>() {
 fn frames_for_a_broken_ring_are_counted_at_a_switch() {
     broken_at_a_switch::<SplitDriver>();
     broken_at_a_switch::<PackedDriver>();
+}
+
+fn access(vlan: u16) -> PortRules {
+    PortRules {
+        vlan: VlanMode::Access(vlan),
+        ..PortRules::default()
+    }
+}
+
+/// Sends one frame and waits until the switch has it.
+fn send<D: Driver>(lan: &mut Lan<D>, from: usize, bytes: &[u8]) {
+    lan.ports[from].send(0, 0, bytes);
+    lan.ports[from].await_sent(0);
+}
+
+/// What reaches some ports and not others, and what reaches none.
+fn refused_at_a_switch<D: Driver>() {
+    let isolated = PortRules {
+        isolated: true,
+        ..access(10)
+    };
+    let small = PortRules {
+        mtu: Some(100),
+        ..access(10)
+    };
+    let mut allowed = VlanSet::new();
+    allowed.insert(10);
+    let trunk = PortRules {
+        vlan: VlanMode::Trunk {
+            allowed,
+            native: None,
+        },
+        ..PortRules::default()
+    };
+    let rules = [
+        isolated.clone(),
+        isolated,
+        small,
+        access(10),
+        trunk,
+        access(30),
+    ];
+    let mut lan = Lan::<D>::new(&rules, 1);
+    let [sender, lonely, other, down, far, apart] = [0, 1, 2, 3, 4, 5];
+    lan.ports[down].stop(0);
+
+    // To all, and to a station that nobody knows: too long for one port, and nobody is at another.
+    for to in [ALL, mac(77)] {
+        send(&mut lan, sender, &frame(to, sender, None, 154));
+    }
+    for number in 0..2 {
+        let to = [ALL, mac(77)][usize::try_from(number).unwrap()];
+        let with_tag = frame(to, sender, Some(10), 154);
+        assert_eq!(receive(&mut lan.ports[far], number), with_tag);
+    }
+    assert_eq!(lan.ports[sender].counter("tx_frames"), 2);
+    assert_eq!(drops(&lan.ports[lonely], "rx"), one("isolated", 2));
+    assert_eq!(drops(&lan.ports[other], "rx"), one("mtu", 2));
+    assert_eq!(drops(&lan.ports[down], "rx"), one("peer_down", 2));
+    assert_eq!(drops(&lan.ports[far], "rx"), []);
+
+    // Without its first tag it would be of another VLAN.
+    let mut twice = frame(ALL, far, Some(10), 0);
+    twice[16..20].copy_from_slice(&[0x81, 0, 0, 20]);
+    send(&mut lan, far, &twice);
+    for port in [sender, lonely, other, down] {
+        let vlan = drops(&lan.ports[port], "rx");
+        assert!(vlan.contains(&("vlan".to_owned(), 1)), "{port}: {vlan:?}");
+    }
+    assert_eq!(lan.ports[far].counter("tx_frames"), 1);
+
+    // To the port that it came from, and where nobody else is.
+    send(&mut lan, sender, &frame(mac(sender), 88, None, 3));
+    send(&mut lan, apart, &frame(ALL, apart, None, 3));
+    for port in [sender, apart] {
+        assert_eq!(drops(&lan.ports[port], "tx"), one("no_port", 1));
+    }
+    assert_eq!(lan.ports[apart].counter("tx_frames"), 0);
+
+    // A known station is lost to its sender, one among many that are for all to its port.
+    send(&mut lan, down, &frame(ALL, down, None, 0));
+    let before = lan.ports[down].counter("rx_drop_peer_down");
+    send(&mut lan, other, &frame(mac(down), other, None, 5));
+    assert_eq!(drops(&lan.ports[other], "tx"), one("peer_down", 1));
+    assert_eq!(lan.ports[down].counter("rx_drop_peer_down"), before);
+
+    // Whatever a port may send is counted at each port that it goes to.
+    let sum = |name: &str| lan.ports.iter().map(|port| port.counter(name)).sum::<u64>();
+    let lost: u64 = lan
+        .ports
+        .iter()
+        .flat_map(|port| drops(port, "rx"))
+        .map(|(_, n)| n)
+        .sum();
+    assert_eq!(sum("rx_frames") + lost, sum("tx_frames") * 4);
+    for port in &lan.ports {
+        assert!(drops(port, "tx").iter().all(|(_, count)| *count == 1));
+    }
+}
+
+#[test]
+fn what_a_port_of_a_switch_is_not_given_is_counted_there() {
+    refused_at_a_switch::<SplitDriver>();
+    refused_at_a_switch::<PackedDriver>();
 }
