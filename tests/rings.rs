@@ -4,10 +4,10 @@
 //! `session` is the model and `models` its tests; `oracle` plays the same bytes to the split queue
 //! of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
 //! each mistake that other back-ends were found to make; `engine` has a worker in the middle, in
-//! `moves` there are two; in
-//! `neighbour` one ring breaks beside others;
-//! `wire` joins two ports, `switch` several, `offload` guests with different features; `nodes` has
-//! memory on two nodes; `disk` compares the disk with a reference.
+//! `moves` there are two; in `neighbour` one ring breaks beside others;
+//! `wire` joins two ports, `switch` several, `offload` guests with different features; in `drops`
+//! and `losses` not all that is sent arrives; `nodes` has memory on two nodes; `disk` compares the
+//! disk with a reference.
 
 mod support;
 
@@ -21,9 +21,11 @@ mod rings {
 
     mod defects;
     mod disk;
+    mod drops;
     mod engine;
     mod hostile;
     mod limits;
+    mod losses;
     mod models;
     mod moves;
     mod neighbour;

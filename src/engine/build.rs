@@ -9,8 +9,9 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 
 use crate::device::DeviceModel;
 use crate::device::blk::{BlkHandler, BlkModel};
-use crate::device::net::{NetModel, RxHandler, RxWindow, TxHandler};
+use crate::device::net::{NetModel, QueueCounters, RxHandler, RxWindow, TxHandler};
 use crate::host::fault::FaultDisk;
+use crate::host::net::DropReason;
 use crate::host::sink::SinkPort;
 use crate::host::switch::{PortRules, Switch};
 use crate::host::tap::{self, TapQueue};
@@ -131,6 +132,14 @@ impl Parts {
         }
     }
 
+    /// The counters of queue pair `pair`.
+    fn counters(&self, pair: u16) -> Option<Arc<QueueCounters>> {
+        match self {
+            Parts::Net(model, _) => model.pair_counters(pair).cloned(),
+            Parts::Blk(..) => None,
+        }
+    }
+
     /// The host side follows the acknowledged features.
     pub(super) fn negotiated(&self, features: u64) -> io::Result<()> {
         match self {
@@ -178,10 +187,15 @@ impl Parts {
     /// kept only for a guest that is there.
     pub(super) fn served(&self, index: u16, served: bool) -> io::Result<()> {
         match self {
-            Parts::Net(_, LinkSpec::Tap(tap)) if index.is_multiple_of(2) => {
+            Parts::Net(model, LinkSpec::Tap(tap)) if index.is_multiple_of(2) => {
                 let pair = index / 2;
-                if served && let Some(queue) = TapQueue::new(tap, pair) {
-                    queue.discard_waiting();
+                if served
+                    && let Some(queue) = TapQueue::new(tap, pair)
+                    && let Some(counters) = model.pair_counters(pair)
+                {
+                    // No worker has the vring that it would count for.
+                    let lost = queue.discard_waiting();
+                    counters.rx.add_lost(DropReason::PeerDown, lost);
                 }
                 tap.set_attached(pair, served || pair == 0)
             }
@@ -419,7 +433,7 @@ fn join_all(
             }
             Parts::Net(_, link) => {
                 let groups = places[number].iter();
-                groups.for_each(|places| join(plans, places, link));
+                groups.for_each(|places| join(plans, places, device, link));
             }
             Parts::Blk(..) => {}
         }
@@ -428,7 +442,7 @@ fn join_all(
 }
 
 /// Makes the links of a device whose vrings have these places.
-fn join(plans: &mut [Plan], places: &[Place], link: &LinkSpec) {
+fn join(plans: &mut [Plan], places: &[Place], device: &Member, link: &LinkSpec) {
     for (pair, vrings) in (0..).zip(places.chunks_exact(2)) {
         let (plan, rx, tx) = (&mut plans[vrings[0].worker], vrings[0].slot, vrings[1].slot);
         match link {
@@ -437,7 +451,7 @@ fn join(plans: &mut [Plan], places: &[Place], link: &LinkSpec) {
                 .links
                 .push(Link::new(End::Vring(tx), End::Sink(SinkPort::new()))),
             LinkSpec::Tap(tap) => join_tap(plan, tap, [rx, tx], pair),
-            LinkSpec::Xdp(xdp) => join_xdp(plan, xdp, [rx, tx]),
+            LinkSpec::Xdp(xdp) => join_xdp(plan, xdp, [rx, tx], device.parts.counters(pair)),
             LinkSpec::Wire { .. } | LinkSpec::Switch { .. } => {}
         }
     }
@@ -457,15 +471,22 @@ fn join_tap(plan: &mut Plan, tap: &Tap, [rx, tx]: [usize; 2], pair: u16) {
     }
 }
 
-/// Links the vrings `rx` and `tx` of the next queue pair with the next queue of `xdp`.
-fn join_xdp(plan: &mut Plan, xdp: &Xdp, [rx, tx]: [usize; 2]) {
+/// Links the vrings `rx` and `tx` of the next queue pair, which has these counters, with the next
+/// queue of `xdp`.
+fn join_xdp(
+    plan: &mut Plan,
+    xdp: &Xdp,
+    [rx, tx]: [usize; 2],
+    counters: Option<Arc<QueueCounters>>,
+) {
     let Some(queue) = XdpQueue::take(xdp) else {
         return;
     };
     plan.ports.xdps.push(queue);
     let at = plan.ports.xdps.len() - 1;
     plan.links.push(Link::new(End::Vring(tx), End::Xdp(at)));
-    plan.links.push(Link::new(End::Xdp(at), End::Vring(rx)));
+    let enters = Link::new(End::Xdp(at), End::Vring(rx));
+    plan.links.push(enters.with_losses(counters));
 }
 
 /// Joins two devices by a wire.
@@ -513,10 +534,12 @@ fn join_switch(
 ) -> io::Result<()> {
     let is_port = |device: &&Member| device.switch() == Some(switch);
     let mut rules = Vec::new();
+    let mut models = Vec::new();
     let mut ports = Vec::new();
     for (device, places) in devices.iter().zip(places).filter(|(d, _)| is_port(d)) {
-        if let Parts::Net(_, LinkSpec::Switch { rules: own, .. }) = &device.parts {
+        if let Parts::Net(model, LinkSpec::Switch { rules: own, .. }) = &device.parts {
             rules.push(own.as_ref().clone());
+            models.push(Arc::clone(model));
             ports.push(&places[0]);
         }
     }
@@ -532,7 +555,7 @@ fn join_switch(
     }
     let sources: Vec<_> = hosts.iter().map(HostOutlet::end).collect();
     let table = Switch::new(rules, options.ageing_of(switch));
-    let fabric = Arc::new(Fabric::switch(table, outlets, hosts));
+    let fabric = Arc::new(Fabric::switch(table, outlets, models, hosts));
     for (port, end) in (ports.len()..).zip(sources) {
         let gate = Gate::new(Arc::clone(&fabric), [port, 0], worker, Vec::new());
         let source = match end {

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::host::net::{DropReason, Frame, Verdict};
+use crate::device::net::{NetModel, Tally};
+use crate::host::net::{DropReason, Frame, Verdict, decided};
 use crate::host::switch::Switch;
 use crate::memory::Segments;
 
@@ -60,6 +61,9 @@ pub(crate) struct Fabric {
     holds: Box<[Duration]>,
     /// Who finds the ports that a frame goes to; `None` on a wire.
     switch: Option<Switch>,
+    /// The devices of a switch's guests, one for each port, to count what none of their vrings is
+    /// there to count: all are on the switch's worker, which is who writes there.
+    models: Box<[Arc<NetModel>]>,
     /// The uplinks of a switch, whose ports follow those of the guests.
     hosts: Box<[HostOutlet]>,
     /// The switch counts its seconds from here.
@@ -73,21 +77,25 @@ impl Fabric {
             ports: ports.into_iter().map(Vec::into_boxed_slice).collect(),
             holds: holds.into(),
             switch: None,
+            models: Box::default(),
             hosts: Box::default(),
             since: Instant::now(),
         }
     }
 
-    /// A switch between the guests of `ports` and the uplinks `hosts`, all on one worker.
+    /// A switch between the guests of `ports`, whose devices are `models`, and the uplinks `hosts`,
+    /// all on one worker.
     pub(crate) fn switch(
         switch: Switch,
         ports: Vec<Vec<Outlet>>,
+        models: Vec<Arc<NetModel>>,
         hosts: Vec<HostOutlet>,
     ) -> Fabric {
         Fabric {
             ports: ports.into_iter().map(Vec::into_boxed_slice).collect(),
             holds: Box::default(),
             switch: Some(switch),
+            models: models.into_boxed_slice(),
             hosts: hosts.into_boxed_slice(),
             since: Instant::now(),
         }
@@ -110,6 +118,18 @@ impl Fabric {
     #[inline]
     fn host(&self, port: usize) -> Option<&HostOutlet> {
         self.hosts.get(port.checked_sub(self.ports.len())?)
+    }
+
+    /// Counts frames for all that did not get as far as a vring of `port`, from queue pair `pair`
+    /// of another. An uplink has counted them itself.
+    fn count_lost(&self, [port, pair]: [usize; 2], tally: &Tally) {
+        let Some(model) = self.models.get(port).filter(|_| !tally.is_empty()) else {
+            return;
+        };
+        let pair = u16::try_from(pair % self.ports[port].len().max(1));
+        if let Some(counters) = pair.ok().and_then(|pair| model.pair_counters(pair)) {
+            counters.rx.add(tally);
+        }
     }
 
     /// Number of its ports.
@@ -135,15 +155,29 @@ impl Fabric {
     }
 }
 
-/// How long the frames at the front have waited for a receiver's buffers.
+/// How long the frame at the front has waited for a receiver's buffers. A receiver that takes one is
+/// there, however slow it is: with each frame that goes, time begins anew for the next.
 #[derive(Debug, Default)]
 struct Hold(Option<Instant>);
 
 impl Hold {
-    /// Frames wait. Whether they have waited for long enough.
+    /// Frames wait, after `moved` others went. Whether the first has waited for long enough: then
+    /// all of them are given up, and none waits.
     #[cold]
-    fn expired(&mut self, most: Duration) -> bool {
-        self.0.get_or_insert_with(Instant::now).elapsed() >= most
+    fn expired(&mut self, moved: usize, most: Duration) -> bool {
+        self.expired_at(Instant::now(), moved, most)
+    }
+
+    fn expired_at(&mut self, now: Instant, moved: usize, most: Duration) -> bool {
+        if moved > 0 {
+            self.over();
+        }
+        let since = *self.0.get_or_insert(now);
+        let expired = now.saturating_duration_since(since) >= most;
+        if expired {
+            self.over();
+        }
+        expired
     }
 
     /// Whether frames wait.
@@ -158,23 +192,22 @@ impl Hold {
     }
 }
 
-/// Hands `frames` to the receive vring at `slot`. Returns how many are left, at the end, to be
-/// tried again.
+/// Hands `frames`, of which the first `done` are decided, to the receive vring at `slot`. Returns
+/// how many are decided then.
 #[inline]
-fn deliver(slots: &mut Slots, slot: usize, frames: &mut [Frame], segments: &Segments) -> usize {
+fn deliver(
+    slots: &mut Slots,
+    slot: usize,
+    frames: &mut [Frame],
+    done: usize,
+    segments: &Segments,
+) -> usize {
     let Some(sink) = slots.sink(slot) else {
-        drop_waiting(frames, DropReason::PeerDown);
-        return 0;
+        drop_waiting(&mut frames[done..], DropReason::PeerDown);
+        return frames.len();
     };
-    sink.transmit(frames, segments);
-    left(frames)
-}
-
-/// Frames at the end that are to be tried again.
-#[inline]
-fn left(frames: &[Frame]) -> usize {
-    let waits = |frame: &&Frame| frame.verdict == Verdict::Retry;
-    frames.iter().rev().take_while(waits).count()
+    sink.transmit(&mut frames[done..], segments);
+    done + decided(&frames[done..])
 }
 
 /// Gives up the frames that wait.
@@ -184,5 +217,39 @@ fn drop_waiting(frames: &mut [Frame], reason: DropReason) {
         if frame.verdict == Verdict::Retry {
             frame.verdict = Verdict::Dropped(reason);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_is_as_long_as_the_first_frame_waits_and_each_has_its_own() {
+        let most = Duration::from_millis(10);
+        let start = Instant::now();
+        let mut hold = Hold::default();
+        let mut expired =
+            |at, moved| hold.expired_at(start + Duration::from_millis(at), moved, most);
+        // Nobody takes any: time is up once, and again for those that come then.
+        assert_eq!(
+            [(0, 0), (9, 0), (10, 0)].map(|(at, n)| expired(at, n)),
+            [false, false, true]
+        );
+        assert_eq!(
+            [(11, 0), (20, 0), (21, 0)].map(|(at, n)| expired(at, n)),
+            [false, false, true]
+        );
+        // A slow receiver, which is late in the end.
+        for at in [30, 39, 48, 57] {
+            assert!(!expired(at, 1));
+        }
+        assert_eq!(
+            [(66, 0), (67, 0)].map(|(at, n)| expired(at, n)),
+            [false, true]
+        );
+        assert!(!hold.is_active());
+        // Nothing may wait.
+        assert!(hold.expired_at(start, 1, Duration::ZERO) && !hold.is_active());
     }
 }

@@ -4,7 +4,10 @@
 //! there does nothing. Frames that the sink has no room for stay the source's: the link is
 //! *blocked*, and while it is, the worker waits for the sink and not for the source.
 
-use crate::host::net::{BURST_FRAMES_MAX, FrameBurst, FrameSink, FrameSource, Verdict};
+use std::sync::Arc;
+
+use crate::device::net::QueueCounters;
+use crate::host::net::{BURST_FRAMES_MAX, DropReason, FrameBurst, FrameSink, FrameSource, decided};
 use crate::host::sink::SinkPort;
 use crate::host::tap::TapQueue;
 use crate::host::xdp::XdpQueue;
@@ -61,6 +64,8 @@ pub(crate) struct Link {
     stalled: u32,
     /// How long to wait for a burst worth taking.
     batch: Batch,
+    /// Where it is counted what comes while the sink, a vring of our worker, is not there.
+    losses: Option<Arc<QueueCounters>>,
 }
 
 /// What one turn of a link did.
@@ -77,7 +82,13 @@ impl Link {
             blocked: false,
             stalled: 0,
             batch: Batch::new(),
+            losses: None,
         }
+    }
+
+    /// The same, with counters for what comes while its sink is not there.
+    pub(crate) fn with_losses(self, losses: Option<Arc<QueueCounters>>) -> Link {
+        Link { losses, ..self }
     }
 
     /// Whether a turn may do anything, as long as no vring comes, goes, or is paused.
@@ -119,7 +130,10 @@ impl Link {
             (End::Vring(from), sink) => {
                 leave(slots.source(*from), sink, ports, burst, &mut self.batch)
             }
-            (source, End::Vring(to)) => enter(source, slots.sink(*to), ports, burst),
+            (source, End::Vring(to)) => {
+                let losses = self.losses.as_deref();
+                enter(source, slots.sink(*to), ports, burst, losses)
+            }
             _ => None,
         };
         let Some(turn) = turn else {
@@ -242,6 +256,7 @@ fn enter(
     sink: Option<&mut (dyn GuestSink + 'static)>,
     ports: &mut HostPorts,
     burst: &mut FrameBurst,
+    losses: Option<&QueueCounters>,
 ) -> Option<Turn> {
     match source {
         End::Tap(tap) => {
@@ -254,7 +269,10 @@ fn enter(
         End::Xdp(from) => {
             let xdp = &mut ports.xdps[*from];
             let Some(sink) = sink else {
-                xdp.discard_waiting();
+                let lost = xdp.discard_waiting();
+                if let Some(losses) = losses.filter(|_| lost > 0) {
+                    losses.rx.add_lost(DropReason::PeerDown, lost);
+                }
                 return None;
             };
             burst.limit = BURST_FRAMES_MAX;
@@ -279,17 +297,9 @@ fn forward(
         };
     }
     sink.transmit(&mut burst.frames, &burst.segments);
-    let left = burst
-        .frames
-        .iter()
-        .rev()
-        .take_while(|f| f.verdict == Verdict::Retry)
-        .count();
-    let moved = burst.frames.len() - left;
+    let moved = decided(&burst.frames);
+    let blocked = moved < burst.frames.len();
     source.complete(burst);
     sink.flush();
-    Turn {
-        moved,
-        blocked: left > 0,
-    }
+    Turn { moved, blocked }
 }

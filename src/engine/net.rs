@@ -10,6 +10,7 @@ use crate::device::net::{Refill, RxHandler, RxWindow, TxHandler};
 use crate::host::limit::PortLimits;
 use crate::host::net::{
     BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, FrameReader, FrameSink, FrameSource, Verdict,
+    decided,
 };
 use crate::memory::{GuestRam, Segments};
 use crate::ring::{Areas, RingFault, RingFormat};
@@ -76,7 +77,9 @@ impl<F: RingFormat> FrameSource for NetTx<F> {
 
     fn complete(&mut self, burst: &mut FrameBurst) {
         if self.limits.ingress.is_on() {
-            self.limits.ingress.charge_frames(&burst.frames);
+            // The others come again, even those that are dropped behind one that waits.
+            let done = decided(&burst.frames);
+            self.limits.ingress.charge_frames(&burst.frames[..done]);
         }
         self.handler.complete(&mut self.vring.vq, burst);
         self.vring.publish();
@@ -211,6 +214,17 @@ impl<F: RingFormat> NetRx<F> {
         passes
     }
 
+    /// Copies the frames into the guest's buffers, as many as there is room for.
+    #[inline]
+    fn deliver(&mut self, frames: &mut [Frame], segments: &Segments) {
+        if let Err(fault) = self.handler.transmit(&mut self.vring.vq, frames, segments) {
+            self.vring.report(fault);
+            // Nobody will ever take these: the sender must not wait for a broken receiver.
+            let dropped = drop_all(frames, DropReason::PeerBroken);
+            self.handler.count_drops(DropReason::PeerBroken, dropped);
+        }
+    }
+
     /// There are no buffers. A frame that waits for them is dropped in the end.
     #[cold]
     fn hold(&mut self) -> Filled {
@@ -227,6 +241,16 @@ impl<F: RingFormat> NetRx<F> {
     }
 }
 
+/// Drops the frames that are not decided. Returns how many.
+fn drop_all(frames: &mut [Frame], reason: DropReason) -> u64 {
+    let mut dropped = 0;
+    for frame in frames.iter_mut().filter(|f| f.verdict == Verdict::Retry) {
+        frame.verdict = Verdict::Dropped(reason);
+        dropped += 1;
+    }
+    dropped
+}
+
 /// Bad address: the guest's buffer is not accessible memory (errno 14 on every Linux).
 const EFAULT: i32 = 14;
 
@@ -238,21 +262,17 @@ enum Filled {
 
 impl<F: RingFormat> FrameSink for NetRx<F> {
     fn transmit(&mut self, frames: &mut [Frame], segments: &Segments) {
-        let limit = &self.limits.egress;
-        let is_limited = limit.is_on();
-        if is_limited {
-            let dropped = limit.police(frames);
+        if !self.limits.egress.is_on() {
+            return self.deliver(frames, segments);
+        }
+        let within = self.limits.egress.within(frames);
+        let (frames, beyond) = frames.split_at_mut(within);
+        self.deliver(frames, segments);
+        self.limits.egress.charge_sent(frames);
+        // Behind a frame that waits nothing is decided: all of it will be offered again.
+        if decided(frames) == frames.len() {
+            let dropped = drop_all(beyond, DropReason::Policed);
             self.handler.count_drops(DropReason::Policed, dropped);
-        }
-        if let Err(fault) = self.handler.transmit(&mut self.vring.vq, frames, segments) {
-            self.vring.report(fault);
-            // Nobody will ever take these: the sender must not wait for a broken receiver.
-            for frame in frames.iter_mut().filter(|f| f.verdict == Verdict::Retry) {
-                frame.verdict = Verdict::Dropped(DropReason::PeerBroken);
-            }
-        }
-        if is_limited {
-            self.limits.egress.charge_sent(frames);
         }
     }
 

@@ -245,6 +245,16 @@ impl Limit {
         dropped
     }
 
+    /// How many of the first `frames` are within the limit: of the others, none may pass. What
+    /// passed is charged when it is known to have gone: [`Limit::charge_sent`].
+    pub fn within(&self, frames: &[Frame]) -> usize {
+        let mut allowance = self.allowance();
+        let beyond = frames.iter().position(|frame| {
+            frame.verdict == Verdict::Retry && !allowance.take(u64::from(frame.bytes) * 8)
+        });
+        beyond.unwrap_or(frames.len())
+    }
+
     /// Charges the frames that do not come again. Those that were lost elsewhere have passed here.
     pub fn charge_frames(&self, frames: &[Frame]) {
         let (mut count, mut bits) = (0, 0);

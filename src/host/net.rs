@@ -142,11 +142,13 @@ pub enum DropReason {
     Mtu,
     /// The port has sent or received as much as it may.
     Policed,
+    /// A switch has no port for it: its station is where it came from, or nobody else is in its VLAN.
+    NoPort,
 }
 
 impl DropReason {
     /// Number of reasons.
-    pub const COUNT: usize = 19;
+    pub const COUNT: usize = 20;
 
     /// All reasons with the names of their counters.
     pub const NAMES: [(DropReason, &'static str); DropReason::COUNT] = [
@@ -169,19 +171,35 @@ impl DropReason {
         (DropReason::Isolated, "drop_isolated"),
         (DropReason::Mtu, "drop_mtu"),
         (DropReason::Policed, "drop_policed"),
+        (DropReason::NoPort, "drop_no_port"),
     ];
 }
 
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Not decided: the sink has no room now. Only the last frames of a burst can be left so; the
-    /// source gets them back and offers them again.
+    /// Not decided: the sink has no room now. No frame overtakes one that is left so: what comes
+    /// after it is not sent, and all of that goes back to the source, which offers it again; even a
+    /// frame among it that is dropped already ([`decided`]).
     Retry,
     /// Delivered.
     Sent,
     /// Dropped.
     Dropped(DropReason),
+}
+
+/// How many frames at the front of a burst are decided, once a sink had them. The others come again.
+#[inline]
+pub fn decided(frames: &[Frame]) -> usize {
+    match frames.last() {
+        // Nothing waits, or this one would have to: as a rule that is all there is to look at.
+        Some(last) if last.verdict == Verdict::Sent => frames.len(),
+        _ => {
+            let mut each = frames.iter();
+            let waits = each.position(|frame| frame.verdict == Verdict::Retry);
+            waits.unwrap_or(frames.len())
+        }
+    }
 }
 
 /// Who a frame is for, by the address that it begins with.
@@ -311,8 +329,8 @@ pub trait FrameSource: Send {
     /// frames stay the source's until `complete`.
     fn receive(&mut self, burst: &mut FrameBurst) -> usize;
 
-    /// Ends the burst: frames that were sent or dropped go back to their owner, the last ones that
-    /// are still [`Verdict::Retry`] will be received again.
+    /// Ends the burst: frames that were sent or dropped go back to their owner; from the first that
+    /// is still [`Verdict::Retry`] on, all will be received again.
     fn complete(&mut self, burst: &mut FrameBurst);
 }
 
@@ -340,6 +358,33 @@ pub trait FrameReader: Send {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn decided_are_the_frames_before_the_first_that_waits() {
+        let bad = Verdict::Dropped(DropReason::BadChain);
+        let (wait, sent) = (Verdict::Retry, Verdict::Sent);
+        for (verdicts, wanted) in [
+            (&[][..], 0),
+            (&[wait], 0),
+            (&[bad], 1),
+            (&[sent, bad], 2),
+            (&[bad, sent], 2),
+            (&[sent, wait, bad], 1),
+            (&[wait, bad, wait], 0),
+            (&[bad, wait, wait], 1),
+        ] {
+            let frame = |&verdict| Frame {
+                header: VnetHeader::PLAIN,
+                first: 0,
+                count: 1,
+                bytes: 60,
+                verdict,
+                cast: Cast::Unicast,
+            };
+            let frames: Vec<_> = verdicts.iter().map(frame).collect();
+            assert_eq!(decided(&frames), wanted, "{verdicts:?}");
+        }
+    }
 
     #[test]
     fn encode_and_decode_are_inverse_and_little_endian() {

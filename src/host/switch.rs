@@ -87,6 +87,8 @@ pub struct Ways {
     pub ports: u64,
     /// Where the burst came in.
     from: u16,
+    /// Ports in whose share are frames for all that they are not given: these are dropped already.
+    refused: u64,
     /// What each port is given, in the form that it gives it, in the order of the frames.
     shares: Box<[Vec<Frame>]>,
     /// Frames that go to one port alone: the port, and the frame's index in the burst.
@@ -106,6 +108,7 @@ impl Ways {
             whole: None,
             ports: 0,
             from: 0,
+            refused: 0,
             shares: (0..ports)
                 .map(|_| Vec::with_capacity(BURST_FRAMES_MAX))
                 .collect(),
@@ -138,6 +141,7 @@ impl Ways {
             ports &= ports - 1;
         }
         self.whole = None;
+        self.refused = 0;
         self.alone.clear();
         self.tags_used = 0;
     }
@@ -154,6 +158,19 @@ impl Ways {
             .heads
             .get_or_insert_with(|| Bounce::new(BURST_FRAMES_MAX * HEADERS_MAX));
         heads.segment().skip(index * HEADERS_MAX).take(HEADERS_MAX)
+    }
+
+    /// A frame for all that `port` is not given.
+    fn refuse(&mut self, port: u16, mut frame: Frame, reason: DropReason) {
+        frame.verdict = Verdict::Dropped(reason);
+        self.refused |= 1 << port;
+        self.push(port, frame);
+    }
+
+    /// Whether `port` is not given all of its share.
+    #[inline]
+    pub fn is_refused(&self, port: usize) -> bool {
+        self.refused >> port & 1 != 0
     }
 
     /// A segment with a tag: VLAN number and priority.
@@ -442,7 +459,7 @@ impl Switch {
         };
         match self.find(vlan, front.to, now) {
             // Its own segment has it already.
-            Some(to) if to == port => Ok(()),
+            Some(to) if to == port => Err(DropReason::NoPort),
             Some(to) => {
                 self.send(port, to, &mut forms, segments, ways)?;
                 ways.alone.push((to, index));
@@ -523,13 +540,18 @@ impl Switch {
         if !self.may_flood(port, now) {
             return Err(DropReason::Storm);
         }
-        for to in (0..).take(self.ports.len()) {
-            if to != port {
-                // What one port can't take is no reason to withhold it from the others.
-                let _ = self.send(port, to, forms, segments, ways);
+        let mut answer = Err(DropReason::NoPort);
+        for (to, rules) in (0..).zip(&self.ports) {
+            if to == port || rules.vlan.egress(forms.vlan).is_none() {
+                continue;
             }
+            // What one port can't take is no reason to withhold it from the others: lost there.
+            if let Err(reason) = self.send(port, to, forms, segments, ways) {
+                ways.refuse(to, forms.same, reason);
+            }
+            answer = Ok(());
         }
-        Ok(())
+        answer
     }
 
     fn may_flood(&self, port: u16, now: u32) -> bool {

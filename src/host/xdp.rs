@@ -43,14 +43,15 @@ impl XdpQueue {
         })
     }
 
-    /// Throws away the frames that wait, meant for a guest that is gone. Returns the number of
-    /// their buffers.
-    pub fn discard_waiting(&mut self) -> u32 {
+    /// Throws away the frames that wait, meant for a guest that is gone. Returns their number.
+    pub fn discard_waiting(&mut self) -> usize {
         let waiting = self.socket.received(1);
+        let is_last = |index: &u32| !self.socket.buffer(*index).1;
+        let frames = (0..waiting).filter(is_last).count();
         if waiting > 0 {
             self.socket.give_back(waiting);
         }
-        waiting
+        frames
     }
 
     /// Goes on with what the kernel could not take before.

@@ -30,6 +30,7 @@ const TX_DROPS: [&str; DropReason::COUNT] = [
     "tx_drop_isolated",
     "tx_drop_mtu",
     "tx_drop_policed",
+    "tx_drop_no_port",
 ];
 
 /// Names of the drop counters of the receiving direction, in the same order.
@@ -53,6 +54,7 @@ const RX_DROPS: [&str; DropReason::COUNT] = [
     "rx_drop_isolated",
     "rx_drop_mtu",
     "rx_drop_policed",
+    "rx_drop_no_port",
 ];
 
 /// Bins for the sizes of frames, with the names that DPDK's virtio drivers give them.
@@ -128,6 +130,12 @@ impl Direction {
                 counter.add(count);
             }
         }
+    }
+
+    /// Adds frames that were lost before they came to a vring. As [`Direction::add`].
+    #[cold]
+    pub fn add_lost(&self, reason: DropReason, count: usize) {
+        self.drops[reason as usize].add(count as u64);
     }
 
     /// Frames delivered.

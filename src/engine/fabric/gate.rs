@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::host::net::{DropReason, FrameBurst, Verdict};
+use crate::host::net::{DropReason, FrameBurst, Verdict, decided};
 
 use super::super::batch::Batch;
 use super::super::endpoint::{Endpoint, GuestSource};
@@ -10,7 +10,7 @@ use super::super::link::{Armed, HostPorts};
 use super::super::worker::Slots;
 use super::hub::Hub;
 use super::lane::{LANE_PARCELS, Lane, Parcel};
-use super::{Fabric, Hold, deliver, drop_waiting, left};
+use super::{Fabric, Hold, deliver, drop_waiting};
 
 /// The sink of a link whose source is a transmit vring.
 #[derive(Debug)]
@@ -116,17 +116,16 @@ impl Gate {
             return 0;
         }
         sink.transmit(&mut burst.frames, &burst.segments);
-        let mut waiting = left(&burst.frames);
-        if waiting == 0 {
+        let mut done = decided(&burst.frames);
+        if done == burst.frames.len() {
             self.hold.over();
-        } else if self.hold.expired(self.fabric.holds[self.port]) {
-            drop_waiting(&mut burst.frames, DropReason::PeerFull);
-            waiting = 0;
+        } else if self.hold.expired(done, self.fabric.holds[self.port]) {
+            drop_waiting(&mut burst.frames[done..], DropReason::PeerFull);
+            done = burst.frames.len();
         }
-        let moved = burst.frames.len() - waiting;
         source.complete(burst);
         sink.flush();
-        moved
+        done
     }
 
     /// As `poll`, from the uplink whose frames enter here.
@@ -210,16 +209,19 @@ impl Gate {
         let FrameBurst {
             frames, segments, ..
         } = &mut parcel.burst;
-        let first = frames.len() - left(frames);
-        let waiting = deliver(slots, parcel.slot, &mut frames[first..], segments);
+        let first = decided(frames);
+        let done = deliver(slots, parcel.slot, frames, first, segments);
         if let Some(sink) = slots.sink(parcel.slot) {
             sink.flush();
         }
-        if waiting > 0 && !self.hold.expired(self.fabric.holds[self.port]) {
-            remote.stuck = Some(parcel);
-            return;
+        if done < frames.len() {
+            let most = self.fabric.holds[self.port];
+            if !self.hold.expired(done - first, most) {
+                remote.stuck = Some(parcel);
+                return;
+            }
+            drop_waiting(&mut frames[done..], DropReason::PeerFull);
         }
-        drop_waiting(&mut frames[first..], DropReason::PeerFull);
         self.hold.over();
         remote.file(parcel);
     }

@@ -1,5 +1,6 @@
 //! `Hub`: a gate's part in a switch: a burst goes to several ports, each with its share.
 
+use crate::device::net::Tally;
 use crate::host::net::{BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, Verdict};
 use crate::host::switch::Ways;
 use crate::memory::Segments;
@@ -189,13 +190,16 @@ impl Hub {
         while ports != 0 {
             let to = ports.trailing_zeros() as usize;
             ports &= ports - 1;
-            let share = self.ways.share(to);
             let at = [to, pair];
+            if self.ways.is_refused(to) {
+                self.count_refused(fabric, at);
+            }
+            let share = self.ways.share(to);
             if !self
                 .handed
                 .hand(fabric, at, slots, host_ports, share, segments)
             {
-                self.nobody_at(fabric, to, frames, segments);
+                self.nobody_at(fabric, at, frames, segments);
             }
         }
     }
@@ -209,13 +213,29 @@ impl Hub {
         }
     }
 
-    /// Nobody receives at `port`: frames for it alone are lost.
+    /// Nobody receives at a port: frames for it alone are lost to their sender, those for all to it.
     #[cold]
-    fn nobody_at(&self, fabric: &Fabric, port: usize, frames: &mut [Frame], segments: &Segments) {
-        for index in self.ways.alone_for(port) {
+    fn nobody_at(
+        &mut self,
+        fabric: &Fabric,
+        at: [usize; 2],
+        frames: &mut [Frame],
+        segments: &Segments,
+    ) {
+        let mut alone = 0;
+        for index in self.ways.alone_for(at[0]) {
             frames[index].verdict = Verdict::Dropped(DropReason::PeerDown);
-            self.forget(fabric, port, &frames[index..=index], segments);
+            self.forget(fabric, at[0], &frames[index..=index], segments);
+            alone += 1;
         }
+        // What the port was refused is dropped, and counted, already.
+        let share = self.ways.share(at[0]).iter();
+        let for_all = share
+            .filter(|frame| frame.verdict == Verdict::Retry)
+            .skip(alone);
+        let mut tally = Tally::default();
+        for_all.for_each(|_| tally.dropped(DropReason::PeerDown));
+        fabric.count_lost(at, &tally);
     }
 
     /// Who was seen at `port`, where nobody is now, may be anywhere.
@@ -226,5 +246,13 @@ impl Hub {
         if let Some(switch) = &fabric.switch {
             switch.forget(port, frames, segments, &self.ways);
         }
+    }
+
+    /// Counts what a port is not given of its share, which is dropped already.
+    #[cold]
+    fn count_refused(&mut self, fabric: &Fabric, at: [usize; 2]) {
+        let mut tally = Tally::default();
+        self.ways.share(at[0]).iter().for_each(|f| tally.frame(f));
+        fabric.count_lost(at, &tally);
     }
 }

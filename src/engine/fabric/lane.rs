@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::host::net::{DropReason, FrameBurst};
+use crate::host::net::{DropReason, FrameBurst, decided};
 use crate::sys::spsc::{self, Consumer, Producer};
 
 use super::super::mailbox::Mailbox;
 use super::super::worker::Slots;
-use super::{Hold, deliver, drop_waiting, left};
+use super::{Hold, deliver, drop_waiting};
 
 /// Parcels of one gate that may be under way at a time: one is filled while another is emptied.
 pub(crate) const LANE_PARCELS: usize = 4;
@@ -117,18 +117,18 @@ impl Inbound {
         let FrameBurst {
             frames, segments, ..
         } = &mut parcel.burst;
-        let first = frames.len() - left(frames);
-        let frames = &mut frames[first..];
-        let mut waiting = deliver(slots, parcel.slot, frames, segments);
+        // From the first frame on that waits: there may be others, dropped, on both sides of it.
+        let first = decided(frames);
+        let mut done = deliver(slots, parcel.slot, frames, first, segments);
         if let Some(sink) = slots.sink(parcel.slot) {
             sink.flush();
         }
-        if waiting > 0 && self.hold.expired(self.most) {
-            drop_waiting(frames, DropReason::PeerFull);
-            waiting = 0;
+        if done < frames.len() && self.hold.expired(done - first, self.most) {
+            drop_waiting(&mut frames[done..], DropReason::PeerFull);
+            done = frames.len();
         }
-        let moved = frames.len() - waiting;
-        if waiting > 0 {
+        let moved = done - first;
+        if done < frames.len() {
             self.current = Some(parcel);
             return moved;
         }

@@ -28,6 +28,8 @@ struct Bench {
     switch: Switch,
     ram: Arc<GuestRam>,
     ways: Ways,
+    /// What ports were not given of the last frame.
+    refused: Vec<(u16, DropReason)>,
     now: u32,
 }
 
@@ -35,6 +37,7 @@ impl Bench {
     fn new(ports: Vec<PortRules>) -> Bench {
         Bench {
             ways: Ways::new(ports.len()),
+            refused: Vec::new(),
             switch: Switch::new(ports, AGEING),
             ram: GuestRam::for_test(&[(0, 1 << 20)]),
             now: 1,
@@ -88,13 +91,21 @@ impl Bench {
             assert_eq!((self.ways.ports, frames[0].verdict), (0, Verdict::Retry));
             given.push((port, frames[0]));
         }
+        self.refused.clear();
         for port in 0..self.switch.ports() {
+            let is_refused = self.ways.is_refused(port);
             let share = self.ways.share(port);
             assert_eq!(share.len(), usize::from(!share.is_empty()));
-            given.extend(
-                share
-                    .iter()
-                    .map(|&frame| (u16::try_from(port).unwrap(), frame)),
+            for &frame in &*share {
+                let port = u16::try_from(port).unwrap();
+                match frame.verdict {
+                    Verdict::Dropped(reason) => self.refused.push((port, reason)),
+                    _ => given.push((port, frame)),
+                }
+            }
+            assert_eq!(
+                is_refused,
+                self.refused.iter().any(|(to, _)| usize::from(*to) == port)
             );
             assert_eq!(share.is_empty(), self.ways.ports & 1 << port == 0);
         }
@@ -145,7 +156,7 @@ fn it_floods_learns_and_forgets() {
     assert_eq!(bench.ports(0, &hello), Ok(vec![2]));
     assert_eq!(
         bench.ports(2, &hello),
-        Ok(vec![]),
+        Err(DropReason::NoPort),
         "B is on the port it came from; A moves here"
     );
     assert_eq!(
@@ -269,6 +280,7 @@ fn isolated_ports_reach_only_the_others() {
     };
     let mut bench = Bench::new(vec![isolated.clone(), isolated, PortRules::default()]);
     assert_eq!(bench.ports(0, &ethernet(ALL, A, None, 50)), Ok(vec![2]));
+    assert_eq!(bench.refused, [(1, DropReason::Isolated)]);
     assert_eq!(
         bench.ports(1, &ethernet(A, B, None, 50)),
         Err(DropReason::Isolated)
@@ -303,6 +315,7 @@ fn a_port_is_given_nothing_longer_than_its_mtu() {
         Ok(vec![1, 2])
     );
     assert_eq!(bench.ports(0, &ethernet(ALL, A, None, 1501)), Ok(vec![2]));
+    assert_eq!(bench.refused, [(1, DropReason::Mtu)]);
     bench.ports(1, &ethernet(ALL, B, None, 50)).unwrap();
     assert_eq!(
         bench.ports(0, &ethernet(B, A, None, 1501)),
@@ -499,6 +512,10 @@ fn a_second_tag_never_becomes_the_first() {
         };
         assert_eq!(bench.ports(0, &hide(0)), Ok(vec![2]), "a priority first");
         assert_eq!(bench.ports(2, &hide(10)), Ok(vec![]));
+        assert_eq!(
+            bench.refused,
+            [0, 1, 3].map(|port| (port, DropReason::Vlan))
+        );
         assert_eq!(bench.ports(2, &hide(20)), Ok(vec![3]), "both tags stay");
         // A station that was learned is no way round it.
         bench.send(3, &ethernet(ALL, B, None, 60), 64).unwrap();
