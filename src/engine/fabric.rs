@@ -155,8 +155,8 @@ impl Fabric {
     }
 }
 
-/// How long the frame at the front has waited for a receiver's buffers. A receiver that takes one is
-/// there, however slow it is: with each frame that goes, time begins anew for the next.
+/// How long the frame at the front has waited for a receiver's buffers. A receiver that takes one
+/// is there, however slow it is: with each frame that goes, time begins anew for the next.
 #[derive(Debug, Default)]
 struct Hold(Option<Instant>);
 

@@ -142,7 +142,8 @@ pub enum DropReason {
     Mtu,
     /// The port has sent or received as much as it may.
     Policed,
-    /// A switch has no port for it: its station is where it came from, or nobody else is in its VLAN.
+    /// A switch has no port for it: its station is where it came from, or nobody else is in its
+    /// VLAN.
     NoPort,
 }
 
@@ -188,7 +189,8 @@ pub enum Verdict {
     Dropped(DropReason),
 }
 
-/// How many frames at the front of a burst are decided, once a sink had them. The others come again.
+/// How many frames at the front of a burst are decided, once a sink had them. The others come
+/// again.
 #[inline]
 pub fn decided(frames: &[Frame]) -> usize {
     match frames.last() {

@@ -274,16 +274,16 @@ fn drops_behind_a_frame_that_waits<D: Driver>(cores: [usize; 2]) {
 /// of it takes longer than a frame may wait.
 fn a_slow_receiver<D: Driver>(cores: [usize; 2]) {
     const LATE: Duration = Duration::from_millis(400);
-    const FRAMES: u64 = 4;
+    let kinds = [Kind::Good; 4];
     let deadline = Instant::now() + PATIENCE;
     loop {
         let mut wire = Wire::<D>::with_hold([1, 1], cores, LATE);
         wire.start_all();
         let [from, to] = &mut wire.ports;
         let (mut sender, mut receiver) = (Sender::default(), Receiver::default());
-        sender.offer(from, &[Kind::Good; FRAMES as usize]);
+        sender.offer(from, &kinds);
         let (start, mut latest) = (Instant::now(), Duration::ZERO);
-        for number in 0..FRAMES {
+        for number in 0..kinds.len() as u64 {
             let since = Instant::now();
             // The pace, which is what is tested.
             std::thread::sleep(LATE / 2);
@@ -301,7 +301,7 @@ fn a_slow_receiver<D: Driver>(cores: [usize; 2]) {
         }
         assert!(start.elapsed() > LATE);
         sender.take_all_back(from);
-        return balance(&wire, FRAMES, FRAMES);
+        return balance(&wire, kinds.len() as u64, kinds.len() as u64);
     }
 }
 

@@ -213,7 +213,8 @@ impl Hub {
         }
     }
 
-    /// Nobody receives at a port: frames for it alone are lost to their sender, those for all to it.
+    /// Nobody receives at a port: frames for it alone are lost to their sender, those for all to
+    /// the port.
     #[cold]
     fn nobody_at(
         &mut self,
