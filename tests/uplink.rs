@@ -228,7 +228,7 @@ mod tests {
         let foreign = [&ALL[..], &HOST, &[high, low, 0, 7], &hello[12..]].concat();
         lan.host.send(&PLAIN, &foreign);
         wait_until("it is taken", PATIENCE, || {
-            (lan.daemon.counter("up", "tx_frames") >= 1).then_some(())
+            (lan.daemon.counter("up", "tx_drop_no_port") >= 1).then_some(())
         });
         for _ in 0..21 {
             assert_eq!(lan.guests[1].receive(0), hello);
