@@ -331,6 +331,11 @@ impl RingFormat for Packed {
     fn put_used(&mut self, chain: &ChainId, written: u32) {
         self.unsignalled = true;
         if self.in_order && written == 0 {
+            // A driver that gives descriptors again before it was told that they are used could
+            // make the run longer than the ring.
+            if chain.slots() > self.size - self.run.slots {
+                self.end_run();
+            }
             self.run.id = chain.id();
             self.run.slots += chain.slots();
             self.run.chains += 1;
