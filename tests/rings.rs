@@ -32,5 +32,6 @@ mod rings {
     mod oracle;
     mod sizes;
     mod switch;
+    mod walks;
     mod wire;
 }

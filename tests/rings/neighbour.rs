@@ -102,7 +102,7 @@ impl Defect {
 }
 
 /// Frames there and back on an echo port, every byte compared. Returns how long it took.
-fn traffic<D: Driver>(port: &mut Port<D>, pair: u16, rounds: u64) -> Duration {
+pub(super) fn traffic<D: Driver>(port: &mut Port<D>, pair: u16, rounds: u64) -> Duration {
     let start = Instant::now();
     for round in 0..rounds {
         let frame = |number| {
