@@ -22,6 +22,7 @@ mod rings {
     mod defects;
     mod disk;
     mod engine;
+    mod features;
     mod hostile;
     mod limits;
     mod models;
