@@ -23,6 +23,7 @@ mod rings {
     mod disk;
     mod drops;
     mod engine;
+    mod features;
     mod hostile;
     mod limits;
     mod losses;
@@ -34,5 +35,6 @@ mod rings {
     mod oracle;
     mod sizes;
     mod switch;
+    mod walks;
     mod wire;
 }

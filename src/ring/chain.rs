@@ -91,8 +91,9 @@ pub enum Popped {
     Chain(Chain),
     /// Nothing is available.
     Empty,
-    /// A chain is there but can't be taken yet: a translation is missing, or the caller's list of
-    /// segments has no room left. The cursor has not moved.
+    /// A chain is there but can't be taken yet: a translation is missing, the caller's list of
+    /// segments has no room left, or too many descriptors of long chains were walked since the last
+    /// publish. The cursor has not moved.
     Wait,
 }
 

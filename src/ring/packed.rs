@@ -9,6 +9,7 @@ use virtio_bindings::virtio_ring::{
     VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 
+use crate::memory::Area;
 use crate::sync::{Ordering, fence};
 
 use super::event::{PackedCursor, packed_need_event};
@@ -41,6 +42,24 @@ struct Run {
 /// Chains that one used descriptor stands for at most: drivers that clean up a ring in steps of
 /// their own bursts must find an end there.
 const RUN_MAX: u16 = 32;
+
+/// What base 0 says: an even lap begins.
+const EVEN_LAP: PackedCursor = PackedCursor {
+    slot: 0,
+    wrap: false,
+};
+
+/// Whether no descriptor of a ring was ever used. libblkio's driver says base 0 for such a ring,
+/// which is in its first lap; in earnest that is where an even lap begins with nothing in flight.
+///
+/// In the first lap the driver leaves USED clear everywhere. Where an even lap begins it is set
+/// somewhere: the last used descriptor lies in the lap before, since no chain and no run of chains
+/// is longer than the ring, and what the driver made of it since has the bit too. It need not lie
+/// in slot 0: one used descriptor stands for all slots of a chain or of a run, and the others keep
+/// what the driver wrote, which may be of an odd lap.
+fn is_fresh(desc: &Area, size: u16) -> bool {
+    (0..size).all(|slot| (desc.load64(Packed::word_at(slot)) >> 48) as u16 & USED == 0)
+}
 
 /// The device's side of one packed ring.
 #[derive(Debug)]
@@ -167,16 +186,7 @@ impl RingFormat for Packed {
         }
         let mut next_avail = PackedCursor::from_off_wrap(config.base.avail);
         let mut next_used = PackedCursor::from_off_wrap(config.base.used);
-        // libblkio's driver says 0 for a fresh ring, which in earnest is the second lap. There
-        // every first descriptor has its USED bit set: by us in the first lap, or by the driver
-        // that made it available again.
-        let second_lap = PackedCursor {
-            slot: 0,
-            wrap: false,
-        };
-        let first_flags = areas.desc.load64(Packed::word_at(0)) >> 48;
-        if next_avail == second_lap && next_used == second_lap && first_flags & u64::from(USED) == 0
-        {
+        if next_avail == EVEN_LAP && next_used == EVEN_LAP && is_fresh(&areas.desc, size) {
             next_avail.wrap = true;
             next_used.wrap = true;
         }
@@ -321,6 +331,11 @@ impl RingFormat for Packed {
     fn put_used(&mut self, chain: &ChainId, written: u32) {
         self.unsignalled = true;
         if self.in_order && written == 0 {
+            // A driver that gives descriptors again before it was told that they are used could
+            // make the run longer than the ring.
+            if chain.slots() > self.size - self.run.slots {
+                self.end_run();
+            }
             self.run.id = chain.id();
             self.run.slots += chain.slots();
             self.run.chains += 1;

@@ -7,6 +7,7 @@ mod faults;
 mod in_order;
 mod resume;
 mod singles;
+mod walks;
 
 use std::sync::Arc;
 
@@ -110,6 +111,10 @@ both! {
     kicks_are_off_while_polling_and_on_when_asked(16, 13) = kicks;
     simple_chains_go_round_many_at_once(8, 7) = singles::laps;
     only_simple_chains_are_taken_many_at_once(8, 7) = singles::limits;
+    long_tables_take_turns(512, 511) = walks::long_tables;
+    a_chain_longer_than_a_turn_has_one_of_its_own(32768, 32768) = walks::longer_than_all;
+    chains_of_one_descriptor_take_no_turns(32768, 32768) = walks::singles_are_free;
+    what_was_given_back_was_walked(8, 7) = walks::unpop_is_no_way_round;
     a_chain_longer_than_the_ring_is_a_fault(4, 3) = faults::too_long;
     an_unmapped_buffer_is_a_fault(4, 3) = faults::unmapped;
     a_readable_after_a_writable_is_a_fault(4, 3) = faults::readable_after_writable;

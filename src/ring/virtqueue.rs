@@ -17,6 +17,12 @@ use super::journal::{Journal, NoJournal};
 /// segments; QEMU accepts 1024 from any ring, and so do we.
 const INDIRECT_MAX: u32 = 1024;
 
+/// Descriptors that are walked in a burst, beyond the first of each chain, before no other chain of
+/// many is begun in it. Those without a byte fill no list of segments: nothing else would end the
+/// burst of a driver that makes all its chains as long as they may be, and everybody on its worker
+/// waits for that end. Bursts of 256 frames with 64 descriptors each come through whole.
+const WALK_MAX: u32 = 16384;
+
 /// Why the walk ended without a chain.
 enum Stop {
     Fault(RingFault),
@@ -39,6 +45,8 @@ struct Walk<'a> {
     first_writable: Option<usize>,
     readable_bytes: u64,
     writable_bytes: u64,
+    /// Entries of its indirect table that were looked at.
+    entries: u32,
 }
 
 impl Walk<'_> {
@@ -102,6 +110,8 @@ pub struct Virtqueue<F: RingFormat, J: Journal = NoJournal> {
     in_flight: u32,
     /// Used elements staged since the last publish.
     staged: u32,
+    /// Descriptors walked since the last publish, beyond the first of each chain.
+    walked: u32,
     /// The rule that was broken. A broken ring gives out nothing: the cursor stays on the chain at
     /// fault, so that a poller would otherwise meet it for ever.
     fault: Option<RingFault>,
@@ -138,14 +148,17 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
             readable_only: config.readable_only,
             in_flight: 0,
             staged: 0,
+            walked: 0,
             fault: None,
             log: None,
         })
     }
 
-    /// Makes all staged used elements visible. Returns whether the driver wants a call for them.
+    /// Makes all staged used elements visible. Returns whether the driver wants a call for them. It
+    /// is the end of a burst: long chains may be popped again.
     #[inline]
     pub fn publish(&mut self) -> bool {
+        self.walked = 0;
         if self.staged == 0 {
             return false;
         }
@@ -236,20 +249,30 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
             first_writable: None,
             readable_bytes: 0,
             writable_bytes: 0,
+            entries: 0,
         };
         let (mut at, mut slots) = (head, 1u16);
         loop {
             if at.desc.has(Desc::INDIRECT) {
-                self.walk_indirect(&at.desc, &mut walk)?;
+                if slots == 1 {
+                    self.may_walk()?;
+                }
+                let walked = self.walk_indirect(&at.desc, &mut walk);
+                self.walked += walk.entries;
+                walked?;
                 break;
             }
             walk.add(&at.desc)?;
             if !at.desc.has(Desc::NEXT) {
                 break;
             }
+            if slots == 1 {
+                self.may_walk()?;
+            }
             if slots == self.size {
                 return Err(RingFault::ChainTooLong.into());
             }
+            self.walked += 1;
             at = self.format.next(at.slot, &at.desc)?;
             slots += 1;
         }
@@ -262,6 +285,16 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
         let entry = self.journal.took(&chain.id);
         chain.id = chain.id.with_entry(entry);
         Ok(chain)
+    }
+
+    /// Whether another chain of more than one descriptor may be begun in this burst. Once begun it
+    /// is walked to its end, so that the longest one there can be still has a burst of its own.
+    #[inline]
+    fn may_walk(&self) -> Result<(), Stop> {
+        match self.walked < WALK_MAX {
+            true => Ok(()),
+            false => Err(Stop::Wait),
+        }
     }
 
     /// VIRTIO 1.3 §2.7.5.3, §2.8.7.
@@ -280,10 +313,10 @@ impl<F: RingFormat, J: Journal> Virtqueue<F, J> {
         if F::PACKED && len > limit {
             return Err(RingFault::IndirectTooLong.into());
         }
-        let (mut index, mut count) = (0, 0);
+        let mut index = 0;
         loop {
-            count += 1;
-            if count > limit {
+            walk.entries += 1;
+            if walk.entries > limit {
                 return Err(RingFault::IndirectTooLong.into());
             }
             let at = table

@@ -4,6 +4,7 @@
 //! property tests, models and benches. One driver per virtqueue, on the same memory as the device
 //! side under test.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::memory::{Access, GuestRam, Segments, copy};
@@ -115,15 +116,31 @@ impl RingMemory {
     /// # Panics
     /// When the ring is impossible.
     pub fn device_at<F: RingFormat>(&self, event_idx: bool, base: VringBase) -> Virtqueue<F> {
-        let config = RingConfig {
-            size: self.size,
+        self.device_with(&RingConfig {
             event_idx,
+            base,
+            ..self.config::<F>()
+        })
+    }
+
+    /// A fresh ring with indirect descriptors and no other feature.
+    pub fn config<F: RingFormat>(&self) -> RingConfig {
+        RingConfig {
+            size: self.size,
+            event_idx: false,
             indirect: true,
             in_order: false,
             readable_only: false,
-            base,
-        };
-        Virtqueue::new(Arc::clone(&self.ram), self.areas::<F>(), &config).expect("a legal ring")
+            base: VringBase::fresh(F::PACKED),
+        }
+    }
+
+    /// The device side, set up like this.
+    ///
+    /// # Panics
+    /// When the ring is impossible.
+    pub fn device_with<F: RingFormat>(&self, config: &RingConfig) -> Virtqueue<F> {
+        Virtqueue::new(Arc::clone(&self.ram), self.areas::<F>(), config).expect("a legal ring")
     }
 }
 
@@ -139,6 +156,10 @@ pub trait Driver: Sized + core::fmt::Debug {
 
     /// The driver of a ring that stands at `base` with nothing in flight, as after many laps.
     fn standing_at(memory: &RingMemory, event_idx: bool, base: VringBase) -> Self;
+
+    /// VIRTIO_F_IN_ORDER was negotiated: one used descriptor may stand for many chains. Before the
+    /// first chain.
+    fn set_in_order(&mut self, in_order: bool);
 
     /// Writes a chain of direct descriptors. Returns its id, or `None` when the ring is full.
     /// Nothing is available before [`Driver::publish`].
@@ -254,6 +275,10 @@ impl Driver for SplitDriver {
         }
     }
 
+    fn set_in_order(&mut self, _in_order: bool) {
+        // The device writes an element for each chain all the same.
+    }
+
     fn add_raw(&mut self, descs: &[(Buf, u16)]) -> Option<u16> {
         if descs.len() > self.free.len() {
             return None;
@@ -361,6 +386,22 @@ pub struct PackedDriver {
     shown: PackedCursor,
     held: Option<(usize, u64)>,
     next_used: PackedCursor,
+    in_order: bool,
+    /// With `in_order`: ids in flight, oldest first.
+    order: VecDeque<u16>,
+    /// The last chain that the used descriptor read last stands for, until it was given out.
+    batch: Option<u16>,
+}
+
+impl PackedDriver {
+    /// Takes back the chain `id`, the next in the ring.
+    fn release(&mut self, id: u16) {
+        let count = core::mem::take(&mut self.slots[usize::from(id)]);
+        assert!(count > 0, "used id {id} was not in flight");
+        self.next_used.advance(count, self.memory.size);
+        self.room += count;
+        self.free.push(id);
+    }
 }
 
 impl Driver for PackedDriver {
@@ -388,7 +429,14 @@ impl Driver for PackedDriver {
             shown: start,
             held: None,
             next_used: start,
+            in_order: false,
+            order: VecDeque::new(),
+            batch: None,
         }
+    }
+
+    fn set_in_order(&mut self, in_order: bool) {
+        self.in_order = in_order;
     }
 
     fn add_raw(&mut self, descs: &[(Buf, u16)]) -> Option<u16> {
@@ -399,6 +447,9 @@ impl Driver for PackedDriver {
         let id = self.free.pop()?;
         self.room -= count;
         self.slots[usize::from(id)] = count;
+        if self.in_order {
+            self.order.push_back(id);
+        }
         let mut head = None;
         for (i, (buf, extra)) in descs.iter().enumerate() {
             let lap = if self.next_avail.wrap { AVAIL } else { USED };
@@ -451,6 +502,12 @@ impl Driver for PackedDriver {
     }
 
     fn used(&mut self) -> Option<(u16, u32)> {
+        if let Some(last) = self.batch {
+            let id = self.order.pop_front().expect("a chain of the batch");
+            self.batch = (id != last).then_some(last);
+            self.release(id);
+            return Some((id, 0));
+        }
         let at = usize::from(self.next_used.slot) * 16 + 8;
         let word = self.raw.desc.load64_acquire(at);
         let flags = u16::try_from(word >> 48).expect("16 bits");
@@ -458,13 +515,19 @@ impl Driver for PackedDriver {
         if (flags & AVAIL != 0) != wrap || (flags & USED != 0) != wrap {
             return None;
         }
-        let id = u16::try_from((word >> 32) & 0xffff).expect("16 bits");
-        let count = core::mem::take(&mut self.slots[usize::from(id)]);
-        assert!(count > 0, "used id {id} was not in flight");
-        self.next_used.advance(count, self.memory.size);
-        self.room += count;
-        self.free.push(id);
-        Some((id, u32::try_from(word & 0xffff_ffff).expect("32 bits")))
+        let mut id = u16::try_from((word >> 32) & 0xffff).expect("16 bits");
+        let written = u32::try_from(word & 0xffff_ffff).expect("32 bits");
+        if self.in_order {
+            // The descriptor names the last chain that it stands for.
+            let last = core::mem::replace(&mut id, self.order.pop_front().expect("in flight"));
+            if id != last {
+                assert!(self.order.contains(&last), "used id {last} in its turn");
+                assert_eq!(written, 0, "what was written is told of each chain");
+                self.batch = Some(last);
+            }
+        }
+        self.release(id);
+        Some((id, written))
     }
 
     fn set_calls(&mut self, calls: Calls) {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vringd::device::DeviceModel;
 use vringd::engine::{Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts};
 use vringd::ring::RingFormat;
 use vringd::testing::driver::{Buf, Driver, PackedDriver, SplitDriver, write_guest};
@@ -102,7 +101,7 @@ impl Defect {
 }
 
 /// Frames there and back on an echo port, every byte compared. Returns how long it took.
-fn traffic<D: Driver>(port: &mut Port<D>, pair: u16, rounds: u64) -> Duration {
+pub(super) fn traffic<D: Driver>(port: &mut Port<D>, pair: u16, rounds: u64) -> Duration {
     let start = Instant::now();
     for round in 0..rounds {
         let frame = |number| {
@@ -194,40 +193,4 @@ fn one_broken_split_ring_disturbs_nobody() {
 #[test]
 fn one_broken_packed_ring_disturbs_nobody() {
     one_broken_ring::<PackedDriver>();
-}
-
-/// Bits that change nothing but what drivers may do: they are offered, taken, and frames move.
-#[test]
-fn frames_move_with_every_transport_feature() {
-    /// VIRTIO_F_ANY_LAYOUT, RING_INDIRECT_DESC, RING_EVENT_IDX, IN_ORDER, ORDER_PLATFORM,
-    /// NOTIFICATION_DATA.
-    const BITS: [u64; 6] = [1 << 27, 1 << 28, 1 << 29, 1 << 35, 1 << 36, 1 << 38];
-    fn with<D: Driver>(features: u64) {
-        let model = model("net0", 1);
-        assert_eq!(model.features() & features, features, "offered");
-        let member = Member {
-            parts: Parts::Net(Arc::clone(&model), LinkSpec::Echo),
-            cores: vec![0],
-        };
-        let options = EngineOptions {
-            cores: vec![0],
-            idle: IdlePolicy::Adaptive,
-            stop_timeout: PATIENCE,
-            ..EngineOptions::default()
-        };
-        let (engine, mut handles) = Engine::start(&options, vec![member]).unwrap();
-        let mut port = Port::<D>::new(handles.remove(0), model);
-        (0..2).for_each(|index| port.start_with(index, features, None));
-        // Packed in-order rings use one descriptor for a run: the driver here asks for each.
-        let rounds = if features & (1 << 35) == 0 { 4 } else { 0 };
-        traffic(&mut port, 0, rounds);
-        for index in [0, 1] {
-            port.stop(index);
-        }
-        engine.stop();
-    }
-    for bit in BITS {
-        with::<SplitDriver>(bit);
-        with::<PackedDriver>(bit);
-    }
 }

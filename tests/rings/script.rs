@@ -36,7 +36,8 @@ pub enum Step {
     Pop { count: u16, short: bool },
     /// The device gives the last chain back.
     Unpop,
-    /// The device uses up to `count` chains, chosen by `which`.
+    /// The device uses up to `count` chains, chosen by `which`, with lengths from `written` on, or
+    /// with 0 alone.
     Use {
         count: u16,
         which: u16,
@@ -50,6 +51,8 @@ pub enum Step {
     Calls(Calls),
     /// The device asks for kicks, or for none.
     Kicks(bool),
+    /// Chains of so many descriptors, as far as there is room, go there and all the way back.
+    Round(Vec<usize>),
 }
 
 /// A ring and what happens on it.
@@ -58,6 +61,8 @@ pub struct Script {
     pub size: u16,
     pub event_idx: bool,
     pub in_order: bool,
+    /// The device side starts anew, where it stands, after each step that leaves it without chains.
+    pub restarts: bool,
     pub base: VringBase,
     pub steps: Vec<Step>,
 }
@@ -94,12 +99,13 @@ fn step() -> impl Strategy<Value = Step> {
         30 => Just(Step::Publish),
         40 => (few(), any::<bool>()).prop_map(|(count, short)| Step::Pop { count, short }),
         8 => Just(Step::Unpop),
-        40 => (few(), any::<u16>(), any::<u32>())
+        40 => (few(), any::<u16>(), prop_oneof![Just(0), any::<u32>()])
             .prop_map(|(count, which, written)| Step::Use { count, which, written }),
         25 => Just(Step::PublishUsed),
         25 => few().prop_map(Step::Reap),
         12 => calls.prop_map(Step::Calls),
         12 => any::<bool>().prop_map(Step::Kicks),
+        30 => prop::collection::vec(1usize..4, 1..4).prop_map(Step::Round),
     ]
 }
 
@@ -127,13 +133,16 @@ pub fn script(packed: bool, sizes: &'static [u16]) -> impl Strategy<Value = Scri
         .prop_flat_map(move |size| (Just(size), base(packed, size)))
         .prop_flat_map(|(size, base)| {
             let steps = prop::collection::vec(step(), 1..120);
-            (Just((size, base)), any::<bool>(), any::<bool>(), steps)
+            (Just((size, base)), any::<[bool; 3]>(), steps)
         })
-        .prop_map(|((size, base), event_idx, in_order, steps)| Script {
-            size,
-            event_idx,
-            in_order,
-            base,
-            steps,
-        })
+        .prop_map(
+            |((size, base), [event_idx, in_order, restarts], steps)| Script {
+                size,
+                event_idx,
+                in_order,
+                restarts,
+                base,
+                steps,
+            },
+        )
 }

@@ -8,7 +8,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use vringd::memory::{GuestRam, Segment, Segments, copy};
-use vringd::ring::{ChainId, ChainQueue, Desc, Popped, RingFormat, Single, Virtqueue};
+use vringd::ring::{
+    ChainId, ChainQueue, Desc, Popped, RingConfig, RingFormat, Single, Virtqueue, VringBase,
+};
 use vringd::testing::driver::{Buf, Calls, Driver, RingMemory, write_guest};
 
 use super::script::{Layout, Script, Shape, Step};
@@ -57,13 +59,23 @@ enum Wish {
     Passing(u64),
 }
 
+/// What the chain number `turn` of some was used with.
+fn length(written: u32, turn: u32) -> u32 {
+    match written {
+        0 => 0,
+        _ => written.wrapping_add(turn),
+    }
+}
+
 pub struct Session<D: Driver> {
     ram: Arc<GuestRam>,
     driver: D,
     vq: Virtqueue<D::Format>,
+    config: RingConfig,
     segments: Segments,
     event_idx: bool,
     in_order: bool,
+    restarts: bool,
     size: u16,
     /// After so many positions the ring's indices repeat.
     modulus: u64,
@@ -97,8 +109,15 @@ impl<D: Driver> Session<D> {
     pub fn new(script: &Script) -> Session<D> {
         let ram = GuestRam::for_test(&[(0, SEAM), (SEAM, RAM - SEAM)]);
         let memory = RingMemory::new::<D::Format>(&ram, 0, script.size);
-        let driver = D::standing_at(&memory, script.event_idx, script.base);
-        let vq = memory.device_at::<D::Format>(script.event_idx, script.base);
+        let mut driver = D::standing_at(&memory, script.event_idx, script.base);
+        driver.set_in_order(script.in_order);
+        let config = RingConfig {
+            event_idx: script.event_idx,
+            in_order: script.in_order,
+            base: script.base,
+            ..memory.config::<D::Format>()
+        };
+        let vq = memory.device_with(&config);
         let size = u64::from(script.size);
         let modulus = if Self::PACKED { 2 * size } else { 1 << 16 };
         let start = if Self::PACKED {
@@ -122,9 +141,11 @@ impl<D: Driver> Session<D> {
             ram,
             driver,
             vq,
+            config,
             segments: Segments::with_capacity(4096),
             event_idx: script.event_idx,
             in_order: script.in_order,
+            restarts: script.restarts,
             size: script.size,
             modulus,
             posted: 0,
@@ -190,6 +211,10 @@ impl<D: Driver> Session<D> {
             Step::Reap(count) => self.reap(count),
             Step::Calls(calls) => self.set_calls(calls),
             Step::Kicks(wanted) => self.set_kicks(wanted),
+            Step::Round(ref chains) => self.round(chains),
+        }
+        if self.restarts {
+            self.restart();
         }
         let unit = |posted: &Posted| u32::from(posted.slots);
         let in_flight: u32 = self.popped.iter().map(|(_, posted)| unit(posted)).sum();
@@ -310,6 +335,19 @@ impl<D: Driver> Session<D> {
             let buf = self.buffer(1, self.room.is_multiple_of(3));
             self.post(&[buf], 1, None);
         }
+    }
+
+    /// Small rings are gone through often this way, and stand with nothing under way often.
+    fn round(&mut self, chains: &[usize]) {
+        for &count in chains {
+            let bufs: Vec<_> = (0..count).map(|_| self.buffer(64, false)).collect();
+            self.post(&bufs, count, None);
+        }
+        self.publish();
+        self.pop(u16::MAX, false);
+        self.use_chains(u16::MAX, 1, 0);
+        self.publish_used();
+        self.reap(u16::MAX);
     }
 
     fn publish(&mut self) {
@@ -433,7 +471,7 @@ impl<D: Driver> Session<D> {
                 (usize::from(which) + turn as usize) % self.popped.len()
             };
             let (id, posted) = self.popped.remove(at).unwrap();
-            let written = written.wrapping_add(turn);
+            let written = length(written, turn);
             self.vq.put_used(id, written, &[]);
             self.done += u64::from(posted.slots);
             self.staged.push_back((posted, written));
@@ -443,7 +481,7 @@ impl<D: Driver> Session<D> {
     /// The oldest chains, those of one descriptor many at once.
     fn use_singles(&mut self, count: usize, written: u32) {
         let mut singles = Vec::new();
-        let mut lens = (0..).map(|turn| written.wrapping_add(turn));
+        let mut lens = (0..).map(|turn| length(written, turn));
         for _ in 0..count.min(self.popped.len()) {
             let (id, posted) = self.popped.pop_front().unwrap();
             self.done += u64::from(posted.slots);
@@ -461,6 +499,15 @@ impl<D: Driver> Session<D> {
         let staged = self.staged.len() - singles.len();
         let lens = self.staged.iter().skip(staged).map(|(_, len)| *len);
         self.vq.put_used_singles(&singles, lens);
+    }
+
+    /// Over the 32-bit value of the protocol, whatever the driver has written meanwhile.
+    fn restart(&mut self) {
+        if self.popped.is_empty() && self.staged.is_empty() {
+            let base = self.vq.base().to_u32(Self::PACKED);
+            self.config.base = VringBase::from_u32(Self::PACKED, base);
+            self.vq = self.driver.memory().device_with(&self.config);
+        }
     }
 
     fn publish_used(&mut self) {

@@ -84,3 +84,33 @@ fn a_chain_that_was_written_ends_the_run_and_has_a_descriptor_of_its_own() {
     assert_eq!(used(&rig, 3), Some((id(3), 8)));
     assert_eq!(used(&rig, 4), Some((id(4), 0)));
 }
+
+#[test]
+fn a_run_is_never_longer_than_the_ring() {
+    let mut rig = Rig::<PackedDriver>::new(1);
+    let config = RingConfig {
+        in_order: true,
+        ..rig.driver.memory().config::<Packed>()
+    };
+    rig.vq = rig.driver.memory().device_with(&config);
+    // The driver gives the one descriptor again before it was told that it is used.
+    let flags = [0x80, 0x8000, 0x80, 0x8000];
+    for (lap, flags) in flags.into_iter().enumerate() {
+        let areas = rig.driver.raw();
+        areas.desc.store64(0, BUFFERS);
+        areas.desc.store64(8, 8 | (flags << 48));
+        let chain = take(&mut rig);
+        rig.use_chain(chain, 0);
+        let wrap = if lap % 2 == 0 { 0 } else { 0x8000 };
+        assert_eq!(rig.vq.base().used, wrap, "lap {lap}");
+    }
+    rig.vq.publish();
+    assert_eq!(rig.vq.base().used, 0x8000);
+    assert_eq!((rig.vq.in_flight(), rig.vq.fault()), (0, None));
+    rig.driver.add(&[Buf::writable(BUFFERS, 8)]).unwrap();
+    rig.driver.publish();
+    let chain = take(&mut rig);
+    rig.use_chain(chain, 5);
+    rig.vq.publish();
+    assert_eq!(used(&rig, 0), Some((0, 5)));
+}

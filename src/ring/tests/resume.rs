@@ -1,4 +1,5 @@
-//! Where a split ring goes on when base and indexes in memory differ.
+//! Where a ring goes on: when a split ring's base and indexes in memory differ, and when base 0 of
+//! a packed ring is the truth.
 
 use super::*;
 
@@ -78,4 +79,64 @@ fn a_base_counts_when_the_indexes_in_memory_contradict_each_other() {
     rig.use_chain(chain, 0);
     rig.vq.publish();
     assert_eq!(rig.driver.raw().device.load16(2), 501);
+}
+
+/// A packed ring of 4 on which bursts of chains, of so many descriptors each, were used; it then
+/// stands, drained, at its first slot in the second lap.
+fn packed_at_zero(in_order: bool, bursts: &[&[usize]]) {
+    let mut rig = Rig::<PackedDriver>::new(4);
+    let memory = rig.driver.memory().clone();
+    let config = RingConfig {
+        event_idx: true,
+        in_order,
+        ..memory.config::<Packed>()
+    };
+    rig.driver.set_in_order(in_order);
+    rig.vq = memory.device_with(&config);
+    for burst in bursts {
+        go_round(&mut rig, burst);
+    }
+    let base = rig.vq.base().to_u32(true);
+    assert_eq!(base, 0, "drained at the first slot");
+    let base = VringBase::from_u32(true, base);
+    rig.vq = memory.device_with(&RingConfig { base, ..config });
+    assert!(rig.pop().is_none(), "the driver made nothing available");
+    for _ in 0..3 {
+        go_round(&mut rig, &[1, 2]);
+    }
+}
+
+/// Chains there and back.
+fn go_round(rig: &mut Rig<PackedDriver>, chains: &[usize]) {
+    let ids: Vec<_> = chains
+        .iter()
+        .map(|&count| rig.driver.add(&vec![Buf::readable(BUFFERS, 8); count]))
+        .collect();
+    rig.driver.publish();
+    let popped: Vec<_> = ids.iter().map(|_| rig.pop().expect("a chain")).collect();
+    assert!(rig.pop().is_none());
+    for chain in popped {
+        rig.vq.put_used(chain.id, 0, &[]);
+    }
+    rig.vq.publish();
+    for id in ids {
+        assert_eq!(rig.driver.used().map(|used| used.0), id);
+    }
+    assert_eq!(rig.driver.used(), None);
+}
+
+#[test]
+fn base_zero_is_the_truth_after_a_chain_over_the_end_of_the_ring() {
+    // The third chain of the second lap ends in slot 0, which nobody writes to in the third.
+    packed_at_zero(false, &[&[2], &[2], &[2], &[1], &[2], &[1], &[1], &[1]]);
+    packed_at_zero(true, &[&[2], &[2], &[2], &[1], &[2], &[1], &[1], &[1]]);
+}
+
+#[test]
+fn base_zero_is_the_truth_after_a_run_over_the_end_of_the_ring() {
+    packed_at_zero(true, &[&[1; 4], &[1; 2], &[1; 3], &[1; 3]]);
+    // One used descriptor for a whole lap is in the first slot, or the lap does not end with it.
+    packed_at_zero(true, &[&[1; 4]]);
+    packed_at_zero(true, &[&[4]]);
+    packed_at_zero(false, &[&[4], &[4], &[4]]);
 }

@@ -10,6 +10,8 @@ const BUFFERS: u64 = 0x8000;
 const TABLE: u64 = 0x4000;
 /// VIRTIO_F_INDIRECT_DESC, as [`RingInput::flags`] has it.
 const INDIRECT: u8 = 1 << 1;
+/// VIRTIO_F_IN_ORDER, likewise.
+const IN_ORDER: u8 = 1 << 2;
 const SMALL_AREAS: u8 = 1 << 4;
 const LITTLE_ROOM: u8 = 1 << 5;
 /// A packed descriptor that is available in the first and in the second lap.
@@ -255,12 +257,35 @@ fn changing(packed: bool) -> Vec<u8> {
     seed.finish(&[Op::Pop, Op::Use(1), Op::Publish])
 }
 
+/// A ring of one descriptor that the driver gives again and again before it is told of its use.
+fn given_again() -> Vec<u8> {
+    let mut seed = Seed::new(true);
+    seed.input.size = 1;
+    seed.input.flags |= IN_ORDER;
+    for lap in 0..6 {
+        let flags = if lap % 2 == 0 { FIRST_LAP } else { SECOND_LAP };
+        let desc = Desc {
+            flags,
+            ..buffer(0, 0)
+        };
+        seed.put(0, desc);
+        seed.ops.extend([Op::Pop, Op::Use(0)]);
+        if lap == 3 {
+            seed.ops.push(Op::Publish);
+        }
+    }
+    seed.finish(&[Op::Publish, Op::Pop, Op::Use(1), Op::Publish])
+}
+
 /// All seeds of a format, by name.
 pub fn ring_seeds(packed: bool) -> Vec<(String, Vec<u8>)> {
     let mut seeds = vec![
         ("honest".to_owned(), honest(packed)),
         ("changing".to_owned(), changing(packed)),
     ];
+    if packed {
+        seeds.push(("given-again".to_owned(), given_again()));
+    }
     for fault in RingFault::ALL {
         if let Some(seed) = seed_for(packed, fault) {
             seeds.push((format!("fault-{fault:?}"), seed));

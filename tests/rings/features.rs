@@ -1,0 +1,256 @@
+//! Every set of features that a net driver may have taken: frames of all kinds of chains go there
+//! and back, with kicks where the device asks for them, and calls where the driver does.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vringd::device::DeviceModel;
+use vringd::device::net::feature;
+use vringd::engine::{
+    Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts, VringAddr, VringRunner, VringSetup,
+};
+use vringd::ring::{Desc, RingFormat};
+use vringd::testing::driver::{Buf, Calls, Driver, PackedDriver, SplitDriver, UVA, write_guest};
+
+use super::port::{PATIENCE, Port, SIZE, fresh, model, payload};
+
+const ANY_LAYOUT: u64 = 1 << 27;
+const INDIRECT: u64 = 1 << 28;
+const EVENT_IDX: u64 = 1 << 29;
+const PACKED: u64 = 1 << 34;
+const IN_ORDER: u64 = 1 << 35;
+const ORDER_PLATFORM: u64 = 1 << 36;
+const NOTIFICATION_DATA: u64 = 1 << 38;
+
+/// Tables, behind all buffers.
+const TABLES: u64 = 0x3f_0000;
+/// Frames in a burst, and bursts: more than two laps of chains of three descriptors, more than one
+/// of chains of one.
+const FRAMES: usize = 16;
+const ROUNDS: u64 = 5;
+
+fn wait_for<T>(what: &str, features: u64, mut probe: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = probe() {
+            return answer;
+        }
+        assert!(
+            start.elapsed() < PATIENCE,
+            "{what}, features {features:#x}: not within {PATIENCE:?}"
+        );
+        std::thread::yield_now();
+    }
+}
+
+/// A queue pair whose driver took `features`.
+struct Guest<'a, D: Driver> {
+    port: &'a mut Port<D>,
+    features: u64,
+    kicks: [EventFd; 2],
+    calls: [EventFd; 2],
+}
+
+impl<D: Driver> Guest<'_, D> {
+    fn new(port: &mut Port<D>, features: u64) -> Guest<'_, D> {
+        let fds = || [0; 2].map(|_| EventFd::new(EFD_NONBLOCK).unwrap());
+        let (kicks, calls) = (fds(), fds());
+        let packed = if D::Format::PACKED { PACKED } else { 0 };
+        for index in 0..2u16 {
+            let at = usize::from(index);
+            let ring = port.rings[at].clone();
+            drop(fresh::<D>(&ring));
+            port.drivers[at] = D::new(&ring, features & EVENT_IDX != 0);
+            port.drivers[at].set_in_order(features & IN_ORDER != 0);
+            let [desc, driver, device] = ring.at.map(|gpa| gpa + UVA);
+            let setup = VringSetup {
+                index,
+                size: SIZE,
+                features: features | packed,
+                base: None,
+                addr: VringAddr {
+                    desc,
+                    driver,
+                    device,
+                },
+                ram: Arc::clone(&port.ram),
+                kick: Some(kicks[at].try_clone().unwrap()),
+                call: Some(calls[at].try_clone().unwrap()),
+                err: None,
+            };
+            port.handle.start(setup).unwrap();
+        }
+        Guest {
+            port,
+            features,
+            kicks,
+            calls,
+        }
+    }
+
+    fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+
+    /// Bytes of the virtio-net header.
+    fn header(&self) -> usize {
+        match self.has(feature::VERSION_1 | feature::MRG_RXBUF) {
+            true => 12,
+            false => 10,
+        }
+    }
+
+    /// Adds chain `number`: in one piece or three, direct, in a table, or in a table behind the
+    /// first piece. Returns the slots that it takes in its ring.
+    fn add(&mut self, index: u16, number: u64, bytes: u32, write: bool) -> u16 {
+        let at = Port::<D>::buffer(index, number);
+        let whole = |addr, len| Buf { addr, len, write };
+        let head = u32::try_from(self.header()).unwrap();
+        let pieces = [
+            whole(at, head),
+            whole(at + u64::from(head), 20),
+            whole(at + u64::from(head) + 20, bytes - head - 20),
+        ];
+        let kind = number % if self.has(INDIRECT) { 4 } else { 2 };
+        let table = TABLES + (u64::from(index) * u64::from(SIZE) + number) * 64;
+        let driver = &mut self.port.drivers[usize::from(index)];
+        let behind = match kind {
+            0 => {
+                driver.add(&[whole(at, bytes)]).unwrap();
+                return 1;
+            }
+            1 => {
+                driver.add(&pieces).unwrap();
+                return if D::Format::PACKED { 3 } else { 1 };
+            }
+            2 => {
+                driver.add_indirect(&pieces, table).unwrap();
+                return 1;
+            }
+            _ => &pieces[1..],
+        };
+        let words = D::table(behind);
+        let words: Vec<u8> = words
+            .iter()
+            .flatten()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
+        write_guest(&self.port.ram, table, &words);
+        let len = u32::try_from(words.len()).unwrap();
+        let descs = [(pieces[0], 0), (Buf::readable(table, len), Desc::INDIRECT)];
+        let driver = &mut self.port.drivers[usize::from(index)];
+        driver.add_raw(&descs).unwrap();
+        if D::Format::PACKED { 2 } else { 1 }
+    }
+
+    /// Adds a burst and shows it; a call is asked for when all of it is used.
+    fn show(&mut self, index: u16, lens: impl Iterator<Item = u32>) {
+        let at = usize::from(index);
+        let (mut slots, mut last) = (0, 0);
+        for (number, len) in (0..).zip(lens) {
+            last = self.add(index, number, len, index == 0);
+            slots += last;
+        }
+        let calls = match self.has(EVENT_IDX) {
+            true => Calls::After(slots - last),
+            false => Calls::On,
+        };
+        let driver = &mut self.port.drivers[at];
+        driver.set_calls(calls);
+        if driver.publish() {
+            self.kicks[at].write(1).unwrap();
+        }
+    }
+
+    /// What was used of a burst, after the call for it.
+    fn reap(&mut self, index: u16) -> Vec<u32> {
+        let at = usize::from(index);
+        let mut used = Vec::new();
+        let (calls, driver) = (&self.calls[at], &mut self.port.drivers[at]);
+        wait_for("a call", self.features, || {
+            calls.read().ok()?;
+            used.extend(core::iter::from_fn(|| driver.used().map(|used| used.1)));
+            (used.len() == FRAMES).then_some(())
+        });
+        used
+    }
+
+    fn round(&mut self, round: u64) {
+        let header = self.header();
+        let bytes = |number: u64| 60 + usize::try_from((number * 97 + round * 31) % 1400).unwrap();
+        self.show(0, (0..FRAMES as u64).map(|_| 2048));
+        for number in 0..FRAMES as u64 {
+            let at = Port::<D>::buffer(1, number);
+            write_guest(&self.port.ram, at, &vec![0; header]);
+            let frame = payload(round * FRAMES as u64 + number, bytes(number));
+            write_guest(&self.port.ram, at + header as u64, &frame);
+        }
+        let lens = (0..FRAMES as u64).map(|number| u32::try_from(header + bytes(number)).unwrap());
+        self.show(1, lens.clone());
+        let told = format!("features {:#x}, round {round}", self.features);
+        assert_eq!(self.reap(0), lens.collect::<Vec<_>>(), "{told}");
+        for number in 0..FRAMES as u64 {
+            let at = Port::<D>::buffer(0, number) + header as u64;
+            let got = vringd::testing::driver::read_guest(&self.port.ram, at, bytes(number));
+            let sent = payload(round * FRAMES as u64 + number, bytes(number));
+            assert!(got == sent, "{told}, frame {number}");
+        }
+        assert_eq!(self.reap(1), [0; FRAMES], "{told}");
+    }
+}
+
+/// The sets: all of those that change what goes on at a ring, and those that change nothing alone.
+fn sets() -> Vec<u64> {
+    const BITS: [u64; 6] = [
+        INDIRECT,
+        EVENT_IDX,
+        IN_ORDER,
+        feature::MRG_RXBUF,
+        NOTIFICATION_DATA,
+        feature::VERSION_1,
+    ];
+    let set = |number: u32| {
+        let bits = BITS.iter().enumerate();
+        bits.filter(|(at, _)| number & (1 << at) != 0)
+            .map(|(_, bit)| bit)
+            .sum::<u64>()
+    };
+    let alone = [ANY_LAYOUT, ORDER_PLATFORM].map(|bit| bit | feature::VERSION_1);
+    (0..1 << BITS.len()).map(set).chain(alone).collect()
+}
+
+fn frames_move_with_every_set<D: Driver>() {
+    let model = model("net0", 1);
+    let member = Member {
+        parts: Parts::Net(Arc::clone(&model), LinkSpec::Echo),
+        cores: vec![0],
+    };
+    let options = EngineOptions {
+        cores: vec![0],
+        idle: IdlePolicy::Interrupt,
+        stop_timeout: PATIENCE,
+        ..EngineOptions::default()
+    };
+    let (engine, mut handles) = Engine::start(&options, vec![member]).unwrap();
+    let mut port = Port::<D>::new(handles.remove(0), Arc::clone(&model));
+    for features in sets() {
+        assert_eq!(model.features() & features, features, "offered");
+        let mut guest = Guest::new(&mut port, features);
+        (0..ROUNDS).for_each(|round| guest.round(round));
+        for index in 0..2 {
+            port.handle.stop(index).unwrap();
+        }
+    }
+    engine.stop();
+}
+
+#[test]
+fn frames_move_with_every_set_of_features_on_split_rings() {
+    frames_move_with_every_set::<SplitDriver>();
+}
+
+#[test]
+fn frames_move_with_every_set_of_features_on_packed_rings() {
+    frames_move_with_every_set::<PackedDriver>();
+}
