@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn every_fault_has_a_seed_in_a_format_that_can_have_it() {
-        for fault in RingFault::ALL {
+        let of_rings = |fault: &RingFault| *fault != RingFault::Unanswerable;
+        for fault in RingFault::ALL.into_iter().filter(of_rings) {
             let seeds = [false, true].map(|packed| fuzz::seed_for(packed, fault).is_some());
             assert!(seeds.contains(&true), "{fault:?}");
         }

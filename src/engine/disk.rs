@@ -82,13 +82,8 @@ impl HostDisk {
 
     /// Which ring it needs.
     fn need(&self) -> UringNeed {
-        let disk = match self {
-            HostDisk::Uring(disk) => disk,
-            HostDisk::Encrypted(it) => &it.disk,
-            HostDisk::Qcow2(disk) => disk.file(),
-            HostDisk::Ram(_) | HostDisk::Null(_) => return UringNeed::Nothing,
-        };
-        UringNeed::of(disk.io())
+        self.file()
+            .map_or(UringNeed::Nothing, |disk| UringNeed::of(disk.io()))
     }
 
     /// Registers guest memory with the ring, where that is asked for.
@@ -115,8 +110,26 @@ impl HostDisk {
             HostDisk::Uring(disk) => disk.has_done(),
             HostDisk::Qcow2(disk) => disk.has_done(),
             HostDisk::Encrypted(it) => it.disk.has_done(),
-            HostDisk::Ram(_) | HostDisk::Null(_) => false,
+            // Done when reaped, which wakes nobody.
+            HostDisk::Ram(disk) => disk.in_flight() > 0,
+            HostDisk::Null(disk) => disk.in_flight() > 0,
         }
+    }
+
+    /// Its file, where it has one.
+    fn file(&self) -> Option<&UringDisk> {
+        match self {
+            HostDisk::Uring(disk) => Some(disk),
+            HostDisk::Encrypted(it) => Some(&it.disk),
+            HostDisk::Qcow2(disk) => Some(disk.file()),
+            HostDisk::Ram(_) | HostDisk::Null(_) => None,
+        }
+    }
+
+    /// Operations that had unaligned buffers, and those that were done at once.
+    fn counted(&self) -> (u64, u64) {
+        let counted = |disk: &UringDisk| (disk.unaligned(), disk.at_once());
+        self.file().map_or((0, 0), counted)
     }
 }
 
@@ -187,18 +200,26 @@ impl<F: RingFormat> DiskQueue<F> {
     }
 
     fn run(&mut self, cx: &mut WorkerCx, budget: usize) -> Result<usize, RingFault> {
-        if self.faults.is_active() {
-            return self.run_faulty(cx, budget);
+        let before = self.host.counted();
+        let work = if self.faults.is_active() {
+            self.run_faulty(cx, budget)
+        } else {
+            self.run_plain(cx, budget)
+        };
+        let after = self.host.counted();
+        if after != before {
+            self.blk_counters.unaligned.add(after.0 - before.0);
+            self.blk_counters.at_once.add(after.1 - before.1);
         }
+        work
+    }
+
+    #[inline]
+    fn run_plain(&mut self, cx: &mut WorkerCx, budget: usize) -> Result<usize, RingFault> {
         let (vq, scratch) = (&mut self.vring.vq, &mut cx.scratch);
         match (&mut self.host, &mut cx.uring) {
             (HostDisk::Uring(disk), Some(ring)) => {
-                let (unaligned, at_once) = (disk.unaligned(), disk.at_once());
-                let work = self.handler.poll(vq, &mut disk.lend(ring), scratch, budget);
-                let counters = &self.blk_counters;
-                counters.unaligned.add(disk.unaligned() - unaligned);
-                counters.at_once.add(disk.at_once() - at_once);
-                work
+                self.handler.poll(vq, &mut disk.lend(ring), scratch, budget)
             }
             (HostDisk::Encrypted(it), Some(ring)) => match &mut it.crypt {
                 Some(crypt) => {
@@ -208,12 +229,7 @@ impl<F: RingFormat> DiskQueue<F> {
                 None => Ok(0),
             },
             (HostDisk::Qcow2(disk), Some(ring)) => {
-                let (unaligned, at_once) = (disk.file().unaligned(), disk.file().at_once());
-                let work = self.handler.poll(vq, &mut disk.lend(ring), scratch, budget);
-                let (counters, file) = (&self.blk_counters, disk.file());
-                counters.unaligned.add(file.unaligned() - unaligned);
-                counters.at_once.add(file.at_once() - at_once);
-                work
+                self.handler.poll(vq, &mut disk.lend(ring), scratch, budget)
             }
             // `attach` refuses a disk that needs a ring where there is none.
             (HostDisk::Uring(_) | HostDisk::Encrypted(_) | HostDisk::Qcow2(_), None) => Ok(0),
@@ -342,17 +358,13 @@ impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
 
 impl<F: RingFormat> GuestDisk for DiskQueue<F> {
     fn poll(&mut self, cx: &mut WorkerCx, budget: usize) -> usize {
-        let work = match self.run(cx, budget) {
-            Ok(work) => work,
-            Err(fault) => {
-                self.vring.report(fault);
-                // What the host completed is still answered.
-                self.vring.publish();
-                self.counters.in_flight.set(self.handler.in_flight() as u64);
-                0
-            }
-        };
-        if work > 0 {
+        let done = self.run(cx, budget);
+        let work = done.unwrap_or_else(|fault| {
+            self.vring.report(fault);
+            0
+        });
+        // What the host completed is answered on a broken ring too.
+        if work > 0 || done.is_err() {
             self.vring.publish();
             self.counters.in_flight.set(self.handler.in_flight() as u64);
             if !self.old_tables.is_empty() {
@@ -386,6 +398,7 @@ mod tests {
     use crate::device::blk::{BlkModel, BlkSetup};
     use crate::engine::runner::{VringAddr, VringSetup};
     use crate::host::blk::{BlkOp, Token};
+    use crate::host::fault::{FaultPlan, Faults};
     use crate::memory::{Segments, Store};
     use crate::ring::{Packed, Split};
     use crate::sys::disk::{DiskFile, DiskOptions};
@@ -484,6 +497,37 @@ mod tests {
         let driver = PackedDriver::new(&memory, false);
         answers_come_through::<Packed>(&memory, driver, &ram);
     }
+
+    #[test]
+    fn nobody_sleeps_over_a_disk_in_memory_that_is_tried_again() {
+        let ram = GuestRam::for_test(&[(0, 0x20_0000)]);
+        let memory = RingMemory::new::<Split>(&ram, 0, 16);
+        let mut driver = SplitDriver::new(&memory, false);
+        let mut queue = queue::<Split>(&memory, &Arc::default());
+        let faults = Arc::new(Faults::default());
+        faults.set(Some(FaultPlan {
+            eagain: 2,
+            ..FaultPlan::default()
+        }));
+        queue.faults = FaultDisk::new(faults, 512);
+        let mut cx = WorkerCx {
+            uring: None,
+            scratch: Segments::with_capacity(64),
+            retired: crossbeam::channel::bounded(1).0,
+            mailbox: Arc::new(Mailbox::new().unwrap()),
+        };
+        for _ in 0..20 {
+            let read = [Buf::readable(HEADER, 16), Buf::writable(DATA, 513)];
+            let id = driver.add(&read).unwrap();
+            driver.publish();
+            // As a worker does that sleeps whenever a turn found nothing.
+            while queue.poll(&mut cx, 64) > 0 || queue.arm() == Armed::Work {
+                queue.disarm();
+            }
+            assert_eq!(driver.used(), Some((id, 513)));
+        }
+    }
+
     #[test]
     fn nobody_sleeps_over_what_was_done_at_once() {
         let file = vmm_sys_util::tempfile::TempFile::new_in("/dev/shm".as_ref()).unwrap();

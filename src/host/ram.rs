@@ -7,9 +7,8 @@ use crate::memory::{Segment, Store, copy};
 
 use super::blk::{BlkIo, BlkOp, Completion, Full, Token};
 
-/// How many operations ahead of the copy their memory is asked for, and how much of it: the rest of
-/// a page the CPU sees coming.
-const PREFETCH_OPS: usize = 2;
+/// How much of the first operation's memory is asked for when it is submitted: the rest of a page
+/// the CPU sees coming. That of those behind it is asked for line by line during the copy before.
 const PREFETCH_BYTES: usize = 1024;
 
 /// A copy that is to be made: few bytes are in a cache when it is asked for.
@@ -89,7 +88,7 @@ impl BlkIo for RamDisk {
                 unmap,
             } => (None, self.store.zero(offset, bytes as usize, unmap)),
         };
-        if self.submitted.len() < PREFETCH_OPS {
+        if self.submitted.is_empty() {
             left.inspect(Move::prefetch);
         }
         self.submitted.push_back(Submitted { token, left, bytes });
@@ -100,10 +99,10 @@ impl BlkIo for RamDisk {
     fn reap(&mut self) -> Option<Completion> {
         let Submitted { token, left, bytes } = self.submitted.pop_front()?;
         if let Some(moves) = left {
-            if let Some(ahead) = self.submitted.get(PREFETCH_OPS - 1) {
-                ahead.left.inspect(Move::prefetch);
-            }
-            copy::one(moves.from, moves.to, bytes);
+            match self.submitted.front().and_then(|next| next.left) {
+                Some(next) => copy::one_before(moves.from, moves.to, bytes, (next.from, next.to)),
+                None => copy::one(moves.from, moves.to, bytes),
+            };
         }
         let result = Ok(u32::try_from(bytes).unwrap_or(u32::MAX));
         Some(Completion { token, result })

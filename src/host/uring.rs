@@ -106,8 +106,10 @@ impl Bounces {
 /// What an operation does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Moves data, or syncs.
+    /// Moves data.
     Move,
+    /// Makes what was moved durable.
+    Sync,
     /// Discards.
     Discard(Discard),
     /// Zeroes.
@@ -115,13 +117,14 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 6] = [
+    const ALL: [Kind; 7] = [
         Kind::Move,
         Kind::Discard(Discard::Command),
         Kind::Discard(Discard::Hole),
         Kind::Discard(Discard::Nothing),
         Kind::Zero(Zero::Punch),
         Kind::Zero(Zero::Keep),
+        Kind::Sync,
     ];
 }
 
@@ -167,6 +170,7 @@ impl Tag {
             Kind::Discard(Discard::Nothing) => 3,
             Kind::Zero(Zero::Punch) => 4,
             Kind::Zero(Zero::Keep) => 5,
+            Kind::Sync => 6,
         };
         let token = u64::from(self.token.slot) | (u64::from(self.token.generation) << 16);
         token | (buffer << 32) | (kind << 48)
@@ -514,7 +518,7 @@ impl Lent<'_> {
             Kind::Discard(Discard::Hole) => ranges.discard = Discard::Nothing,
             Kind::Zero(Zero::Punch) => ranges.punch = false,
             Kind::Zero(Zero::Keep) => ranges.keep = false,
-            Kind::Discard(_) | Kind::Move => {}
+            Kind::Discard(_) | Kind::Move | Kind::Sync => {}
         }
         Completion { token, result }
     }
@@ -535,10 +539,14 @@ impl BlkIo for Lent<'_> {
             }
             BlkOp::Discard { .. } | BlkOp::WriteZeroes { .. } => self.push_range(at, token, op),
             op => {
+                let kind = match op {
+                    BlkOp::Flush => Kind::Sync,
+                    _ => Kind::Move,
+                };
                 let tag = Tag {
                     token,
                     buffer: None,
-                    kind: Kind::Move,
+                    kind,
                 };
                 self.push(at, tag, op)
             }
@@ -555,10 +563,13 @@ impl BlkIo for Lent<'_> {
             buffer,
             kind,
         } = Tag::from_u64(tag);
-        if kind != Kind::Move {
+        if !matches!(kind, Kind::Move | Kind::Sync) {
             return Some(self.finish_range(token, kind, result));
         }
-        let result = u32::try_from(result).map_err(|_| -result);
+        let mut result = u32::try_from(result).map_err(|_| -result);
+        if kind == Kind::Sync {
+            result = self.queue.disk.synced(result);
+        }
         if let (Some(buffer), Some(bounces)) = (buffer, &mut self.queue.bounces) {
             bounces.give_back(buffer, result.unwrap_or(0));
         }

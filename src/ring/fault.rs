@@ -52,11 +52,15 @@ pub enum RingFault {
     /// The areas of the ring are smaller than its size asks for.
     #[error("ring area smaller than the ring size asks for")]
     Areas,
+    /// A request without a whole header, or without a byte for its status: what was asked for can't be
+    /// told, or the answer not be given. Found by the device.
+    #[error("request without a whole header or a byte for its status")]
+    Unanswerable,
 }
 
 impl RingFault {
     /// All faults, for tables of tests and seeds.
-    pub const ALL: [RingFault; 16] = [
+    pub const ALL: [RingFault; 17] = [
         RingFault::AvailIndexJump,
         RingFault::DescIndex,
         RingFault::ChainTooLong,
@@ -73,5 +77,6 @@ impl RingFault {
         RingFault::Base,
         RingFault::Memory,
         RingFault::Areas,
+        RingFault::Unanswerable,
     ];
 }

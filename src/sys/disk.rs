@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::lock::{LockError, lock};
 use super::uring::probe_iopoll;
@@ -104,6 +105,9 @@ pub struct DiskFile {
     offset_align: u32,
     topology: DiskTopology,
     io: IoOptions,
+    path: PathBuf,
+    /// The error number of the first sync that failed, 0 for none.
+    sync_failed: AtomicU32,
 }
 
 impl DiskFile {
@@ -175,7 +179,42 @@ impl DiskFile {
             offset_align,
             topology,
             io: IoOptions::default(),
+            path: path.to_owned(),
+            sync_failed: AtomicU32::new(0),
         })
+    }
+
+    /// What a sync that ended like this came to. Once one of a file in the page cache has failed, all
+    /// fail: the kernel tells once of data that it could not write, to whoever asks first, and then
+    /// takes them for written.
+    ///
+    /// # Errors
+    /// The error number of this sync, or of the first that failed.
+    pub fn synced(&self, result: Result<u32, i32>) -> Result<u32, i32> {
+        if self.direct {
+            return result;
+        }
+        if let Err(errno) = result
+            && !matches!(errno, libc::EINTR | libc::EAGAIN)
+        {
+            let number = errno.unsigned_abs();
+            let (relaxed, first) = (Ordering::Relaxed, 0);
+            let set = self
+                .sync_failed
+                .compare_exchange(first, number, relaxed, relaxed);
+            if set.is_ok() {
+                tracing::error!(
+                    "{:?}: data in the page cache could not be written ({}): every flush fails from \
+                     now on, until the daemon is started again",
+                    self.path,
+                    io::Error::from_raw_os_error(errno)
+                );
+            }
+        }
+        match self.sync_failed.load(Ordering::Relaxed) {
+            0 => result,
+            number => Err(number.cast_signed()),
+        }
     }
 
     /// With as much of `wanted` as this disk can do; a log line tells what it can't.

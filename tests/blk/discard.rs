@@ -3,10 +3,10 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 
 use super::front_end::{DISCARD, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, FLUSH, FrontEnd};
 use super::front_end::{IN, WRITE_ZEROES, range};
+use super::mounted::Mounted;
 use super::served::{DISK, SECTOR, Served, assert_same, image};
 use crate::support::loop_device::Loop;
 use crate::support::tmp::TempDir;
@@ -110,36 +110,12 @@ fn a_block_device_gives_space_back_in_blocks_of_4096() {
     space_is_given_back::<PackedDriver>(4096);
 }
 
-/// A file system without holes, gone at the end.
-struct Ramfs(TempDir);
-
-impl Ramfs {
-    fn mount() -> Option<Ramfs> {
-        let dir = TempDir::new("ramfs");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "ramfs", "none"]).arg(dir.path(""));
-        if !mount.status().expect("mount runs").success() {
-            eprintln!("no ramfs can be mounted here: nothing was tested");
-            return None;
-        }
-        Some(Ramfs(dir))
-    }
-}
-
-impl Drop for Ramfs {
-    fn drop(&mut self) {
-        // The loop device lets go of its file a little later.
-        let umount = ["-l".into(), self.0.path("")];
-        let _ = Command::new("umount").args(umount).status();
-    }
-}
-
 #[test]
 fn where_a_device_can_not_discard_the_guest_is_answered_and_zeros_are_written() {
-    let Some(ramfs) = Ramfs::mount() else {
+    let Some(ramfs) = Mounted::new("ramfs", "none") else {
         return;
     };
-    let (path, mut model) = image(&ramfs.0);
+    let (path, mut model) = image(ramfs.dir());
     let Some(device) = Loop::over(&path, 512) else {
         return;
     };

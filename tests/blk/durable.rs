@@ -75,7 +75,11 @@ fn config_space_tells_the_medium() {
         let config = served.open::<SplitDriver>(F_FLUSH).config();
         let word = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
         assert_eq!((word(0), word(4)), (16384, 0), "capacity in sectors");
-        assert_eq!((word(8), word(12)), (32 << 20, 126), "size_max, seg_max");
+        assert_eq!(
+            (word(8), word(12)),
+            ((32 << 20) - 4096, 126),
+            "size_max, seg_max"
+        );
         assert_eq!(word(20), logical);
         assert_eq!(logical << config[24], block, "physical block");
         assert_eq!(config[25], 0, "alignment offset");

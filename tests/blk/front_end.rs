@@ -209,6 +209,18 @@ impl<D: Driver> FrontEnd<D> {
         }
     }
 
+    /// Posts a chain of so many readable and writable bytes that asks for nothing that can be answered.
+    pub fn post_unanswerable(&mut self, readable: u32, writable: u32) {
+        let bufs = [
+            Buf::readable(READABLE, readable),
+            Buf::writable(WRITABLE, writable),
+        ];
+        let bufs: Vec<_> = bufs.into_iter().filter(|buf| buf.len > 0).collect();
+        self.driver.add(&bufs).expect("room in the ring");
+        self.driver.publish();
+        self.kick.write(1).expect("the kick eventfd takes a write");
+    }
+
     /// How many requests that were posted are not known to be answered.
     pub fn waits(&self) -> usize {
         self.posted.len()

@@ -70,11 +70,8 @@ fn request() -> impl Strategy<Value = Request> {
             2 => 0u32..2000,
         ]
     };
-    // Sometimes the header is cut short, or nothing can be answered.
-    let header = prop_oneof![12 => Just(16u32), 1 => 0u32..16];
-    let status = prop_oneof![12 => Just(1u32), 1 => Just(0u32)];
     let cuts = || prop::collection::vec(any::<u32>(), 0..6);
-    let sizes = (data(), data(), header, status, any::<bool>());
+    let sizes = (data(), data(), any::<bool>());
     let looks = ([cuts(), cuts()], any::<bool>(), any::<u8>());
     let flags = prop_oneof![12 => Just(0u32), 4 => Just(1u32), 1 => any::<u32>()];
     let blocks = prop_oneof![12 => 0u32..16, 1 => any::<u32>()];
@@ -82,7 +79,7 @@ fn request() -> impl Strategy<Value = Request> {
     let range = (at, blocks.prop_map(|blocks| blocks.wrapping_mul(8)), flags);
     let ranges = prop::collection::vec(range, 4);
     (kind, sector, sizes, looks, ranges).prop_map(
-        |(kind, sector, (out, data_in, header, status, plain), (cuts, indirect, fill), ranges)| {
+        |(kind, sector, (out, data_in, plain), (cuts, indirect, fill), ranges)| {
             // As drivers do it, or with data in the direction that the request has no use for.
             let out = match kind {
                 // Mostly whole ranges, and sometimes more of them than there may be.
@@ -99,8 +96,8 @@ fn request() -> impl Strategy<Value = Request> {
             Request {
                 kind,
                 sector,
-                readable: if header < 16 { header } else { header + out },
-                writable: data_in + status,
+                readable: 16 + out,
+                writable: data_in + 1,
                 cuts,
                 indirect,
                 fill,

@@ -29,8 +29,9 @@ use super::{RangeLimits, SECTOR_BYTES};
 pub const SEG_MAX: u32 = 126;
 
 /// Bytes of one data segment that drivers are told to stay below: with [`SEG_MAX`] of them, a
-/// request's length still fits 32 bits.
-pub const SIZE_MAX: u32 = 32 << 20;
+/// request's length still fits 32 bits. Not a round number: SeaBIOS up to 1.16.2 keeps the low
+/// 16 bits of such a length (1.16.0), or of its blocks, and reads no blocks for ever where they are 0.
+pub const SIZE_MAX: u32 = (32 << 20) - 4096;
 
 /// Bytes of `struct virtio_blk_config` up to the write-zeroes limits.
 const CONFIG_BYTES: usize = 60;
@@ -406,6 +407,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn old_firmware_finds_blocks_to_read_in_the_limits() {
+        // In 32 bits, as SeaBIOS does it; it reads up to 127 sectors at once.
+        let bytes = SIZE_MAX.checked_mul(SEG_MAX).expect("fits 32 bits");
+        for block in [512, 4096] {
+            assert!((bytes & 0xffff) / block >= 2, "1.16.0, blocks of {block}");
+            assert!((bytes / block) & 0xffff >= 127, "1.16.2, blocks of {block}");
+        }
+    }
+
+    #[test]
     fn config_space_says_what_was_set_up() {
         let setup = BlkSetup {
             rings: RingOptions::default(),
@@ -422,7 +433,7 @@ mod tests {
         assert_eq!(bytes[..8], 6144u64.to_le_bytes());
         assert_eq!(bytes[12..16], 126u32.to_le_bytes());
         assert_eq!(bytes[20..24], 4096u32.to_le_bytes());
-        assert_eq!(bytes[8..12], (32u32 << 20).to_le_bytes());
+        assert_eq!(bytes[8..12], SIZE_MAX.to_le_bytes());
         assert_eq!(bytes[34..36], 5u16.to_le_bytes());
         assert_ne!(model.features() & (1 << VIRTIO_BLK_F_RO), 0);
         assert!(model.write_config(32, &[1]).is_err());

@@ -2,12 +2,13 @@
 //!
 //! [`BlkModel`] is the cold part. [`BlkHandler`] is the logic of one request queue: it pops chains,
 //! parses them, hands the guest's segments to the host side, and answers what the host completed.
-//! Every chain is answered: with data and a status byte, with a status byte alone, or, where there
-//! is no room for one, as used with length 0.
+//! Every chain is answered, with data and a status byte or with a status byte alone. One that can't
+//! be breaks the ring, and stays where it is: as used, it would pass for done.
 
 mod config;
 mod hold;
 mod overdue;
+mod pieces;
 mod ranges;
 mod request;
 mod sick;
@@ -32,6 +33,7 @@ use crate::memory::{Segment, Segments, copy};
 use crate::ring::{Chain, ChainQueue, Popped, RingFault};
 
 pub use config::{BlkCounters, BlkModel, BlkSetup, BlkTopology, SEG_MAX, SIZE_MAX};
+use pieces::{answer_at_once, blank, cut, last_byte};
 use ranges::Progress;
 pub use ranges::RangeLimits;
 use request::{HEADER_BYTES, parse};
@@ -47,6 +49,10 @@ pub const SECTOR_BYTES: u64 = 512;
 
 /// Requests in flight at most per queue, however large its ring.
 const SLOTS_MAX: u16 = 512;
+
+/// Chains popped before the first of them is looked at, so that the headers, which the guest wrote
+/// on another core, all come at the same time.
+const POPPED_MAX: usize = 16;
 
 const STATUS_OK: u8 = 0;
 const STATUS_IOERR: u8 = 1;
@@ -85,6 +91,8 @@ pub struct BlkHandler {
     waiting: VecDeque<u16>,
     /// Requests that a limit holds up.
     throttle: Throttle,
+    /// Chains that are popped and not looked at yet; empty between polls.
+    popped: Vec<Chain>,
     /// Where the ranges of a request are read to.
     ranges: Vec<ranges::Range>,
     sick: Sick,
@@ -122,6 +130,7 @@ impl BlkHandler {
             slots: Slots::new(slots),
             waiting: VecDeque::with_capacity(usize::from(slots)),
             throttle: Throttle::new(limits, index, slots, Arc::clone(&counters)),
+            popped: Vec::with_capacity(POPPED_MAX),
             ranges: Vec::new(),
             sick: Sick::new(setup.sick, slots, label, model.born()),
             counters,
@@ -129,8 +138,7 @@ impl BlkHandler {
     }
 
     /// Answers what the host completed, then takes up to `budget` new requests. Returns how many
-    /// requests were answered or taken. With no budget at all, what waits for a limit is not held
-    /// up any longer: the queue is about to stop.
+    /// requests were answered or taken.
     ///
     /// # Errors
     /// The ring's fault, after everything before it was done.
@@ -146,22 +154,22 @@ impl BlkHandler {
         if self.sick.looks() && self.sick.look(&self.slots, &self.counters) {
             work += self.retry_held(vq, io);
         }
-        self.resubmit(io);
+        if !self.waiting.is_empty() {
+            work += self.resubmit(vq, io);
+        }
         let limited = self.throttle.begin();
         if limited {
-            work += self.release(io, budget == 0);
+            work += self.release(vq, io);
         }
         let taken = self.take(vq, io, scratch, budget);
         if limited {
             self.throttle.settle();
         }
-        let taken = taken?;
-        work += taken;
-        if taken > 0 {
-            // What completes at once is answered in the same turn.
+        if taken != Ok(0) {
+            // What completes at once is answered in the same turn, before a fault too.
             work += self.reap(vq, io)?;
         }
-        Ok(work)
+        Ok(work + taken?)
     }
 
     #[inline]
@@ -172,19 +180,29 @@ impl BlkHandler {
         scratch: &mut Segments,
         budget: usize,
     ) -> Result<usize, RingFault> {
+        let mut popped = core::mem::take(&mut self.popped);
         let mut taken = 0;
-        while taken < budget && self.waiting.is_empty() && self.slots.has_room() {
-            if self.throttle.is_active() && !self.throttle.is_open() {
+        let mut end = Ok(());
+        while taken < budget && self.waiting.is_empty() && end.is_ok() {
+            let limited = self.throttle.is_active();
+            if limited && !self.throttle.is_open() {
                 break;
             }
+            let most = if limited { 1 } else { POPPED_MAX };
+            let most = most.min(budget - taken).min(self.slots.room());
             scratch.clear();
-            match vq.pop(scratch)? {
-                Popped::Chain(chain) => self.begin(vq, io, chain, scratch),
-                Popped::Empty | Popped::Wait => break,
+            end = pop_ahead(vq, scratch, &mut popped, most);
+            if popped.is_empty() {
+                break;
             }
-            taken += 1;
+            taken += popped.len();
+            for chain in popped.drain(..) {
+                let begun = self.begin(vq, io, chain, scratch);
+                end = end.and(begun);
+            }
         }
-        Ok(taken)
+        self.popped = popped;
+        end.map(|()| taken)
     }
 
     /// Requests in flight.
@@ -197,10 +215,11 @@ impl BlkHandler {
         self.sick.due(&self.slots, &self.counters)
     }
 
-    /// The queue stops: what waits for space is tried once more, at the next poll, and fails if
-    /// there is none.
+    /// The queue stops: what waits for a limit waits no longer. What waits for space is tried once
+    /// more, at the next poll, and fails if there is none.
     pub fn stop_holding(&mut self) {
         self.sick.end();
+        self.throttle.end();
     }
 
     /// Whether no request is in flight; then nothing more is shown of any.
@@ -238,7 +257,7 @@ impl BlkHandler {
         io: &mut dyn BlkIo,
         chain: Chain,
         segments: &Segments,
-    ) {
+    ) -> Result<(), RingFault> {
         let (readable, writable) = (chain.readable(segments), chain.writable(segments));
         match parse(readable, writable, &self.limits) {
             Ok(Request::GetId) => {
@@ -248,7 +267,7 @@ impl BlkHandler {
                 answer_at_once(vq, chain, writable, STATUS_OK, told);
             }
             Ok(request @ (Request::Discard | Request::WriteZeroes)) => {
-                self.begin_ranges(vq, io, chain, segments, request);
+                return self.begin_ranges(vq, io, chain, segments, request);
             }
             Ok(request) => {
                 let (index, slot) = self.slots.take(chain.id, request);
@@ -269,8 +288,9 @@ impl BlkHandler {
                     self.submit(io, index);
                 }
             }
-            Err(reject) => self.reject(vq, chain, writable, reject),
+            Err(reject) => return self.reject(vq, chain, writable, reject),
         }
+        Ok(())
     }
 
     fn reject<Q: ChainQueue>(
@@ -279,11 +299,10 @@ impl BlkHandler {
         chain: Chain,
         writable: &[Segment],
         reject: Reject,
-    ) {
+    ) -> Result<(), RingFault> {
         let Reject::Status(status) = reject else {
             self.counters.bad_chains.add(1);
-            vq.put_used(chain.id, 0, &[]);
-            return;
+            return Err(RingFault::Unanswerable);
         };
         let counter = if status == STATUS_IOERR {
             &self.counters.errors
@@ -292,6 +311,7 @@ impl BlkHandler {
         };
         counter.add(1);
         answer_at_once(vq, chain, writable, status, 0);
+        Ok(())
     }
 
     #[cold]
@@ -302,7 +322,7 @@ impl BlkHandler {
         chain: Chain,
         segments: &Segments,
         request: Request,
-    ) {
+    ) -> Result<(), RingFault> {
         let (readable, writable) = (chain.readable(segments), chain.writable(segments));
         let ranges = &mut self.ranges;
         if let Err(reject) = ranges::parse(request, readable, &self.limits, ranges) {
@@ -320,6 +340,7 @@ impl BlkHandler {
         } else {
             self.submit(io, index);
         }
+        Ok(())
     }
 
     /// Hands the new request in slot `index` to the host, unless a limit holds it up. Apart, like
@@ -334,20 +355,38 @@ impl BlkHandler {
         self.submit(io, index);
     }
 
-    /// Hands the requests to the host that no limit holds up any more, or all with `force`.
+    /// Hands the requests to the host that no limit holds up any more, or all when the queue stops.
     #[cold]
-    fn release(&mut self, io: &mut dyn BlkIo, force: bool) -> usize {
+    fn release<Q: ChainQueue>(&mut self, vq: &mut Q, io: &mut dyn BlkIo) -> usize {
         let mut count = 0;
-        while force || self.waiting.is_empty() {
-            let Some((index, direction)) = self.throttle.release(force) else {
+        while self.throttle.is_at_its_end() || self.waiting.is_empty() {
+            let Some((index, direction)) = self.throttle.release() else {
                 break;
             };
             let bytes = cost(self.slots.get(index)).map_or(0, |(_, bytes)| bytes);
             self.throttle.passed(direction, bytes);
-            self.submit(io, index);
+            self.submit_late(vq, io, index);
             count += 1;
         }
         count
+    }
+
+    /// Hands the request in slot `index`, which has waited, to the host, unless the disk has become
+    /// smaller meanwhile: a write would make its file larger again. Whether it was answered instead.
+    #[cold]
+    fn submit_late<Q: ChainQueue>(&mut self, vq: &mut Q, io: &mut dyn BlkIo, index: u16) -> bool {
+        let slot = self.slots.get(index);
+        let end = match slot.request {
+            Request::Out { offset, bytes } => Some(offset + u64::from(bytes)),
+            _ => ranges::end_of_next(slot),
+        };
+        let beyond = end.is_some_and(|end| end > self.limits.capacity_bytes);
+        if beyond {
+            self.answer(vq, index, STATUS_IOERR);
+        } else {
+            self.submit(io, index);
+        }
+        beyond
     }
 
     /// Hands the rest of the request in slot `index` to the host.
@@ -378,17 +417,21 @@ impl BlkHandler {
         }
     }
 
-    fn resubmit(&mut self, io: &mut dyn BlkIo) {
+    /// Hands what the host had no room for to it again. Returns how many were answered instead.
+    #[cold]
+    fn resubmit<Q: ChainQueue>(&mut self, vq: &mut Q, io: &mut dyn BlkIo) -> usize {
+        let mut answered = 0;
         for _ in 0..self.waiting.len() {
             let Some(index) = self.waiting.pop_front() else {
-                return;
+                break;
             };
-            self.submit(io, index);
+            answered += usize::from(self.submit_late(vq, io, index));
             // Still no room: it went to the back; the order within a queue is not promised.
             if self.waiting.back() == Some(&index) {
-                return;
+                break;
             }
         }
+        answered
     }
 
     /// Tries again what waits for space. Returns how many requests were answered instead, because
@@ -400,17 +443,10 @@ impl BlkHandler {
             let Some(index) = self.sick.held.take() else {
                 break;
             };
-            let slot = self.slots.get(index);
-            let end = match slot.request {
-                Request::Out { offset, bytes } => Some(offset + u64::from(bytes)),
-                _ => ranges::end_of_next(slot),
-            };
-            if end.is_some_and(|end| end > self.limits.capacity_bytes) {
-                self.answer(vq, index, STATUS_IOERR);
+            if self.submit_late(vq, io, index) {
                 answered += 1;
             } else {
                 self.counters.held_retries.add(1);
-                self.submit(io, index);
             }
         }
         answered
@@ -542,6 +578,30 @@ impl BlkHandler {
     }
 }
 
+/// Pops up to `most` chains, and asks for the lines that their headers and status bytes are in, which
+/// are the same in most drivers. A fault comes after the chains before it.
+#[inline]
+fn pop_ahead<Q: ChainQueue>(
+    vq: &mut Q,
+    segments: &mut Segments,
+    popped: &mut Vec<Chain>,
+    most: usize,
+) -> Result<(), RingFault> {
+    while popped.len() < most {
+        let Popped::Chain(chain) = vq.pop(segments)? else {
+            break;
+        };
+        if let Some(header) = chain.readable(segments).first() {
+            copy::prefetch_write(header);
+        }
+        if let Some(status) = chain.writable(segments).last() {
+            copy::prefetch_write(status);
+        }
+        popped.push(chain);
+    }
+    Ok(())
+}
+
 /// What the request in `slot` is to a limit; `None` for one that is free. What is given up moves no
 /// data: it counts as a write of no bytes.
 fn cost(slot: &Slot) -> Option<(Direction, u64)> {
@@ -551,52 +611,6 @@ fn cost(slot: &Slot) -> Option<(Direction, u64)> {
         Request::Discard => Some((Direction::Write, 0)),
         Request::WriteZeroes => Some((Direction::Write, ranges::bytes(&slot.ranges.list))),
         Request::Flush | Request::GetId => None,
-    }
-}
-
-/// Answers a chain that needs no host: `told` bytes were written from its start.
-fn answer_at_once<Q: ChainQueue>(
-    vq: &mut Q,
-    chain: Chain,
-    writable: &[Segment],
-    status: u8,
-    told: usize,
-) {
-    let data = chain.writable_bytes as usize - 1;
-    let written = match told {
-        // Nothing is missing before the status byte, or it is made up for.
-        told if told == data => chain.writable_bytes,
-        0 => blank(writable).min(chain.writable_bytes),
-        told => u32::try_from(told).unwrap_or(u32::MAX),
-    };
-    copy::write(&[last_byte(writable)], 0, &[status]);
-    vq.put_used(chain.id, written, writable);
-}
-
-/// Writes zeros to data that will never come, and returns the used length with the status byte
-/// behind it. `used.len` counts bytes written without a gap (VIRTIO 1.3 §2.7.8.2), and drivers
-/// expect the status byte among them. A request of a size that no driver makes is not worth the
-/// time: its length is 0.
-fn blank(data: &[Segment]) -> u32 {
-    const WORTH_BYTES: usize = 4 << 20;
-    let bytes: usize = data.iter().map(Segment::len).sum();
-    if bytes > WORTH_BYTES {
-        return 0;
-    }
-    copy::zero(data, 0, bytes);
-    u32::try_from(bytes + 1).unwrap_or(0)
-}
-
-/// Puts `bytes` bytes of `from`, from `skip` on, into the slot's list.
-fn cut(slot: &mut Slot, from: &[Segment], mut skip: usize, mut bytes: usize) {
-    for segment in from {
-        let here = segment.skip(skip);
-        skip -= segment.len() - here.len();
-        let here = here.take(bytes);
-        bytes -= here.len();
-        if !here.is_empty() {
-            slot.segments.push(here);
-        }
     }
 }
 
@@ -631,10 +645,4 @@ fn advance(slot: &mut Slot, moved: u32) {
         left -= left.min(segment.len());
         slot.next += 1;
     }
-}
-
-/// The last byte of `segments`, which have at least one.
-fn last_byte(segments: &[Segment]) -> Segment {
-    let last = segments.iter().rev().find(|segment| !segment.is_empty());
-    last.map_or(Segment::EMPTY, |segment| segment.skip(segment.len() - 1))
 }

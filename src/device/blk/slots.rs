@@ -81,6 +81,11 @@ impl Slots {
         !self.free.is_empty()
     }
 
+    /// How many more requests can be taken.
+    pub(super) fn room(&self) -> usize {
+        self.free.len()
+    }
+
     /// Takes a free slot for `request` of `chain`; there must be one.
     pub(super) fn take(&mut self, chain: ChainId, request: Request) -> (u16, &mut Slot) {
         let index = self.free.pop().expect("the caller asked for room first");

@@ -280,7 +280,7 @@ fn get_id_tells_the_serial_number() {
 }
 
 #[test]
-fn bad_requests_are_answered_or_counted_and_the_queue_goes_on() {
+fn bad_requests_are_answered_and_the_queue_goes_on() {
     let mut rig = Rig::new(FLUSH);
     let beyond = rig.add(0, 0, 1 << 40, 512);
     assert_eq!(rig.finish(), (beyond, 513));
@@ -293,19 +293,40 @@ fn bad_requests_are_answered_or_counted_and_the_queue_goes_on() {
     let unknown = rig.add(1, 99, 0, 0);
     assert_eq!(rig.finish(), (unknown, 1));
     assert_eq!(rig.status(1), 2);
-    // No status byte, then half a header.
-    let id = rig.driver.add(&[Buf::readable(HEADER, 16)]).unwrap();
-    rig.driver.publish();
-    assert_eq!(rig.finish(), (id, 0));
-    let id = rig
-        .driver
-        .add(&[Buf::readable(HEADER, 15), Buf::writable(STATUS, 1)])
-        .unwrap();
-    rig.driver.publish();
-    assert_eq!(rig.finish(), (id, 0));
-    assert_eq!(rig.counter("bad_chains"), 2);
     let id = rig.add(2, 0, 0, 512);
     assert_eq!(rig.finish(), (id, 513));
+}
+
+#[test]
+fn a_request_that_can_not_be_answered_breaks_the_ring_behind_those_before_it() {
+    let half = [Buf::readable(HEADER, 15), Buf::writable(STATUS, 1)];
+    let no_status = [Buf::readable(HEADER, 16)];
+    let empty = [Buf::readable(HEADER, 16), Buf::writable(STATUS, 0)];
+    for bad in [&half[..], &no_status, &empty] {
+        let mut rig = Rig::new(FLUSH);
+        let unknown = rig.add(0, 99, 0, 0);
+        let read = rig.add(1, 0, 0, 512);
+        rig.driver.add(bad).unwrap();
+        rig.driver.publish();
+        let Rig {
+            handler,
+            vq,
+            disk,
+            scratch,
+            ..
+        } = &mut rig;
+        let fault = RingFault::Unanswerable;
+        assert_eq!(handler.poll(vq, disk, scratch, 64), Err(fault));
+        vq.latch(fault);
+        disk.release();
+        assert_eq!(handler.poll(vq, disk, scratch, 64), Err(fault));
+        vq.publish();
+        assert_eq!(rig.driver.used(), Some((unknown, 1)));
+        assert_eq!(rig.driver.used(), Some((read, 513)));
+        assert_eq!(rig.driver.used(), None, "it does not pass for done");
+        assert_eq!(rig.counter("bad_chains"), 1);
+        assert_eq!(rig.handler.in_flight(), 0);
+    }
 }
 
 /// Cuts `total` bytes at `gpa` into buffers at the given points.

@@ -20,6 +20,8 @@ pub(super) struct Throttle {
     held: [VecDeque<u16>; 2],
     /// This turn looks at limits.
     active: bool,
+    /// The queue stops: nothing waits any longer.
+    at_its_end: bool,
     /// When the last turn was in which something waited, in nanoseconds.
     since: Option<u64>,
     counters: Arc<BlkCounters>,
@@ -38,6 +40,7 @@ impl Throttle {
             limits: QueueLimits::new(disk, index),
             held: [room(), room()],
             active: false,
+            at_its_end: false,
             since: None,
             counters,
         }
@@ -85,12 +88,22 @@ impl Throttle {
         false
     }
 
-    /// The slot of a request that waited and may pass now, or need not wait because of `force`. It
-    /// is to be counted by [`Throttle::passed`].
-    pub(super) fn release(&mut self, force: bool) -> Option<(u16, Direction)> {
+    /// The queue stops: nothing waits any longer.
+    pub(super) fn end(&mut self) {
+        self.at_its_end = true;
+    }
+
+    /// Whether the queue stops.
+    pub(super) fn is_at_its_end(&self) -> bool {
+        self.at_its_end
+    }
+
+    /// The slot of a request that waited and may pass now, or need not wait any longer. It is to be
+    /// counted by [`Throttle::passed`].
+    pub(super) fn release(&mut self) -> Option<(u16, Direction)> {
         let mut both = Direction::ALL.into_iter();
         both.find_map(|direction| {
-            let passes = force || self.limits.is_left(direction);
+            let passes = self.at_its_end || self.limits.is_left(direction);
             let held = &mut self.held[direction as usize];
             passes
                 .then(|| held.pop_front())?

@@ -87,11 +87,13 @@ impl Part {
 
     /// All that was written before is durable.
     fn settle(&self) -> io::Result<()> {
-        if self.dirty.swap(false, Ordering::Relaxed)
-            && let Err(error) = self.disk.file().sync_data()
-        {
-            self.written();
-            return Err(error);
+        if self.dirty.swap(false, Ordering::Relaxed) {
+            let done = self.disk.file().sync_data();
+            let done = done.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
+            if let Err(errno) = self.disk.synced(done.map(|()| 0)) {
+                self.written();
+                return Err(io::Error::from_raw_os_error(errno));
+            }
         }
         Ok(())
     }

@@ -126,7 +126,9 @@ pub fn seed_for(packed: bool, fault: RingFault) -> Option<Vec<u8>> {
         RingFault::Size => seed.input.size = 0,
         RingFault::Base => seed.input.base = 0x8009_8009,
         RingFault::Areas => seed.input.flags |= SMALL_AREAS,
+        // Both are found outside of the ring.
         RingFault::Memory => return Some(seed.finish(&[Op::Latch, Op::Pop])),
+        RingFault::Unanswerable => return None,
         RingFault::AvailIndexJump => seed.avail(SIZE + 1, [0, 1]),
         RingFault::DescIndex => seed.avail(1, [SIZE, 0]),
         RingFault::TooManyInFlight => return Some(too_many_in_flight(seed)),

@@ -235,6 +235,12 @@ fn a_stop_does_not_wait_for_a_limit_and_what_passed_is_owed() {
         scratch,
         ..
     } = &mut rig;
+    assert_eq!(
+        handler.poll(vq, disk, scratch, 0),
+        Ok(0),
+        "a pause is no stop"
+    );
+    handler.stop_holding();
     assert_eq!(handler.poll(vq, disk, scratch, 0), Ok(4));
     disk.release();
     handler.poll(vq, disk, scratch, 0).unwrap();
@@ -244,6 +250,30 @@ fn a_stop_does_not_wait_for_a_limit_and_what_passed_is_owed() {
     rig.add(5, 1, 0, 512);
     rig.poll();
     assert_eq!(rig.handler.wait(), Some(SECOND * 5 / 2));
+}
+
+#[test]
+fn what_waits_for_a_limit_fails_when_the_disk_ends_before_it() {
+    let mut rig = alone(DiskRates {
+        write: rate(2),
+        ..DiskRates::default()
+    });
+    rig.add(0, 1, 100, 512);
+    rig.add(1, 1, 101, 512);
+    rig.add(2, 1, 20, 512);
+    rig.poll();
+    assert_eq!(rig.handler.in_flight(), 3);
+    assert!(!rig.model.size().set(101 * 512, true));
+    let before = rig.disk.bytes.clone();
+    for _ in 0..3 {
+        NOW.set(NOW.get() + SECOND);
+        rig.poll();
+        rig.disk.release();
+    }
+    rig.poll();
+    let statuses = [0, 1, 2].map(|number| rig.status(number));
+    assert_eq!(statuses, [STATUS_OK, STATUS_IOERR, STATUS_OK]);
+    assert!(rig.disk.bytes[101 * 512..] == before[101 * 512..]);
 }
 
 #[test]

@@ -104,6 +104,9 @@ fn ranges_beyond_the_limits_are_refused_before_anything_is_done() {
             &[(0, 1, 0), (u64::MAX, 1, 0)],
             &[(0, 1, 0), (u64::MAX / 512, u32::MAX, 0)],
             &[(0, 1, 0), too_long],
+            // None, and one, where bytes are counted in 32 bits.
+            &[(0, 1 << 23, 0)],
+            &[(0, (1 << 23) + 1, 0)],
             &many,
             &[],
         ] {

@@ -107,6 +107,22 @@ fn what_waits_fails_when_the_disk_ends_before_it() {
 }
 
 #[test]
+fn what_the_host_had_no_room_for_fails_when_the_disk_ends_before_it() {
+    let mut rig = Rig::new(FLUSH);
+    rig.disk.room = 1;
+    rig.add(0, 1, 10, 1024);
+    rig.add(1, 1, 100, 1024);
+    rig.add(2, 1, 20, 1024);
+    rig.poll();
+    assert!(!rig.model.size().set(101 * 512, true));
+    let before = rig.disk.bytes.clone();
+    rig.settle();
+    let statuses = [0, 1, 2].map(|number| rig.status(number));
+    assert_eq!(statuses, [STATUS_OK, STATUS_IOERR, STATUS_OK]);
+    assert!(rig.disk.bytes[101 * 512..] == before[101 * 512..]);
+}
+
+#[test]
 fn requests_are_checked_against_the_size_of_the_moment() {
     let mut rig = Rig::new(FLUSH | RANGES);
     let last = DISK as u64 / 512;
