@@ -1,8 +1,9 @@
 //! Disks of the real daemon, with a front-end of our own that decides on every descriptor.
 //!
-//! `matrix` has every request in every shape, `broken` those that nobody can answer, `reference` the same ones for a disk of another make,
-//! `durable` what must be on the disk when, `encrypted` what is there in ciphertext, `discard` what
-//! is given back; `uring` has what a disk asks of io_uring; in `faults` the disk is sick, in `flush` the kernel loses what was written, in `hold`
+//! `matrix` has every request in every shape, `broken` those that nobody can answer, `reference`
+//! the same ones for a disk of another make, `durable` what must be on the disk when, `encrypted`
+//! what is there in ciphertext, `discard` what is given back; `uring` has what a disk asks of
+//! io_uring; in `faults` the disk is sick, in `flush` the kernel loses what was written, in `hold`
 //! it is full or slow, in `resize` it grows and shrinks, in `qcow2` it is in an image, which is
 //! given up in `given_up`, in `locks` somebody else uses it, in `torn` the front-end's memory goes
 //! away, in `limits` it may do so much in a second, in `workers` its queues are served by two

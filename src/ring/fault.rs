@@ -52,8 +52,8 @@ pub enum RingFault {
     /// The areas of the ring are smaller than its size asks for.
     #[error("ring area smaller than the ring size asks for")]
     Areas,
-    /// A request without a whole header, or without a byte for its status: what was asked for can't be
-    /// told, or the answer not be given. Found by the device.
+    /// A request without a whole header, or without a byte for its status: what was asked for can't
+    /// be told, or the answer not be given. Found by the device.
     #[error("request without a whole header or a byte for its status")]
     Unanswerable,
 }

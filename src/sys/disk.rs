@@ -184,9 +184,9 @@ impl DiskFile {
         })
     }
 
-    /// What a sync that ended like this came to. Once one of a file in the page cache has failed, all
-    /// fail: the kernel tells once of data that it could not write, to whoever asks first, and then
-    /// takes them for written.
+    /// What a sync that ended like this came to. Once one of a file in the page cache has failed,
+    /// all fail: the kernel tells once of data that it could not write, to whoever asks first, and
+    /// then takes them for written.
     ///
     /// # Errors
     /// The error number of this sync, or of the first that failed.
@@ -204,8 +204,8 @@ impl DiskFile {
                 .compare_exchange(first, number, relaxed, relaxed);
             if set.is_ok() {
                 tracing::error!(
-                    "{:?}: data in the page cache could not be written ({}): every flush fails from \
-                     now on, until the daemon is started again",
+                    "{:?}: data in the page cache could not be written ({}): every flush fails \
+                     from now on, until the daemon is started again",
                     self.path,
                     io::Error::from_raw_os_error(errno)
                 );

@@ -209,7 +209,8 @@ impl<D: Driver> FrontEnd<D> {
         }
     }
 
-    /// Posts a chain of so many readable and writable bytes that asks for nothing that can be answered.
+    /// Posts a chain of so many readable and writable bytes that asks for nothing that can be
+    /// answered.
     pub fn post_unanswerable(&mut self, readable: u32, writable: u32) {
         let bufs = [
             Buf::readable(READABLE, readable),

@@ -29,8 +29,8 @@ use super::{RangeLimits, SECTOR_BYTES};
 pub const SEG_MAX: u32 = 126;
 
 /// Bytes of one data segment that drivers are told to stay below: with [`SEG_MAX`] of them, a
-/// request's length still fits 32 bits. Not a round number: SeaBIOS up to 1.16.2 keeps the low
-/// 16 bits of such a length (1.16.0), or of its blocks, and reads no blocks for ever where they are 0.
+/// request's length still fits 32 bits. Not a round number: SeaBIOS up to 1.16.2 keeps the low 16
+/// bits of such a length (1.16.0), or of its blocks, and reads no blocks for ever where they are 0.
 pub const SIZE_MAX: u32 = (32 << 20) - 4096;
 
 /// Bytes of `struct virtio_blk_config` up to the write-zeroes limits.

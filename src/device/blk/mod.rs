@@ -372,7 +372,8 @@ impl BlkHandler {
     }
 
     /// Hands the request in slot `index`, which has waited, to the host, unless the disk has become
-    /// smaller meanwhile: a write would make its file larger again. Whether it was answered instead.
+    /// smaller meanwhile: a write would make its file larger again. Whether it was answered
+    /// instead.
     #[cold]
     fn submit_late<Q: ChainQueue>(&mut self, vq: &mut Q, io: &mut dyn BlkIo, index: u16) -> bool {
         let slot = self.slots.get(index);
@@ -578,8 +579,8 @@ impl BlkHandler {
     }
 }
 
-/// Pops up to `most` chains, and asks for the lines that their headers and status bytes are in, which
-/// are the same in most drivers. A fault comes after the chains before it.
+/// Pops up to `most` chains, and asks for the lines that their headers and status bytes are in,
+/// which are the same in most drivers. A fault comes after the chains before it.
 #[inline]
 fn pop_ahead<Q: ChainQueue>(
     vq: &mut Q,
