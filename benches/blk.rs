@@ -10,6 +10,9 @@
 //! shares its core with the front-end, so that not the rate but the CPU time per request (the last
 //! number of a cell) tells what a second worker costs.
 //!
+//! Rows that say adaptive have vringd sleep when there was nothing to do for a while, to compare the
+//! CPU time per request.
+//!
 //! Rows with an option of io_uring have vringd without it beside vringd with it, in a table of
 //! their own.
 //!
@@ -78,6 +81,8 @@ struct Case {
     format: &'static str,
     /// Queues, and what they are served by; spinning on a core of its own, if nothing is said.
     shared: Option<Shared>,
+    /// Sleeps when there was nothing to do for a while.
+    adaptive: bool,
     /// The key of vringd that one side has, and the other has not.
     option: Option<&'static str>,
 }
@@ -98,6 +103,7 @@ impl Case {
             depth,
             format,
             shared: None,
+            adaptive: false,
             option: None,
         }
     }
@@ -140,6 +146,12 @@ impl Case {
                 cases.push(case(Disk, rw, depth, "split"));
             }
         }
+        for (rw, depth) in [("randread", 1), ("randread", 32), ("randwrite", 1)] {
+            cases.push(Case {
+                adaptive: true,
+                ..case(Disk, rw, depth, "split")
+            });
+        }
         for (queues, cores) in [(1, "1"), (4, "1"), (4, "0,1")] {
             cases.push(Case {
                 shared: Some(Shared { queues, cores }),
@@ -167,6 +179,7 @@ impl Case {
         };
         let name = format!("{medium} {} {} {}", self.rw, self.depth, self.format);
         match self.shared {
+            None if self.adaptive => format!("{name}, adaptive"),
             None => name,
             Some(Shared { queues, cores }) => {
                 format!("{name}, {queues} queues on cores {cores}, interrupt")
@@ -327,6 +340,7 @@ impl BackEnd {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_vringd"));
                 let own = BACK_END_CORE.to_string();
                 let (idle, cores) = match case.shared {
+                    None if case.adaptive => ("adaptive", own.as_str()),
                     None => ("spin", own.as_str()),
                     Some(Shared { cores, .. }) => ("interrupt", cores),
                 };
