@@ -1,13 +1,27 @@
-//! Taps of the daemon: in another namespace, passed by descriptor, and macvtaps. What goes through
-//! them is tested with guests (tests/guest.rs) and at the queue (src/host/tap).
+//! Taps of the daemon: in another namespace, passed by descriptor, and macvtaps, and which queue
+//! pair answers come to. What else goes through them is tested with guests (tests/guest.rs) and at
+//! the queue (src/host/tap).
 
+#[cfg(test)]
+#[path = "xdp/front_end.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared by several tests")]
+mod front_end;
+#[cfg(test)]
+#[path = "protocol/message.rs"]
+#[expect(dead_code, unreachable_pub, reason = "the protocol tests use the rest")]
+mod message;
 mod support;
 
 #[cfg(test)]
 mod tests {
     use std::process::Command;
 
+    use vringd::sys::testnet::{PacketSocket, VNET_HEADER};
+    use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
+
+    use crate::front_end::{FrontEnd, PATIENCE};
     use crate::support::daemon::Daemon;
+    use crate::support::deadline::wait_until;
     use crate::support::netns::Netns;
     use crate::support::tmp::TempDir;
 
@@ -99,5 +113,76 @@ mod tests {
             assert!(error.contains(wanted), "{link}: {error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
+    }
+
+    const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const HOST: [u8; 6] = [2, 0, 0, 0, 0, 2];
+    const PAIRS: usize = 4;
+    /// So many that no other way to spread them brings each to its pair.
+    const FLOWS: u16 = 32;
+
+    /// A datagram of a flow, from the guest or from the host.
+    fn datagram(from_guest: bool, flow: u16, lap: u8) -> Vec<u8> {
+        let way = |guest: &[u8], host: &[u8]| match from_guest {
+            true => [guest, host].concat(),
+            false => [host, guest].concat(),
+        };
+        // The receiver comes first here, the sender in all that follows.
+        let mut frame = way(&HOST, &GUEST);
+        frame.extend([8, 0, 0x45, 0, 0, 60, 0, 0, 0x40, 0, 64, 17, 0, 0]);
+        frame.extend(way(&[192, 0, 2, 1], &[192, 0, 2, 2]));
+        let port = (1000 + flow).to_be_bytes();
+        frame.extend(way(&port, &[0, 9]));
+        frame.extend([0, 40, 0, 0]);
+        frame.extend((0..32).map(|at| at ^ lap ^ flow.to_le_bytes()[0]));
+        frame
+    }
+
+    /// What a flow is answered comes to the pair that it was sent from last.
+    fn answers_come_to_the_senders_pair<D: Driver>() {
+        let (dir, netns) = (TempDir::new("taps"), Netns::new());
+        let socket = dir.path("n.sock");
+        let net = format!(
+            "name=n,socket={},link=tap:vt0,queues={PAIRS},netns={}",
+            socket.display(),
+            netns.name()
+        );
+        let daemon = Daemon::start(&["run", "--net", &net]);
+        let mut guest = FrontEnd::<D>::connect(&socket, PAIRS as u64);
+        let host = netns.spawn(|| PacketSocket::bind("vt0")).join().unwrap();
+        for lap in 0..3 {
+            for flow in 0..FLOWS {
+                let pair = (usize::from(flow) + usize::from(lap)) % PAIRS;
+                let sent = datagram(true, flow, lap);
+                guest.transmit(pair, &sent);
+                host.receive_if(|got| got == sent);
+            }
+            for flow in 0..FLOWS {
+                let pair = (usize::from(flow) + usize::from(lap)) % PAIRS;
+                let answer = datagram(false, flow, lap);
+                host.send(&[0; VNET_HEADER], &answer);
+                let (came_to, got) = wait_until("the answer", PATIENCE, || {
+                    (0..PAIRS).find_map(|pair| {
+                        let got = guest.poll(pair)?;
+                        // The host's stack has things to say, too.
+                        (got.get(..12) == answer.get(..12)).then_some((pair, got))
+                    })
+                });
+                assert!(got == answer, "flow {flow}, lap {lap}: {got:02x?}");
+                assert_eq!(came_to, pair, "flow {flow}, lap {lap}");
+            }
+        }
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+    }
+
+    #[test]
+    fn answers_come_to_the_senders_pair_split() {
+        answers_come_to_the_senders_pair::<SplitDriver>();
+    }
+
+    #[test]
+    fn answers_come_to_the_senders_pair_packed() {
+        answers_come_to_the_senders_pair::<PackedDriver>();
     }
 }

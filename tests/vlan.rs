@@ -2,9 +2,26 @@
 //! of a switch, and what comes out of every port, captured.
 //!
 //! One testpmd (DPDK) holds a front-end on each port, and a capture file for each way of each. What
-//! must come out is worked out here from IEEE 802.1Q alone. Needs what tests/testpmd.rs needs.
+//! must come out is worked out here from IEEE 802.1Q alone. Needs what tests/testpmd.rs needs. The
+//! same for stations that the switch knows, with front-ends of our own and a tap, is in `known`.
 
+#[cfg(test)]
+#[path = "xdp/front_end.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared by several tests")]
+mod front_end;
+#[cfg(test)]
+#[path = "protocol/message.rs"]
+#[expect(dead_code, unreachable_pub, reason = "the protocol tests use the rest")]
+mod message;
 mod support;
+
+#[cfg(test)]
+#[allow(unreachable_pub, reason = "helpers of the modules beside them")]
+#[path = "vlan"]
+mod vlan {
+    mod known;
+    pub mod model;
+}
 
 #[cfg(test)]
 mod tests {
@@ -17,53 +34,9 @@ mod tests {
     use super::support::pcap::{read_pcap, write_pcap};
     use super::support::testpmd::{PortStats, RingPath, Testpmd};
     use super::support::tmp::{TempDir, random_bytes};
+    use super::vlan::model::{PORTS, Tags, given, kinds, taken};
 
     const TIMEOUT: Duration = Duration::from_secs(20);
-
-    /// A port: what the daemon is told, and the same for the model.
-    struct Port {
-        option: &'static str,
-        /// VLANs whose frames have a tag here.
-        tagged: &'static [u16],
-        /// The VLAN of frames without one.
-        untagged: Option<u16>,
-    }
-
-    const PORTS: [Port; 8] = [
-        port("vlan=10", &[], Some(10)),
-        port("vlan=10", &[], Some(10)),
-        port("vlan=20", &[], Some(20)),
-        // No word of VLANs is VLAN 1.
-        port("mtu=9000", &[], Some(1)),
-        port("vlan=trunk:10+20", &[10, 20], None),
-        port("vlan=trunk:20-22", &[20, 21, 22], None),
-        port("vlan=trunk:20+30,vlan_native=10", &[20, 30], Some(10)),
-        port("vlan=trunk:1+4094,vlan_native=20", &[1, 4094], Some(20)),
-    ];
-
-    const fn port(option: &'static str, tagged: &'static [u16], untagged: Option<u16>) -> Port {
-        Port {
-            option,
-            tagged,
-            untagged,
-        }
-    }
-
-    /// VLAN and priority.
-    type Tag = (u16, u16);
-    /// From the outside in.
-    type Tags = Vec<Tag>;
-
-    /// Every kind of frame that a port may be sent.
-    fn kinds() -> Vec<Tags> {
-        let mut kinds = vec![vec![], vec![(0, 5)]];
-        kinds.extend([1, 10, 20, 21, 30, 4094, 4095].map(|vlan| vec![(vlan, 3)]));
-        // A second tag, which must not become the first on the way.
-        for outer in [0, 1, 10, 20, 30] {
-            kinds.extend([10, 20].map(|inner| vec![(outer, 0), (inner, 0)]));
-        }
-        kinds
-    }
 
     /// A broadcast or a frame for an unknown station, for all ports of its VLAN in either case. No
     /// two have the same sender or payload.
@@ -82,28 +55,6 @@ mod tests {
         frame.extend([0x88, 0xb5]);
         frame.extend(random_bytes(u64::from(number), 100 + usize::from(number)));
         frame
-    }
-
-    /// VLAN and priority of a frame with these tags that comes into a port, and the tags behind.
-    fn taken<'a>(port: &Port, tags: &'a [Tag]) -> Option<(u16, u16, &'a [Tag])> {
-        match tags {
-            [] => port.untagged.map(|vlan| (vlan, 0, tags)),
-            [(0, priority), rest @ ..] => port.untagged.map(|vlan| (vlan, *priority, rest)),
-            [(vlan, priority), rest @ ..] => {
-                let known = port.tagged.contains(vlan);
-                known.then_some((*vlan, *priority, rest))
-            }
-        }
-    }
-
-    /// The tags with which it comes out of a port, if it does.
-    fn given(port: &Port, vlan: u16, priority: u16, rest: &[Tag]) -> Option<Tags> {
-        if port.untagged == Some(vlan) {
-            // What is behind would say that it is of another VLAN.
-            return rest.is_empty().then(Vec::new);
-        }
-        let tag = port.tagged.contains(&vlan).then_some((vlan, priority))?;
-        Some([&[tag], rest].concat())
     }
 
     struct Lan {

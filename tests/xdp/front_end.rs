@@ -170,21 +170,31 @@ impl<D: Driver> FrontEnd<D> {
 
     /// The same with a virtio-net header.
     pub fn transmit_with(&mut self, pair: usize, header: &[u8; HEADER], frame: &[u8]) {
+        self.transmit_all(pair, header, &[frame]);
+    }
+
+    /// Sends frames at once, at most as many as the ring has room for, and waits until their
+    /// buffers are back.
+    pub fn transmit_all(&mut self, pair: usize, header: &[u8; HEADER], frames: &[&[u8]]) {
         let ram = Arc::clone(&self.ram);
         let queue = &mut self.queues[2 * pair + 1];
-        let at = queue.at + queue.sent % u64::from(SIZE) * BUFFER;
-        queue.sent += 1;
-        write_guest(&ram, at, &[&header[..], frame].concat());
-        // In two pieces, the header apart from most of the frame.
-        let (first, bytes) = (HEADER + 14, HEADER + frame.len());
-        let length = |bytes: usize| u32::try_from(bytes).unwrap();
-        let pieces = [
-            Buf::readable(at, length(first)),
-            Buf::readable(at + first as u64, length(bytes - first)),
-        ];
-        queue.driver.add(&pieces).unwrap();
+        for frame in frames {
+            let at = queue.at + queue.sent % u64::from(SIZE) * BUFFER;
+            queue.sent += 1;
+            write_guest(&ram, at, &[&header[..], frame].concat());
+            // In two pieces, the header apart from most of the frame.
+            let (first, bytes) = (HEADER + 14, HEADER + frame.len());
+            let length = |bytes: usize| u32::try_from(bytes).unwrap();
+            let pieces = [
+                Buf::readable(at, length(first)),
+                Buf::readable(at + first as u64, length(bytes - first)),
+            ];
+            queue.driver.add(&pieces).unwrap();
+        }
         queue.show();
-        wait_until("the buffer", PATIENCE, || queue.driver.used());
+        for _ in frames {
+            wait_until("the buffer", PATIENCE, || queue.driver.used());
+        }
     }
 
     /// The next frame that `pair` receives, if there is one.
