@@ -175,6 +175,7 @@ fn a_receiver_goes_over_with_the_buffers_it_has<D: Driver>() {
     let old = mapped_anew(far);
     let kept = Arc::downgrade(&old);
     far.handle.swap(0, old, far.addr(0)).unwrap();
+    assert!(kept.upgrade().is_some(), "it is in use");
     far.post(0, 4);
     near.send(0, 0, &payload(0, 700));
     assert_eq!(far.receive(0, 0), payload(0, 700));
