@@ -4,7 +4,8 @@
 //! `session` is the model and `models` its tests; `oracle` plays the same bytes to the split queue
 //! of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
 //! each mistake that other back-ends were found to make; `engine` has a worker in the middle, in
-//! `moves` there are two; in `neighbour` one ring breaks beside others;
+//! `moves` there are two, in `calls` it puts calls off, in `swaps` memory tables are replaced; in
+//! `neighbour` one ring breaks beside others;
 //! `wire` joins two ports, `switch` several, `offload` guests with different features; in `drops`
 //! and `losses` not all that is sent arrives; `nodes` has memory on two nodes; `disk` compares the
 //! disk with a reference.
@@ -19,6 +20,7 @@ mod rings {
     mod script;
     mod session;
 
+    mod calls;
     mod defects;
     mod disk;
     mod drops;
@@ -34,6 +36,7 @@ mod rings {
     mod offload;
     mod oracle;
     mod sizes;
+    mod swaps;
     mod switch;
     mod walks;
     mod wire;

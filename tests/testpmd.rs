@@ -2,8 +2,9 @@
 //!
 //! Each of the ten ring paths that a DPDK driver has (VIRTIO 1.3 §2.7, §2.8, §5.1.6) moves frames
 //! of 64 and 1518 bytes and of chained buffers, loses none, and brings back the bytes it sent.
-//! Then several queues, rings of odd size, and memory in 4 KiB pages. Needs root, 2 MiB hugepages
-//! and two cores: testpmd is on core 0, the daemon on core 1; run with one test thread.
+//! Then several queues, rings of odd size, and memory in 4 KiB pages. At the end DPDK is the
+//! back-end, under the load of `vringd bench net`. Needs root, 2 MiB hugepages and two cores:
+//! the front-end is on core 0, the back-end on core 1; run with one test thread.
 
 mod support;
 
@@ -391,5 +392,50 @@ mod on_echo {
         testpmd.quit();
         let (status, log) = daemon.stop();
         assert!(status.success(), "{log}");
+    }
+}
+
+/// The other way round: DPDK's own back-end under the load of `vringd bench net`, which works with
+/// any that speaks the protocol.
+#[cfg(test)]
+mod under_load {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::support::deadline::wait_until;
+    use super::support::testpmd::{Testpmd, TestpmdConfig};
+    use super::support::tmp::TempDir;
+
+    #[test]
+    fn vhost_sends_every_frame_back() {
+        let dir = TempDir::new("testpmd-load");
+        let socket = dir.path("vhost0.sock");
+        let testpmd = Testpmd::start(&TestpmdConfig::vhost_echo(1, &socket, 1));
+        wait_until("the socket is there", Duration::from_secs(20), || {
+            socket.exists().then_some(())
+        });
+        let pid = testpmd.pid().to_string();
+        for load in [
+            "--format split --size mix --mergeable",
+            "--format packed --size 64",
+        ] {
+            let output = Command::new("timeout")
+                .args(["30", env!("CARGO_BIN_EXE_vringd"), "bench", "net"])
+                .args(load.split_whitespace())
+                .args(["--core", "0", "--in-flight", "256", "--duration", "1s"])
+                .args(["--json", "--pid", &pid, "--socket"])
+                .arg(&socket)
+                .output()
+                .expect("timeout (coreutils) can be run");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{load}: {said}");
+            let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let count = |key: &str| report[key].as_u64().unwrap_or_else(|| panic!("{report}"));
+            assert!(count("frames") > 256, "{load}: {report}");
+            assert_eq!(count("sent"), count("received"), "{load}: {report}");
+            assert_eq!([count("lost"), count("mismatched")], [0, 0], "{report}");
+            assert!(count("backend_cpu_ns") > 0, "{load}: {report}");
+        }
+        testpmd.quit();
     }
 }

@@ -63,7 +63,6 @@ impl<D: Driver> Machine<D> {
     /// disk always has is not looked at.
     pub fn with(cores: Vec<usize>, backing: Backing, more: BlkSetup) -> Machine<D> {
         let model = Arc::new(BlkModel::new(BlkSetup {
-            rings: vringd::device::RingOptions::default(),
             name: "disk0".into(),
             capacity_bytes: DISK,
             block_size: 512,

@@ -1,13 +1,17 @@
 //! One ring breaks; the rings beside it, of the same device and of another, on the same worker, go
-//! on with every byte and no slower.
+//! on with every byte and no slower, afterwards and while it happens.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vringd::engine::{Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts};
+use vringd::device::RingOptions;
+use vringd::device::blk::{BlkModel, BlkSetup};
+use vringd::engine::{Backing, Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts};
+use vringd::memory::Store;
 use vringd::ring::RingFormat;
-use vringd::testing::driver::{Buf, Driver, PackedDriver, SplitDriver, write_guest};
+use vringd::testing::driver::{Buf, Driver, PackedDriver, SplitDriver, read_guest, write_guest};
 
 use crate::support::deadline::wait_until;
 
@@ -21,6 +25,12 @@ const JUNK: u64 = 0x3f_0000;
 /// that is only looked at between sleeps would take seconds for them.
 const DISTURBED: Duration = Duration::from_millis(200);
 const NOWHERE: u64 = 1 << 50;
+/// Bytes before a frame.
+const HEADER: u64 = 12;
+/// What a rate is taken over.
+const WINDOW: Duration = Duration::from_millis(4);
+/// How often a ring is broken before it is said that its neighbour suffers.
+const TRIES: usize = 40;
 
 const TABLE: u64 = JUNK + 0x1000;
 
@@ -193,4 +203,175 @@ fn one_broken_split_ring_disturbs_nobody() {
 #[test]
 fn one_broken_packed_ring_disturbs_nobody() {
     one_broken_ring::<PackedDriver>();
+}
+
+/// Whose ring breaks: a transmit or a receive ring of a port, or a disk's.
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    Tx(Defect),
+    Rx(Defect),
+    Disk(Defect),
+}
+
+impl Victim {
+    fn all(packed: bool) -> Vec<Victim> {
+        let tx = Defect::all(packed).into_iter().map(Victim::Tx);
+        // Of these the ring itself can tell, whatever the device wants of a chain.
+        let every = [Defect::EndlessChain, Defect::OddTable];
+        let rx = every.into_iter().map(Victim::Rx);
+        let disk = every.into_iter().chain([Defect::Unmapped]);
+        tx.chain(rx).chain(disk.map(Victim::Disk)).collect()
+    }
+
+    /// The device that it is a ring of, and its number.
+    fn of<'a, D>(self, port: &'a mut Port<D>, disk: &'a mut Port<D>) -> (&'a mut Port<D>, u16)
+    where
+        D: Driver,
+    {
+        match self {
+            Victim::Tx(_) => (port, 1),
+            Victim::Rx(_) => (port, 0),
+            Victim::Disk(_) => (disk, 0),
+        }
+    }
+
+    /// Breaks a ring that was made anew; how many frames the neighbour moved before and after.
+    fn breaks<D: Driver>(self, devices: [&mut Port<D>; 2], frames: &AtomicU64) -> [u64; 2] {
+        let err = EventFd::new(EFD_NONBLOCK).unwrap();
+        let [port, disk] = devices;
+        let (owner, index) = self.of(port, disk);
+        for index in owner.started.clone() {
+            owner.stop(index);
+            let at = usize::from(index);
+            owner.drivers[at] = fresh(&owner.rings[at]);
+        }
+        owner.start_with(index, INDIRECT, Some(&err));
+        if !matches!(self, Victim::Disk(_)) {
+            owner.start_with(index ^ 1, INDIRECT, None);
+        }
+        let before = rate(frames);
+        let (Victim::Tx(defect) | Victim::Rx(defect) | Victim::Disk(defect)) = self;
+        defect.commit(&mut owner.drivers[usize::from(index)]);
+        if matches!(self, Victim::Rx(_)) {
+            // Nobody looks for buffers before there is a frame.
+            owner.send(0, 0, &payload(1, 100));
+        }
+        let after = rate(frames);
+        wait_until("the err fd is written to", PATIENCE, || err.read().ok());
+        [before, after]
+    }
+}
+
+/// As `wait_until`, for what takes less than a sleep.
+fn spin<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = probe() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Sends frames and compares every byte that comes back until it is `done`, counting.
+fn keep_on<D: Driver>(port: &mut Port<D>, frames: &AtomicU64, done: &AtomicBool) {
+    for round in 0.. {
+        let frame = |number: u64| {
+            payload(
+                round * 8 + number,
+                60 + usize::try_from(40 * number).unwrap(),
+            )
+        };
+        port.post(0, 8);
+        (0..8).for_each(|number| port.send(0, number, &frame(number)));
+        for number in 0..8 {
+            let (_, len) = spin("a frame comes", || port.drivers[0].used());
+            let at = Port::<D>::buffer(0, number);
+            let got = read_guest(&port.ram, at + HEADER, len as usize - HEADER as usize);
+            assert!(got == frame(number), "round {round}, frame {number}");
+            spin("the buffer is given back", || port.drivers[1].used());
+        }
+        frames.fetch_add(8, Ordering::Relaxed);
+        if done.load(Ordering::Relaxed) {
+            return;
+        }
+    }
+}
+
+/// Frames in a window of time: the middle one of five, whatever else the machine does in some.
+fn rate(frames: &AtomicU64) -> u64 {
+    let mut windows = [0; 5].map(|_| {
+        let before = frames.load(Ordering::Relaxed);
+        std::thread::sleep(WINDOW);
+        frames.load(Ordering::Relaxed) - before
+    });
+    windows.sort_unstable();
+    windows[2]
+}
+
+/// One of the tries shows at least three tenths of the rate from before in the time right after
+/// the ring broke: what harms the neighbour harms it each time.
+fn a_neighbour_keeps_its_rate<D: Driver + Send>() {
+    let models = [model("victim", 1), model("neighbour", 1)];
+    let net = |model| Parts::Net(Arc::clone(model), LinkSpec::Echo);
+    let disk = Arc::new(BlkModel::new(BlkSetup {
+        name: "disk".into(),
+        capacity_bytes: 1 << 20,
+        block_size: 512,
+        queues: 1,
+        rings: RingOptions::default(),
+        ..BlkSetup::default()
+    }));
+    let disk = Parts::Blk(disk, Backing::Ram(Arc::new(Store::new(1 << 20).unwrap())));
+    let members = [net(&models[0]), net(&models[1]), disk].map(|parts| Member {
+        parts,
+        cores: vec![0],
+    });
+    let options = EngineOptions {
+        cores: vec![0],
+        idle: IdlePolicy::Adaptive,
+        stop_timeout: PATIENCE,
+        ..EngineOptions::default()
+    };
+    let (engine, handles) = Engine::start(&options, members.into()).unwrap();
+    let port = |at: usize, model| Port::<D>::new(Arc::clone(&handles[at]), Arc::clone(model));
+    // Only rings are asked of the disk, and a port has them.
+    let (mut victim, mut disk) = (port(0, &models[0]), port(2, &models[0]));
+    let mut neighbour = port(1, &models[1]);
+    (0..2).for_each(|index| neighbour.start(index));
+    let (frames, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| keep_on(&mut neighbour, &frames, &done));
+        let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for kind in Victim::all(D::Format::PACKED) {
+                let kept = (0..TRIES).any(|_| {
+                    let [before, after] = kind.breaks([&mut victim, &mut disk], &frames);
+                    10 * after >= 3 * before
+                });
+                assert!(kept, "{kind:?} slows the neighbour down");
+            }
+        }));
+        done.store(true, Ordering::Relaxed);
+        running.join().unwrap();
+        broken.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    assert!(ring_faults(&victim) > 0 && ring_faults(&disk) > 0);
+    assert_eq!(ring_faults(&neighbour), 0);
+    for port in [&mut victim, &mut neighbour, &mut disk] {
+        for index in port.started.clone() {
+            port.stop(index);
+        }
+    }
+    engine.stop();
+}
+
+#[test]
+fn a_neighbour_keeps_its_rate_while_split_rings_break() {
+    a_neighbour_keeps_its_rate::<SplitDriver>();
+}
+
+#[test]
+fn a_neighbour_keeps_its_rate_while_packed_rings_break() {
+    a_neighbour_keeps_its_rate::<PackedDriver>();
 }

@@ -65,13 +65,22 @@ impl<D: Driver> Port<D> {
         }
     }
 
+    /// Where vring `index` lies.
+    pub fn addr(&self, index: u16) -> VringAddr {
+        let [desc, driver, device] = self.rings[usize::from(index)].at.map(|gpa| gpa + UVA);
+        VringAddr {
+            desc,
+            driver,
+            device,
+        }
+    }
+
     pub fn start(&mut self, index: u16) {
         self.start_with(index, 0, None);
     }
 
     /// With more features than the usual ones, and an err fd.
     pub fn start_with(&mut self, index: u16, more: u64, err: Option<&EventFd>) {
-        let [desc, driver, device] = self.rings[usize::from(index)].at.map(|gpa| gpa + UVA);
         let packed = if D::Format::PACKED { PACKED } else { 0 };
         self.handle
             .start(VringSetup {
@@ -79,11 +88,7 @@ impl<D: Driver> Port<D> {
                 size: SIZE,
                 features: feature::VERSION_1 | feature::MRG_RXBUF | packed | more,
                 base: None,
-                addr: VringAddr {
-                    desc,
-                    driver,
-                    device,
-                },
+                addr: self.addr(index),
                 ram: Arc::clone(&self.ram),
                 kick: None,
                 call: None,
