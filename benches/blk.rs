@@ -10,8 +10,8 @@
 //! shares its core with the front-end, so that not the rate but the CPU time per request (the last
 //! number of a cell) tells what a second worker costs.
 //!
-//! Rows that say adaptive have vringd sleep when there was nothing to do for a while, to compare the
-//! CPU time per request.
+//! Rows that say adaptive have vringd sleep when there was nothing to do for a while, to compare
+//! the CPU time per request.
 //!
 //! Rows with an option of io_uring have vringd without it beside vringd with it, in a table of
 //! their own.

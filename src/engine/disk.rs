@@ -157,8 +157,8 @@ impl EncryptedDisk {
     }
 }
 
-/// Requests that a disk which needs no device takes in a turn: all are answered at the end of it, so
-/// that the driver has something to do while we do the next.
+/// Requests that a disk which needs no device takes in a turn: all are answered at the end of it,
+/// so that the driver has something to do while we do the next.
 const AT_ONCE_BUDGET: usize = 16;
 
 /// An old memory table that requests in flight still point into.
