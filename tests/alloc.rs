@@ -1,10 +1,12 @@
 //! The hot path allocates nothing: a counting allocator around frames that go from one guest's
-//! transmit queue to another's receive queue, over both ring formats.
+//! transmit queue to another's receive queue, over both ring formats, and (`disk`) around requests
+//! of disks.
 //!
-//! A binary of its own, because the allocator is the whole program's, and a single test, because
-//! whatever else runs would be counted.
+//! A binary of its own, because the allocator is the whole program's. It counts for each thread
+//! apart: the tests do not see each other.
 
 #[cfg(test)]
+#[path = "alloc"]
 #[expect(unsafe_code, reason = "an allocator can't be written without")]
 mod tests {
     use std::alloc::{GlobalAlloc, Layout, System};
@@ -19,6 +21,8 @@ mod tests {
         Buf, Driver, PackedDriver, RingMemory, SplitDriver, read_guest, write_guest,
     };
     use vringd::testing::packets::Packet;
+
+    mod disk;
 
     /// The system's allocator, with an eye on it.
     struct Counting;

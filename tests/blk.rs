@@ -7,7 +7,7 @@
 //! it is full or slow, in `resize` it grows and shrinks, in `qcow2` it is in an image, which is
 //! given up in `given_up`, in `locks` somebody else uses it, in `torn` the front-end's memory goes
 //! away, in `limits` it may do so much in a second, in `workers` its queues are served by two
-//! workers.
+//! workers, in `queues` one of them waits.
 
 mod support;
 
@@ -18,6 +18,9 @@ mod blk {
     mod front_end;
     mod mounted;
     mod served;
+    #[allow(dead_code, reason = "a part of it is for the power-cut proof")]
+    #[path = "../proof/driver.rs"]
+    mod two_queues;
 
     mod broken;
     mod discard;
@@ -31,6 +34,7 @@ mod blk {
     mod locks;
     mod matrix;
     mod qcow2;
+    mod queues;
     mod reference;
     mod resize;
     mod torn;

@@ -21,13 +21,13 @@ const LEN: usize = 16384;
 
 /// A daemon with a disk on a file system of 4 MiB, of which a filler has half, and with one in
 /// memory; one worker serves both. Nobody else sees the file system, which goes with the daemon.
-struct Small {
-    daemon: Daemon,
-    dir: TempDir,
+pub struct Small {
+    pub daemon: Daemon,
+    pub dir: TempDir,
 }
 
 impl Small {
-    fn start(idle: &str, keys: &str) -> Small {
+    pub fn start(idle: &str, keys: &str) -> Small {
         let dir = TempDir::new("small");
         let mnt = dir.path("mnt");
         fs::create_dir(&mnt).unwrap();
@@ -58,13 +58,13 @@ impl Small {
     }
 
     /// A file of its file system, as we see it.
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         let inside = self.dir.path("mnt").join(name);
         let inside = inside.strip_prefix("/").unwrap();
         PathBuf::from(format!("/proc/{}/root", self.daemon.pid())).join(inside)
     }
 
-    fn wait_counter(&self, name: &str, what: impl Fn(u64) -> bool) -> u64 {
+    pub fn wait_counter(&self, name: &str, what: impl Fn(u64) -> bool) -> u64 {
         wait_until(name, SOON, || {
             Some(self.daemon.counter("full", name)).filter(|value| what(*value))
         })

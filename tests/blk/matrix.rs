@@ -8,6 +8,7 @@ use super::front_end::{
 };
 use super::served::{DISK, SECTOR, Served, assert_same, image};
 use crate::support::tmp::{TempDir, random_bytes};
+use vringd::sys::disk::{DiskFile, DiskOptions};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
 const SIZES: [usize; 6] = [512, 4096, 7 * 512, 65536, 66048, 1 << 20];
@@ -188,6 +189,64 @@ fn on_a_file(keys: &str, align: usize) {
 #[test]
 fn on_a_file_with_direct_io() {
     on_a_file("", 512);
+}
+
+fn bounces_only_what_it_must<D: Driver>() {
+    let dir = TempDir::new("bounced");
+    let (path, _) = image(&dir);
+    let options = DiskOptions {
+        read_only: false,
+        direct: None,
+        block_size: 512,
+        lock: false,
+    };
+    let disk = DiskFile::open(&path, options).unwrap();
+    // Without direct I/O nothing is.
+    let odd = u64::from(disk.offset_align() > 1);
+    // Behind a header in the same buffer.
+    let behind = u64::from(16 % disk.mem_align() != 0);
+    let sector = u64::from(512 % disk.mem_align() != 0 || 512 % disk.offset_align() != 0);
+    drop(disk);
+    let served = Served::start(dir, &format!("path={}", path.display()));
+    let mut front = served.open::<D>(ALL);
+    let pieces = |bytes: u32, step: usize| (0..bytes).step_by(step).collect::<Vec<u32>>();
+    let framing = |readable, writable, indirect| Framing {
+        readable,
+        writable,
+        indirect,
+    };
+    let sectors = |indirect| framing(vec![16], pieces(8192, 512), indirect);
+    let cut_anywhere = |indirect| framing(vec![16, 16 + 1021], pieces(8192, 1021), indirect);
+    let mut want = 0;
+    for indirect in [false, true] {
+        for (kind, framing, more) in [
+            (IN, Framing::usual(8192), 0),
+            (IN, sectors(indirect), sector),
+            (IN, cut_anywhere(indirect), odd),
+            (OUT, Framing::usual(0), behind),
+            (OUT, cut_anywhere(indirect), odd),
+            (FLUSH, framing(vec![5], vec![], indirect), 0),
+            (GET_ID, framing(vec![5], vec![3], indirect), 0),
+        ] {
+            let (out, data_in) = match kind {
+                IN => (vec![], 8192),
+                OUT => (random_bytes(want, 8192), 0),
+                GET_ID => (vec![], 20),
+                _ => (vec![], 0),
+            };
+            let answer = front.run_framed(kind, 0, &out, data_in, &framing);
+            assert_eq!(answer.status, OK, "{kind} {framing:?}");
+            want += more;
+            let got = served.daemon.counter("disk0", "unaligned");
+            assert_eq!(got, want, "{kind} {framing:?}");
+        }
+    }
+}
+
+#[test]
+fn buffers_are_bounced_only_where_direct_io_can_not_have_them() {
+    bounces_only_what_it_must::<SplitDriver>();
+    bounces_only_what_it_must::<PackedDriver>();
 }
 
 #[test]

@@ -76,7 +76,7 @@ const fn session(cache: Cache, packed: bool, encrypt: bool, extra: &'static str)
 }
 
 /// In these nothing that is durable may be missing.
-pub const HONEST: [Session; 10] = [
+pub const HONEST: [Session; 11] = [
     session(Cache::Writeback, false, false, ""),
     session(Cache::Writeback, true, true, ""),
     session(Cache::Writeback, true, false, ",direct=false"),
@@ -84,6 +84,12 @@ pub const HONEST: [Session; 10] = [
     session(Cache::Writethrough, false, true, ",cache=writethrough"),
     session(Cache::WceOff, false, false, ""),
     session(Cache::NoFlush, true, false, ""),
+    session(
+        Cache::Writethrough,
+        false,
+        false,
+        ",fixed_buffers=true,cache=writethrough",
+    ),
     session(Cache::Writeback, false, true, ",fault=short=3+reorder=4"),
     session(Cache::Writeback, true, false, ",format=qcow2"),
     session(
@@ -328,6 +334,8 @@ fn run(number: usize, session: Session, marks: u32) -> String {
     assert_eq!(daemon.counter("disk0", "ring_faults"), 0);
     let (status, log) = daemon.stop();
     assert!(status.success(), "{log}");
+    // Without registered memory the session would prove nothing of it.
+    assert!(!log.contains("can't be pinned"), "{log}");
     journal
 }
 
