@@ -26,7 +26,7 @@ const JUNK: u64 = 0x3f_0000;
 const DISTURBED: Duration = Duration::from_millis(200);
 const NOWHERE: u64 = 1 << 50;
 /// Bytes before a frame.
-const HEADER: u64 = 12;
+const HEADER: u32 = 12;
 /// What a rate is taken over.
 const WINDOW: Duration = Duration::from_millis(4);
 /// How often a ring is broken before it is said that its neighbour suffers.
@@ -288,7 +288,7 @@ fn keep_on<D: Driver>(port: &mut Port<D>, frames: &AtomicU64, done: &AtomicBool)
         for number in 0..8 {
             let (_, len) = spin("a frame comes", || port.drivers[0].used());
             let at = Port::<D>::buffer(0, number);
-            let got = read_guest(&port.ram, at + HEADER, len as usize - HEADER as usize);
+            let got = read_guest(&port.ram, at + u64::from(HEADER), (len - HEADER) as usize);
             assert!(got == frame(number), "round {round}, frame {number}");
             spin("the buffer is given back", || port.drivers[1].used());
         }

@@ -1,6 +1,7 @@
 //! Memory nodes: a machine of two, made up, on which core 0 is near to one and core 1 to the other.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vringd::engine::{
     Engine, EngineOptions, LinkSpec, Member, Parts, Placement, Topology, VringRunner,
@@ -107,12 +108,12 @@ fn a_vring_can_be_started_again() {
 }
 
 /// What is logged, as it comes.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+#[derive(Clone)]
+struct Log(Sender<Vec<u8>>);
 
 impl std::io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.send(bytes.to_vec()).unwrap();
         Ok(bytes.len())
     }
 
@@ -121,23 +122,20 @@ impl std::io::Write for Log {
     }
 }
 
-impl Log {
-    /// The lines since the last look that warn of far memory.
-    fn warnings(&self) -> Vec<String> {
-        let bytes = core::mem::take(&mut *self.0.lock().unwrap());
-        let text = String::from_utf8(bytes).unwrap();
-        let lines = text
-            .lines()
-            .filter(|line| line.contains("its memory is on"));
-        lines.map(str::to_owned).collect()
-    }
+/// The lines since the last look that warn of far memory.
+fn warnings(log: &Receiver<Vec<u8>>) -> Vec<String> {
+    let text = String::from_utf8(log.try_iter().flatten().collect()).unwrap();
+    let lines = text
+        .lines()
+        .filter(|line| line.contains("its memory is on"));
+    lines.map(str::to_owned).collect()
 }
 
 /// Each session says it once, of its first vring, with both nodes and the remedy; none that is near
 /// says anything.
 #[test]
 fn far_memory_is_warned_of_once_in_each_session() {
-    for (core, warnings) in [(0, 1), (1, 0)] {
+    for (core, expected) in [(0, 1), (1, 0)] {
         let model = model("net0", 2);
         let member = Member {
             parts: Parts::Net(Arc::clone(&model), LinkSpec::Echo),
@@ -151,10 +149,9 @@ fn far_memory_is_warned_of_once_in_each_session() {
         };
         let (engine, mut handles) = Engine::start(&options, vec![member]).unwrap();
         let mut port = Port::<SplitDriver>::new(handles.remove(0), model);
-        let log = Log::default();
-        let writer = log.clone();
+        let (sender, log) = channel();
         let subscriber = tracing_subscriber::fmt()
-            .with_writer(move || writer.clone())
+            .with_writer(move || Log(sender.clone()))
             .with_ansi(false)
             .finish();
         let subscriber = tracing::Dispatch::new(subscriber);
@@ -165,8 +162,8 @@ fn far_memory_is_warned_of_once_in_each_session() {
                     port.stop(index);
                 }
             });
-            let said = log.warnings();
-            assert_eq!(said.len(), warnings, "session {session}: {said:?}");
+            let said = warnings(&log);
+            assert_eq!(said.len(), expected, "session {session}: {said:?}");
             for part in [
                 "WARN",
                 "net0 vring 0: served on core 0 of node 0",
