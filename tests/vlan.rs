@@ -121,7 +121,8 @@ mod tests {
             let sent = u64::try_from(sent).unwrap();
             self.testpmd.cmd("start");
             wait_until("the switch has dealt with every frame", TIMEOUT, || {
-                (self.sum(&["tx_frames", "tx_drop_vlan"]) == sent).then_some(())
+                let dealt_with = ["tx_frames", "tx_drop_vlan", "tx_drop_no_port"];
+                (self.sum(&dealt_with) == sent).then_some(())
             });
             for at in 0..PORTS.len() {
                 let given = self.daemon.counter(&format!("p{at}"), "rx_frames");

@@ -73,6 +73,8 @@ pub(super) struct DeviceSession {
     ram: Arc<GuestRam>,
     /// The connection, which is over when the front-end's memory is not there any more.
     socket: Option<OwnedFd>,
+    /// Config space has changed, and was not read since.
+    unread: bool,
     /// The features of the last `negotiated` line, so that it comes once per negotiation.
     logged: Option<u64>,
     /// The parser called one of our methods for the message at hand.
@@ -103,6 +105,7 @@ impl DeviceSession {
             },
             ram: Arc::new(GuestRam::empty()),
             socket: None,
+            unread: false,
             logged: None,
             called: false,
             parsed: Parsed::default(),
@@ -225,8 +228,14 @@ impl DeviceSession {
     }
 
     /// Tells a front-end that wants to know it that config space has changed. It reads what it
-    /// wants of it then.
-    pub(super) fn config_changed(&self) {
+    /// wants of it then. One that does not is told again when a vring starts: QEMU takes no notice
+    /// while its guest's device is stopped.
+    pub(super) fn config_changed(&mut self) {
+        self.unread = true;
+        self.tell_config();
+    }
+
+    fn tell_config(&self) {
         /// CONFIG_CHANGE_MSG of version 1, without a body or a reply.
         const MESSAGE: [u32; 3] = [2, 1, 0];
         let reads = self.state.protocol_features & proto::CONFIG != 0;
@@ -545,6 +554,9 @@ impl DeviceSession {
         self.log_negotiated(features);
         self.runner.start(setup).map_err(refuse)?;
         self.state.vrings[at].status = VringStatus::Running;
+        if self.unread {
+            self.tell_config();
+        }
         Ok(())
     }
 
@@ -577,7 +589,7 @@ impl DeviceSession {
         }
     }
 
-    pub(super) fn config(&self, offset: u32, size: u32) -> Answer<Vec<u8>> {
+    pub(super) fn config(&mut self, offset: u32, size: u32) -> Answer<Vec<u8>> {
         // Front-ends ask for the largest layout that they know; what we don't have reads as zero.
         let mut bytes = self.device.config();
         let (from, len) = (offset as usize, size as usize);
@@ -587,6 +599,7 @@ impl DeviceSession {
             )));
         }
         bytes.resize(bytes.len().max(from + len), 0);
+        self.unread = false;
         Ok(bytes[from..from + len].to_vec())
     }
 

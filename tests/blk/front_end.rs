@@ -186,6 +186,11 @@ impl<D: Driver> FrontEnd<D> {
         self.front.get_vring_base(0).expect("a base");
     }
 
+    /// The queue goes on where it was stopped.
+    pub fn go_on(&mut self) {
+        self.front.set_vring_kick(0, &self.kick).unwrap();
+    }
+
     /// Posts a request without waiting for it, in memory of its own: the `place`th of sixteen.
     pub fn post(&mut self, place: u64, kind: u32, sector: u64, out: &[u8], data_in: usize) {
         let readable = POSTED + place * PLACE;

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::front_end::{DISCARD, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, IN, OUT, WRITE_ZEROES, range};
+use super::front_end::{DISCARD, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, FLUSH, IN, OUT};
+use super::front_end::{WRITE_ZEROES, range};
 use super::locks::refused;
 use super::served::{DISK, SECTOR, Served, assert_same, image};
 use crate::support::daemon::Daemon;
@@ -104,6 +105,28 @@ fn grows<D: Driver>(keys: &str) {
     front.wait_config_change();
     assert_eq!(front.sectors(), sector(20 * MIB) + 1);
     assert_beyond(&mut front, 20 * MIB);
+}
+
+#[test]
+fn what_was_told_of_a_stopped_device_is_told_again_when_it_starts() {
+    let dir = TempDir::new("unread");
+    let (path, _) = image(&dir);
+    let keys = format!("path={}", path.display());
+    let served = Served::start(TempDir::new("unread"), &keys);
+    let mut front: FrontEnd<SplitDriver> = served.open(F_FLUSH);
+    front.listen();
+    assert_eq!(front.run(FLUSH, 0, &[], 0).status, OK);
+    // As QEMU, which takes no notice while a guest's device is stopped.
+    set_len(&path, 12 * MIB);
+    front.wait_config_change();
+    front.stop();
+    front.go_on();
+    front.wait_config_change();
+    assert_eq!(front.sectors(), sector(12 * MIB));
+    front.stop();
+    front.go_on();
+    assert_eq!(front.run(FLUSH, 0, &[], 0).status, OK);
+    assert!(front.hears_nothing(), "it has been read");
 }
 
 #[test]
