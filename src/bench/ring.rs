@@ -5,7 +5,7 @@
 //!
 //! Ids are handed out in the order in which the device gave them back, from 0 on: a device that
 //! keeps the order meets every id in the same slot for ever, as IN_ORDER asks (VIRTIO 1.3 §2.7.9,
-//! §2.8.9), and rewrites of what stands in the ring already are left out.
+//! §2.8.8), and rewrites of what stands in the ring already are left out.
 
 use std::sync::Arc;
 

@@ -55,6 +55,13 @@ mod body {
             self.base
         }
 
+        /// The byte offset of an address in this process, if it is in the area.
+        #[cfg(test)]
+        pub(crate) fn offset_of(&self, at: usize) -> Option<usize> {
+            let offset = at.checked_sub(self.base.addr())?;
+            (offset < self.len).then_some(offset)
+        }
+
         /// Asks the CPU to fetch the line at `offset`.
         #[inline]
         pub fn prefetch(&self, offset: usize) {
@@ -140,12 +147,16 @@ mod body {
                 /// Relaxed store of the first word.
                 #[inline(always)]
                 pub fn set_first(&self, value: $word) {
+                    #[cfg(test)]
+                    crate::memory::watch::note(core::ptr::from_ref(&self.0[0]).addr());
                     self.word(0).store(value.to_le(), Ordering::Relaxed);
                 }
 
                 /// Relaxed store of the second word.
                 #[inline(always)]
                 pub fn set_second(&self, value: $word) {
+                    #[cfg(test)]
+                    crate::memory::watch::note(core::ptr::from_ref(&self.0[1]).addr());
                     self.word(1).store(value.to_le(), Ordering::Relaxed);
                 }
             }
@@ -190,12 +201,16 @@ mod body {
                 /// Relaxed store of the word at byte `offset`.
                 #[inline]
                 pub fn $store(&self, offset: usize, value: $word) {
+                    #[cfg(test)]
+                    crate::memory::watch::note(self.base.addr() + offset);
                     self.$cell(offset).store(value.to_le(), Ordering::Relaxed);
                 }
 
                 /// Release store of the word at byte `offset`.
                 #[inline]
                 pub fn $store_release(&self, offset: usize, value: $word) {
+                    #[cfg(test)]
+                    crate::memory::watch::note(self.base.addr() + offset);
                     self.$cell(offset).store(value.to_le(), Ordering::Release);
                 }
             }

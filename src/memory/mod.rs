@@ -24,6 +24,8 @@ mod region;
 mod segment;
 mod store;
 mod torn;
+#[cfg(all(test, not(loom)))]
+pub(crate) mod watch;
 
 pub use area::Area;
 pub use bounce::Bounce;

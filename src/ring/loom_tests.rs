@@ -23,6 +23,10 @@ struct Shared {
 }
 
 fn shared<F: RingFormat>() -> (Arc<Shared>, F) {
+    shared_with(false)
+}
+
+fn shared_with<F: RingFormat>(in_order: bool) -> (Arc<Shared>, F) {
     let [desc, driver, device] = F::area_bytes(2).map(Area::for_loom);
     let areas = Areas {
         desc: desc.clone(),
@@ -34,7 +38,7 @@ fn shared<F: RingFormat>() -> (Arc<Shared>, F) {
         size: 2,
         event_idx: true,
         indirect: false,
-        in_order: false,
+        in_order,
         readable_only: false,
         base,
     };
@@ -93,6 +97,59 @@ fn loom_packed_publish_shows_buffers_and_elements() {
         shared.payload.store(7, Ordering::Relaxed);
         ring.put_used(&ChainId::new(0, 1), 8);
         ring.put_used(&ChainId::new(1, 1), 9);
+        ring.publish();
+        driver.join().unwrap();
+    });
+}
+
+/// With IN_ORDER the two chains share one element; a driver that sees it sees its id and that
+/// nothing else of the ring was touched.
+#[test]
+fn loom_split_batch_is_whole_when_it_is_seen() {
+    loom::model(|| {
+        let (shared, mut ring) = shared_with::<Split>(true);
+        let guest = Arc::clone(&shared);
+        let driver = thread::spawn(move || {
+            let idx = guest.device.load16(2);
+            fence(Ordering::Acquire);
+            assert!(idx == 0 || idx == 2, "the index moves by the whole batch");
+            if idx == 2 {
+                assert_eq!(
+                    guest.payload.load(Ordering::Relaxed),
+                    7,
+                    "the buffer was read"
+                );
+                assert_eq!(guest.device.load32(4), 1, "the head of the last");
+                assert_eq!(guest.device.load32(12), 0, "no second element");
+            }
+        });
+        shared.payload.store(7, Ordering::Relaxed);
+        ring.put_used_singles([(0, 0), (1, 0)].into_iter());
+        ring.publish();
+        driver.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_packed_run_is_whole_when_it_is_seen() {
+    loom::model(|| {
+        let (shared, mut ring) = shared_with::<Packed>(true);
+        let guest = Arc::clone(&shared);
+        let driver = thread::spawn(move || {
+            let first = guest.desc.load64(8);
+            fence(Ordering::Acquire);
+            if first & USED_BIT != 0 {
+                assert_eq!(
+                    guest.payload.load(Ordering::Relaxed),
+                    7,
+                    "the buffer was read"
+                );
+                assert_eq!((first >> 32) & 0xffff, 1, "the id of the last");
+                assert_eq!(guest.desc.load64(24), 0, "no second descriptor");
+            }
+        });
+        shared.payload.store(7, Ordering::Relaxed);
+        ring.put_used_singles([(0, 0), (1, 0)].into_iter());
         ring.publish();
         driver.join().unwrap();
     });
@@ -175,6 +232,48 @@ fn loom_packed_call_is_never_lost() {
         let call = ring.wants_call();
         let sleeps = driver.join().unwrap();
         assert!(call || !sleeps, "the driver sleeps on a published element");
+    });
+}
+
+/// As above, where what the driver asks for is in the middle of a batch.
+#[test]
+fn loom_split_call_for_a_batch_is_never_lost() {
+    loom::model(|| {
+        let (shared, mut ring) = shared_with::<Split>(true);
+        shared.driver.store16(8, 0x8000);
+        let guest = Arc::clone(&shared);
+        let driver = thread::spawn(move || {
+            guest.driver.store16(8, 1);
+            fence(Ordering::SeqCst);
+            guest.device.load16(2) == 0
+        });
+        ring.put_used(&ChainId::new(0, 1), 0);
+        ring.put_used(&ChainId::new(1, 1), 0);
+        ring.publish();
+        let call = ring.wants_call();
+        let sleeps = driver.join().unwrap();
+        assert!(call || !sleeps, "the driver sleeps on a published batch");
+    });
+}
+
+#[test]
+fn loom_packed_call_for_a_run_is_never_lost() {
+    loom::model(|| {
+        let (shared, mut ring) = shared_with::<Packed>(true);
+        shared.driver.store32(0, 1 << 16);
+        let guest = Arc::clone(&shared);
+        let driver = thread::spawn(move || {
+            // Ask at slot 1 of the first lap.
+            guest.driver.store32(0, (2 << 16) | 0x8001);
+            fence(Ordering::SeqCst);
+            guest.desc.load64(8) & USED_BIT == 0
+        });
+        ring.put_used(&ChainId::new(0, 1), 0);
+        ring.put_used(&ChainId::new(1, 1), 0);
+        ring.publish();
+        let call = ring.wants_call();
+        let sleeps = driver.join().unwrap();
+        assert!(call || !sleeps, "the driver sleeps on a published run");
     });
 }
 

@@ -30,7 +30,7 @@ struct Held {
 }
 
 /// Chains used in a row that nothing was written to: with VIRTIO_F_IN_ORDER one used descriptor, at
-/// the place of the first and with the buffer id of the last, stands for all (VIRTIO 1.3 §2.8.6).
+/// the place of the first and with the buffer id of the last, stands for all (VIRTIO 1.3 §2.8.8).
 /// Every line of used descriptors that is not written stays with the driver.
 #[derive(Debug, Clone, Copy, Default)]
 struct Run {
@@ -118,7 +118,7 @@ impl Packed {
     #[inline(always)]
     fn used_word(id: u16, written: u32, wrap: bool) -> u64 {
         let flags = if wrap { AVAIL | USED } else { 0 };
-        // WRITE says that `len` counts (VIRTIO 1.3 §2.8.9).
+        // WRITE says that `len` counts (VIRTIO 1.3 §2.8.4).
         let flags = flags | if written > 0 { Desc::WRITE } else { 0 };
         u64::from(written) | (u64::from(id) << 32) | (u64::from(flags) << 48)
     }

@@ -2,6 +2,7 @@
 //!
 //! Layout and index arithmetic only; the walk and every limit on it are in `virtqueue.rs`.
 
+use crate::memory::Area;
 use crate::sync::{Ordering, fence};
 
 use super::event::need_event;
@@ -15,6 +16,15 @@ const FLAGS: usize = 0;
 
 /// Descriptors that are fetched at a time: a burst.
 const PREFETCH_CHAINS: u16 = 256;
+
+/// Chains used in a row that nothing was written to: with VIRTIO_F_IN_ORDER one used element, in
+/// the place of the first and with the head of the last, stands for all, and the index moves by all
+/// of them (VIRTIO 1.3 §2.7.9). Every line of elements that is not written stays with the driver.
+#[derive(Debug, Clone, Copy, Default)]
+struct Batch {
+    head: u16,
+    chains: u16,
+}
 
 /// The bindings' constants have the width of C's int; the fields have 16 bits.
 #[expect(clippy::cast_possible_truncation, reason = "both flags are 1")]
@@ -35,12 +45,15 @@ pub struct Split {
     next_avail: u16,
     /// The driver's `avail.idx` as last read: chains in `[next_avail, seen_avail)` are there.
     seen_avail: u16,
-    /// Index of the next used element to write.
+    /// Index after the last used chain, whether its element is written or stands in `batch`.
     next_used: u16,
     /// `next_used` when it was last published.
     published: u16,
     /// `next_used` when the driver was last asked whether it wants a call.
     signalled: u16,
+    in_order: bool,
+    /// The last chains before `next_used`, whose element is not written yet.
+    batch: Batch,
 }
 
 impl Split {
@@ -79,6 +92,16 @@ impl Split {
 
     fn used_event_at(&self) -> usize {
         RING + 2 * usize::from(self.size)
+    }
+
+    /// Ends the batch of chains that one used element stands for.
+    #[inline]
+    fn end_batch(&mut self) {
+        let Batch { head, chains } = core::mem::take(&mut self.batch);
+        if chains > 0 {
+            let first = self.next_used.wrapping_sub(chains);
+            elements(&self.areas.device, self.size)(first, head, 0);
+        }
     }
 
     /// Reads the driver's index and what it covers.
@@ -133,6 +156,8 @@ impl RingFormat for Split {
             next_used: used,
             published: used,
             signalled: used,
+            in_order: config.in_order,
+            batch: Batch::default(),
         })
     }
 
@@ -268,29 +293,32 @@ impl RingFormat for Split {
 
     #[inline(always)]
     fn put_used_singles(&mut self, used: impl Iterator<Item = (u16, u32)>) {
-        // Entries from `published` on are ours until `idx` moves.
-        let (mask, mut next) = (self.size - 1, self.next_used);
-        let elements = self.areas.device.pairs32(RING, usize::from(self.size));
-        for (id, written) in used {
-            if let Some(element) = elements.get(usize::from(next & mask)) {
-                // Unless it stands there already, from a lap before: drivers use their descriptors
-                // in the same order again and again, and a line that is not written stays in the
-                // driver's cache.
-                if element.first() != u32::from(id) {
-                    element.set_first(id.into());
-                }
-                if element.second() != written {
-                    element.set_second(written);
-                }
+        let (size, in_order) = (self.size, self.in_order);
+        let (mut next, mut batch) = (self.next_used, self.batch);
+        let write = elements(&self.areas.device, size);
+        for (head, written) in used {
+            let joins = in_order && written == 0;
+            // A driver that gives descriptors again before it was told that they are used could
+            // make the batch longer than the ring.
+            if batch.chains > 0 && (!joins || batch.chains == size) {
+                write(next.wrapping_sub(batch.chains), batch.head, 0);
+                batch.chains = 0;
+            }
+            if joins {
+                batch.head = head;
+                batch.chains += 1;
+            } else {
+                write(next, head, written);
             }
             next = next.wrapping_add(1);
         }
-        self.next_used = next;
+        (self.next_used, self.batch) = (next, batch);
     }
 
     #[inline]
     fn publish(&mut self) {
         if self.published != self.next_used {
+            self.end_batch();
             // Release: the elements and the buffers must be visible before the index that covers
             // them (VIRTIO 1.3 §2.7.8.2); pairs with the driver's read barrier after `used.idx`.
             self.areas.device.store16_release(IDX, self.next_used);
@@ -351,6 +379,26 @@ impl RingFormat for Split {
 
     fn swap_areas(&mut self, areas: Areas) -> Areas {
         core::mem::replace(&mut self.areas, areas)
+    }
+}
+
+/// What writes the used element of an index: head and length. Those from the published index on are
+/// ours until the index moves.
+#[inline(always)]
+fn elements(device: &Area, size: u16) -> impl Fn(u16, u16, u32) {
+    let elements = device.pairs32(RING, usize::from(size));
+    move |index, head, written| {
+        if let Some(element) = elements.get(usize::from(index & (size - 1))) {
+            // Unless it stands there already, from a lap before: drivers use their descriptors in
+            // the same order again and again, and a line that is not written stays in the driver's
+            // cache.
+            if element.first() != u32::from(head) {
+                element.set_first(head.into());
+            }
+            if element.second() != written {
+                element.set_second(written);
+            }
+        }
     }
 }
 

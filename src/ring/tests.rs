@@ -3,10 +3,12 @@
 //! The driver side is `testing::driver`. Tests named for a fault write what an honest driver would
 //! not, and also show that the latch holds.
 
+mod batches;
 mod faults;
 mod in_order;
 mod resume;
 mod singles;
+mod stores;
 mod walks;
 
 use std::sync::Arc;

@@ -157,8 +157,8 @@ pub trait Driver: Sized + core::fmt::Debug {
     /// The driver of a ring that stands at `base` with nothing in flight, as after many laps.
     fn standing_at(memory: &RingMemory, event_idx: bool, base: VringBase) -> Self;
 
-    /// VIRTIO_F_IN_ORDER was negotiated: one used descriptor may stand for many chains. Before the
-    /// first chain.
+    /// VIRTIO_F_IN_ORDER was negotiated: one used element or descriptor may stand for many chains.
+    /// Before the first chain.
     fn set_in_order(&mut self, in_order: bool);
 
     /// Writes a chain of direct descriptors. Returns its id, or `None` when the ring is full.
@@ -240,17 +240,31 @@ pub struct SplitDriver {
     memory: RingMemory,
     raw: Areas,
     event_idx: bool,
-    free: Vec<u16>,
+    /// Taken from the end; with `in_order` from the front, which keeps them in ring order.
+    free: VecDeque<u16>,
     /// Descriptors of each chain, by head.
     chains: Vec<Vec<u16>>,
     next_avail: u16,
     shown: u16,
     next_used: u16,
+    in_order: bool,
+    /// With `in_order`: heads in flight, oldest first.
+    order: VecDeque<u16>,
+    /// The last chain that the used element read last stands for, until it was given out.
+    batch: Option<u16>,
 }
 
 impl SplitDriver {
     fn ring_slot(&self, index: u16) -> usize {
         usize::from(index % self.memory.size)
+    }
+
+    /// Takes back the chain `head`, the next in the used ring.
+    fn release(&mut self, head: u16) {
+        self.next_used = self.next_used.wrapping_add(1);
+        let slots = core::mem::take(&mut self.chains[usize::from(head)]);
+        assert!(!slots.is_empty(), "used id {head} was not in flight");
+        self.free.extend(slots);
     }
 }
 
@@ -272,18 +286,26 @@ impl Driver for SplitDriver {
             next_avail: base.avail,
             shown: base.avail,
             next_used: base.avail,
+            in_order: false,
+            order: VecDeque::new(),
+            batch: None,
         }
     }
 
-    fn set_in_order(&mut self, _in_order: bool) {
-        // The device writes an element for each chain all the same.
+    fn set_in_order(&mut self, in_order: bool) {
+        self.in_order = in_order;
+        if in_order {
+            // VIRTIO 1.3 §2.7.5: from offset 0 on, wrapping around at the end of the table.
+            self.free = (0..self.memory.size).collect();
+        }
     }
 
     fn add_raw(&mut self, descs: &[(Buf, u16)]) -> Option<u16> {
-        if descs.len() > self.free.len() {
-            return None;
-        }
-        let slots = self.free.split_off(self.free.len() - descs.len());
+        let rest = self.free.len().checked_sub(descs.len())?;
+        let slots: Vec<u16> = match self.in_order {
+            true => self.free.drain(..descs.len()).collect(),
+            false => self.free.drain(rest..).collect(),
+        };
         for (i, (buf, extra)) in descs.iter().enumerate() {
             let next = slots.get(i + 1).copied();
             let flags = buf.flags(next.is_some()) | extra;
@@ -299,6 +321,9 @@ impl Driver for SplitDriver {
             .store16(4 + 2 * self.ring_slot(self.next_avail), head);
         self.next_avail = self.next_avail.wrapping_add(1);
         self.chains[usize::from(head)] = slots;
+        if self.in_order {
+            self.order.push_back(head);
+        }
         Some(head)
     }
 
@@ -328,16 +353,30 @@ impl Driver for SplitDriver {
     }
 
     fn used(&mut self) -> Option<(u16, u32)> {
-        if self.raw.device.load16_acquire(2) == self.next_used {
+        let more = self.raw.device.load16_acquire(2) != self.next_used;
+        if let Some(last) = self.batch {
+            assert!(more, "the index moves by the whole batch");
+            let id = self.order.pop_front().expect("a chain of the batch");
+            self.batch = (id != last).then_some(last);
+            self.release(id);
+            return Some((id, 0));
+        }
+        if !more {
             return None;
         }
         let at = 4 + 8 * self.ring_slot(self.next_used);
-        let id = u16::try_from(self.raw.device.load32(at)).expect("a used id of 16 bits");
+        let mut id = u16::try_from(self.raw.device.load32(at)).expect("a used id of 16 bits");
         let written = self.raw.device.load32(at + 4);
-        self.next_used = self.next_used.wrapping_add(1);
-        let slots = core::mem::take(&mut self.chains[usize::from(id)]);
-        assert!(!slots.is_empty(), "used id {id} was not in flight");
-        self.free.extend(slots);
+        if self.in_order {
+            // The element names the last chain that it stands for.
+            let last = core::mem::replace(&mut id, self.order.pop_front().expect("in flight"));
+            if id != last {
+                assert!(self.order.contains(&last), "used id {last} in its turn");
+                assert_eq!(written, 0, "what was written is told of each chain");
+                self.batch = Some(last);
+            }
+        }
+        self.release(id);
         Some((id, written))
     }
 

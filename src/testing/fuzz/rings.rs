@@ -405,9 +405,16 @@ impl<F: RingFormat> Rig<F> {
             self.used = self.used.wrapping_add(staged.len() as u16);
             return;
         }
-        for &(id, written) in &staged {
-            let place = self.used;
-            self.used = self.used.wrapping_add(1);
+        let places = (0..).map(|ahead| self.used.wrapping_add(ahead));
+        let elements: Vec<_> = places.zip(&staged).map(|(at, used)| (at, *used)).collect();
+        self.used = self.used.wrapping_add(staged.len() as u16);
+        // One element stands for a batch of chains that nothing was written to: in the place of the
+        // first, with the head of the last (VIRTIO 1.3 §2.7.9).
+        let in_order = self.in_order;
+        let batches = elements.chunk_by(|one, next| in_order && one.1.1 == 0 && next.1.1 == 0);
+        for batch in batches {
+            let place = batch[0].0;
+            let (id, written) = batch[batch.len() - 1].1;
             let at = 4 + 8 * usize::from(place % self.size);
             let shown = (
                 self.areas.device.load32(at),
@@ -421,6 +428,10 @@ impl<F: RingFormat> Rig<F> {
             if staged.len() <= usize::from(self.size) {
                 assert_eq!(shown, (u32::from(id), written), "a used element");
             }
+        }
+        let index = self.areas.device.load16(2);
+        if !self.meddled.get() {
+            assert_eq!(index, self.used, "the index moves by all chains");
         }
     }
 
