@@ -259,6 +259,45 @@ fn changing(packed: bool) -> Vec<u8> {
     seed.finish(&[Op::Pop, Op::Use(1), Op::Publish])
 }
 
+/// Chains used in order: three that were only read, one that was written, and in the next lap two.
+fn batches(packed: bool) -> Vec<u8> {
+    let mut seed = Seed::new(packed);
+    seed.input.flags |= IN_ORDER;
+    for slot in 0..SIZE {
+        let id = if packed { slot } else { 0 };
+        seed.desc(slot, buffer(if slot == 3 { Desc::WRITE } else { 0 }, id));
+    }
+    let at = seed.area(1);
+    if !packed {
+        let word = u64::from(SIZE) << 16 | 1 << 48;
+        seed.ops.push(Op::Write(at, word));
+        seed.ops.push(Op::Write(at + 8, 3 << 16 | 2));
+    }
+    let taken = [Op::PopSingles(4, false), Op::Pop, Op::Publish];
+    seed.ops.extend(taken);
+    seed.ops
+        .extend([Op::Use(0), Op::Use(0), Op::Use(0), Op::Use(5)]);
+    seed.ops.push(Op::Publish);
+    // The same two heads again; a packed ring is in its second lap.
+    for slot in [0, 1] {
+        let flags = if packed { SECOND_LAP } else { 0 };
+        let id = if packed { slot } else { 0 };
+        seed.put(16 * u32::from(slot), buffer(flags, id));
+    }
+    if !packed {
+        let word = u64::from(SIZE + 2) << 16 | 1 << 48;
+        seed.ops.push(Op::Write(at, word));
+    }
+    seed.finish(&[
+        Op::PopSingles(4, false),
+        Op::Publish,
+        Op::Use(0),
+        Op::Use(0),
+        Op::Publish,
+        Op::Pop,
+    ])
+}
+
 /// A ring of one descriptor that the driver gives again and again before it is told of its use.
 fn given_again() -> Vec<u8> {
     let mut seed = Seed::new(true);
@@ -284,6 +323,7 @@ pub fn ring_seeds(packed: bool) -> Vec<(String, Vec<u8>)> {
     let mut seeds = vec![
         ("honest".to_owned(), honest(packed)),
         ("changing".to_owned(), changing(packed)),
+        ("batches".to_owned(), batches(packed)),
     ];
     if packed {
         seeds.push(("given-again".to_owned(), given_again()));
