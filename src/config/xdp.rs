@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use crate::sys::xdp::{PassedXdp, XdpPlace};
+use crate::sys::xdp::{PassedXdp, TxCsum, XdpPlace};
 
 use super::LinkConfig;
 use super::error::{ConfigError, Problem};
@@ -24,26 +24,54 @@ pub(super) fn parse(text: &str) -> Result<LinkConfig, Problem> {
     Ok(LinkConfig::Xdp(XdpPlace {
         interface: check_interface_name(interface)?,
         passed,
-        busy_poll: 0,
+        ..XdpPlace::default()
     }))
 }
 
-/// The link with the key `busy_poll`, if that is given.
-pub(super) fn busy_poll(
+/// Keys that only these links have.
+pub(super) struct RawXdp {
+    pub(super) busy_poll: Option<u64>,
+    pub(super) tx_csum: Option<String>,
+}
+
+/// The link with its keys, if they are given.
+pub(super) fn with_keys(
     table: &Table,
-    link: LinkConfig,
-    micros: Option<u64>,
+    mut link: LinkConfig,
+    raw: RawXdp,
 ) -> Result<LinkConfig, ConfigError> {
-    let Some(micros) = micros else {
-        return Ok(link);
+    let place = |key, link: LinkConfig| match link {
+        LinkConfig::Xdp(place) => Ok(place),
+        _ => Err(table.key_error(key, Problem::OnlyWith("link = \"xdp:IFACE\""))),
     };
-    let error = |problem| table.key_error("busy_poll", problem);
-    match link {
-        LinkConfig::Xdp(place) => Ok(LinkConfig::Xdp(XdpPlace {
-            busy_poll: bounded(micros, 0, BUSY_POLL_MAX).map_err(error)?.into(),
-            ..place
-        })),
-        _ => Err(error(Problem::OnlyWith("link = \"xdp:IFACE\""))),
+    if let Some(micros) = raw.busy_poll {
+        let micros = bounded(micros, 0, BUSY_POLL_MAX);
+        link = LinkConfig::Xdp(XdpPlace {
+            busy_poll: micros
+                .map_err(|problem| table.key_error("busy_poll", problem))?
+                .into(),
+            ..place("busy_poll", link)?
+        });
+    }
+    if let Some(text) = raw.tx_csum {
+        link = LinkConfig::Xdp(XdpPlace {
+            tx_csum: parse_csum(text).map_err(|problem| table.key_error("tx_csum", problem))?,
+            ..place("tx_csum", link)?
+        });
+    }
+    Ok(link)
+}
+
+fn parse_csum(text: String) -> Result<TxCsum, Problem> {
+    match text.as_str() {
+        "auto" => Ok(TxCsum::Auto),
+        "offload" => Ok(TxCsum::Offload),
+        "software" => Ok(TxCsum::Software),
+        _ => Err(Problem::UnknownKind {
+            what: "maker of checksums",
+            given: text,
+            known: "auto, offload, software",
+        }),
     }
 }
 

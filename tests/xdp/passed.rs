@@ -27,6 +27,12 @@ fn helper(netns: &Netns, link: &str) -> Command {
 #[expect(clippy::disallowed_types, reason = "tests of this file take turns")]
 static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
+/// Until it is dropped nobody else's daemon without capabilities runs.
+#[expect(clippy::disallowed_types, reason = "as above")]
+pub(super) fn turn() -> std::sync::MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn daemon(netns: &Netns, link: &str, cores: &str, socket: &Path) -> Daemon {
     let mut command = helper(netns, link);
     command.args(["--", VRINGD]);
@@ -53,7 +59,7 @@ fn has_no_capability(daemon: &Daemon) {
 /// One after the other: each locks as much memory as the usual limit is.
 #[test]
 fn a_daemon_without_capabilities_moves_frames_both_ways() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let (netns, dir) = (cable(1, 1500), TempDir::new("xdpfd"));
     let socket = dir.path("net0.sock");
     let first = daemon(&netns, "xdp:xa:fd=51:map=52", "1", &socket);
@@ -94,7 +100,7 @@ fn a_daemon_without_capabilities_moves_frames_both_ways() {
 
 #[test]
 fn a_daemon_without_capabilities_moves_frames_on_two_queues() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let (netns, dir) = (cable(2, 1500), TempDir::new("xdpfd2"));
     let socket = dir.path("net0.sock");
     let daemon = daemon(&netns, "xdp:xa:fd=52+51:map=53", "0,1", &socket);

@@ -1,14 +1,14 @@
 //! Interfaces through AF_XDP: by name, and with descriptors that were passed.
 
 use super::*;
-use crate::sys::xdp::{PassedXdp, XdpPlace};
+use crate::sys::xdp::{PassedXdp, TxCsum, XdpPlace};
 
 /// The interface of this name.
 pub(super) fn named(name: &str) -> LinkConfig {
     LinkConfig::Xdp(XdpPlace {
         interface: name.to_owned(),
         passed: None,
-        busy_poll: 0,
+        ..XdpPlace::default()
     })
 }
 
@@ -19,7 +19,7 @@ fn passed(name: &str, sockets: &[i32], map: Option<i32>) -> LinkConfig {
             sockets: sockets.to_vec(),
             map,
         }),
-        busy_poll: 0,
+        ..XdpPlace::default()
     })
 }
 
@@ -159,6 +159,39 @@ fn an_interface_is_polled_busily_when_asked() {
     assert_eq!(helper("20").places().unwrap()[0].busy_poll, 20);
     let error = helper("10001").places().unwrap_err();
     assert_eq!(error.to_string(), "--busy-poll \"10001\": not in 0..=10000");
+}
+
+#[test]
+fn an_interface_makes_checksums_or_not() {
+    let csum = |link: LinkConfig| match link {
+        LinkConfig::Xdp(place) => place.tx_csum,
+        other => panic!("{other:?}"),
+    };
+    let read = |list: &str| csum(net_flags(list).unwrap().nets.remove(0).link);
+    assert_eq!(read("socket=/n,link=xdp:e"), TxCsum::Auto);
+    assert_eq!(read("socket=/n,link=xdp:e,tx_csum=auto"), TxCsum::Auto);
+    let both = "socket=/n,link=xdp:e:fd=5,tx_csum=offload,busy_poll=3";
+    assert_eq!(read(both), TxCsum::Offload);
+    let lists = [
+        "socket=/1,link=switch:s",
+        "link=switch:s,host=xdp:a,tx_csum=software",
+    ];
+    let mut config = load(&flags(&lists, &[]), &machine()).unwrap();
+    assert_eq!(csum(config.uplinks.remove(0).host), TxCsum::Software);
+    for (list, message) in [
+        (
+            "link=xdp:e,tx_csum=on",
+            "\"on\": unknown maker of checksums \"on\" (known: auto, offload, software)",
+        ),
+        (
+            "link=tap:t,tx_csum=auto",
+            "\"auto\": only has a meaning with link = \"xdp:IFACE\"",
+        ),
+    ] {
+        let error = net_flags(&format!("socket=/n,{list}")).unwrap_err();
+        let expected = format!("--net net0: tx_csum = {message}");
+        assert_eq!(error.to_string(), expected);
+    }
 }
 
 #[test]

@@ -12,7 +12,9 @@ use crate::sys::ifreq::{InterfaceSocket, check};
 use crate::sys::socket::{close_on_exec, inherit};
 
 use super::bpf::{Mode, XskMap};
-use super::{Found, Means, Xdp, XdpError, XdpSocket, attached, busy, failed, find, locked, means};
+use super::{
+    Found, Means, TxCsum, Xdp, XdpError, XdpSocket, attached, busy, failed, find, locked, means,
+};
 
 /// SO_NETNS_COOKIE, which libc has for few targets.
 const SO_NETNS_COOKIE: libc::c_int = 71;
@@ -27,7 +29,7 @@ pub struct PassedXdp {
 }
 
 /// An interface, as the operator names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct XdpPlace {
     /// Its name.
     pub interface: String,
@@ -35,6 +37,8 @@ pub struct XdpPlace {
     pub passed: Option<PassedXdp>,
     /// Microseconds of busy polling (SO_BUSY_POLL); 0: none.
     pub busy_poll: u32,
+    /// Who makes the checksums of what is sent.
+    pub tx_csum: TxCsum,
 }
 
 impl PassedXdp {
@@ -67,10 +71,11 @@ impl Xdp {
     pub fn open_at(place: &XdpPlace, queues: u16, mtu: Option<u16>) -> Result<Xdp, XdpError> {
         let name = place.interface.as_str();
         let Some(passed) = &place.passed else {
-            return Xdp::with_own(name, queues, mtu, place.busy_poll);
+            let found = find(name, queues, mtu)?.with_csum(place.tx_csum);
+            return Xdp::with_own(&found, place.busy_poll);
         };
         let queues = u16::try_from(passed.sockets.len()).unwrap_or(u16::MAX);
-        let found = find(name, queues, mtu)?;
+        let found = find(name, queues, mtu)?.with_csum(place.tx_csum);
         let (sockets, means) = take_over(&found, passed)?;
         Xdp::bound(&found, means, sockets, place.busy_poll)
     }

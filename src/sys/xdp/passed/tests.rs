@@ -30,7 +30,7 @@ fn place(sockets: &[&OwnedFd], map: Option<&OwnedFd>) -> XdpPlace {
             sockets: sockets.iter().map(|fd| fd.as_raw_fd()).collect(),
             map: map.map(AsRawFd::as_raw_fd),
         }),
-        busy_poll: 0,
+        ..XdpPlace::default()
     }
 }
 
@@ -142,7 +142,8 @@ fn descriptors_that_can_not_be_used_are_named_with_their_reason() {
             "xdp `xa`: the file descriptor 1000000 is not open"
         );
         let used = passed(socket::create().unwrap());
-        let owner = XdpSocket::new(used.try_clone().unwrap(), socket::ENTRIES_MIN, false).unwrap();
+        let owner =
+            XdpSocket::new(used.try_clone().unwrap(), socket::ENTRIES_MIN, false, 0).unwrap();
         refused(
             &place(&[&used], None),
             &used,
