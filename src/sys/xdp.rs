@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam::queue::ArrayQueue;
 
 use super::ifreq::{InterfaceSocket, bad_name, check};
+use super::systemd::ActivationError;
 
 mod attached;
 mod bpf;
@@ -28,7 +29,7 @@ mod socket;
 pub use bpf::Mode;
 use bpf::{Link, Program, XskMap};
 pub use metadata::{TxCsum, Undone};
-pub use passed::{PassedXdp, XdpPlace, hand_over};
+pub use passed::{PassedFd, PassedXdp, XdpPlace, hand_over};
 use socket::{Binding, REGISTER};
 pub use socket::{
     CHUNK, MEMORY_BYTES, OffloadCounters, PIECES_MAX, RX_CHUNK, Statistics, XdpSocket,
@@ -108,6 +109,16 @@ pub enum XdpError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The service manager has passed no descriptor of this name.
+    #[error("xdp `{name}`: the file descriptor named `{fd}`")]
+    Named {
+        /// The name of the interface.
+        name: String,
+        /// That of the descriptor.
+        fd: String,
+        /// Why it is not known.
+        source: ActivationError,
+    },
     /// More memory than the process may lock.
     #[error(
         "xdp `{name}`: can't {REGISTER} (queue {queue}): all its queues lock {needed_kib} KiB, and \
@@ -127,7 +138,7 @@ pub enum XdpError {
         source: io::Error,
     },
     /// A system call failed.
-    #[error("xdp `{name}`: can't {what}: {source}")]
+    #[error("xdp `{name}`: can't {what}")]
     System {
         /// The name.
         name: String,
