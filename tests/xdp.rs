@@ -17,6 +17,10 @@ mod support;
 mod front_end;
 
 #[cfg(test)]
+#[path = "xdp/csum.rs"]
+mod csum;
+
+#[cfg(test)]
 #[path = "xdp/passed.rs"]
 mod passed;
 

@@ -46,6 +46,7 @@ struct RawNet {
     rate_burst: Option<TextOrNumber>,
     netns: Option<String>,
     busy_poll: Option<u64>,
+    tx_csum: Option<String>,
     vlan: Option<TextOrNumber>,
     vlan_native: Option<u64>,
     isolated: Option<bool>,
@@ -69,7 +70,7 @@ pub(super) fn net(
     engine: &EngineConfig,
 ) -> Result<NetConfig, ConfigError> {
     let raw: RawNet = table.deserialize()?;
-    let (port, rates) = (raw.switch_port(), raw.port_rates());
+    let (port, rates, keys) = (raw.switch_port(), raw.port_rates(), raw.xdp_keys());
     let name = raw.name.unwrap_or_else(|| table.name.clone());
     check_name(&name).map_err(|problem| table.key_error("name", problem))?;
     let socket = RawSocket {
@@ -88,7 +89,7 @@ pub(super) fn net(
     let mtu = raw.mtu.map(|mtu| bounded(mtu, MTU.0, MTU.1));
     let mtu = mtu.transpose().map_err(in_key("mtu"))?;
     let link = in_netns(table, link, raw.netns)?;
-    let link = xdp::busy_poll(table, link, raw.busy_poll)?;
+    let link = xdp::with_keys(table, link, keys)?;
     let is_port = matches!(link, LinkConfig::Switch(_));
     let usual = match link {
         LinkConfig::Xdp(_) => XDP_QUEUES_DEFAULT,
@@ -127,6 +128,13 @@ pub(super) fn net(
 }
 
 impl RawNet {
+    fn xdp_keys(&self) -> xdp::RawXdp {
+        xdp::RawXdp {
+            busy_poll: self.busy_poll,
+            tx_csum: self.tx_csum.clone(),
+        }
+    }
+
     fn switch_port(&self) -> switch::RawSwitchPort {
         switch::RawSwitchPort {
             vlan: text(&self.vlan),
@@ -157,6 +165,7 @@ fn text(raw: &Option<TextOrNumber>) -> Option<String> {
 /// A port of a switch with an interface of the host behind it.
 pub(super) fn uplink(table: &Table) -> Result<UplinkConfig, ConfigError> {
     let raw: RawNet = table.deserialize()?;
+    let keys = raw.xdp_keys();
     let in_key = |key: &'static str| move |problem| table.key_error(key, problem);
     let name = raw.name.clone().unwrap_or_else(|| table.name.clone());
     check_name(&name).map_err(in_key("name"))?;
@@ -175,7 +184,7 @@ pub(super) fn uplink(table: &Table) -> Result<UplinkConfig, ConfigError> {
         rules: switch::rules(table, raw.switch_port(), mtu, true)?,
         rates: rates::port_rates(table, raw.port_rates())?,
         mtu,
-        host: xdp::busy_poll(table, in_netns(table, host, raw.netns)?, raw.busy_poll)?,
+        host: xdp::with_keys(table, in_netns(table, host, raw.netns)?, keys)?,
     })
 }
 

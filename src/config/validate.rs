@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::sys::tap::TapSource;
+use crate::sys::xdp::{PassedFd, PassedXdp};
 
 use super::encrypt::RawEncrypt;
 use super::error::{ConfigError, Problem};
@@ -575,10 +576,12 @@ impl Taken {
                 }
             },
             LinkConfig::Xdp(place) => {
-                let passed = place.passed.iter();
-                let mut fds = passed.flat_map(|passed| passed.sockets.iter().chain(&passed.map));
+                let mut fds = place.passed.iter().flat_map(PassedXdp::all);
                 self.claim_as(table, key, &place.interface)?;
-                fds.try_for_each(|fd| self.claim_as(table, key, &format!("fd={fd}")))
+                fds.try_for_each(|fd| match fd {
+                    PassedFd::Number(fd) => self.claim_as(table, key, &format!("fd={fd}")),
+                    PassedFd::Name(name) => self.claim_as(table, key, &format!("fdname={name}")),
+                })
             }
             _ => Ok(()),
         }

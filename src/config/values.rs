@@ -74,13 +74,7 @@ pub(super) fn parse_socket(text: &str) -> Result<SocketSource, Problem> {
         return Ok(SocketSource::Fd(fd));
     }
     if let Some(name) = text.strip_prefix("systemd:") {
-        // systemd.socket(5), FileDescriptorName=: no control characters, no colon, at most 255.
-        check_length(name, 255)?;
-        check_characters(
-            name,
-            "printable ASCII characters except the colon",
-            |character| (character.is_ascii_graphic() || character == ' ') && character != ':',
-        )?;
+        check_fd_name(name)?;
         return Ok(SocketSource::Systemd(name.to_owned()));
     }
     check_length(text, SOCKET_PATH_MAX)?;
@@ -88,6 +82,16 @@ pub(super) fn parse_socket(text: &str) -> Result<SocketSource, Problem> {
         character != '\0'
     })?;
     Ok(SocketSource::Path(PathBuf::from(text)))
+}
+
+/// systemd.socket(5), FileDescriptorName=: no control characters, no colon, at most 255.
+pub(super) fn check_fd_name(name: &str) -> Result<(), Problem> {
+    check_length(name, 255)?;
+    check_characters(
+        name,
+        "printable ASCII characters except the colon",
+        |character| (character.is_ascii_graphic() || character == ' ') && character != ':',
+    )
 }
 
 pub(super) fn parse_mode(text: &str) -> Result<u32, Problem> {

@@ -2,20 +2,20 @@
 
 use std::ffi::OsString;
 
-use crate::sys::xdp::{PassedXdp, XdpPlace};
+use crate::sys::xdp::{PassedFd, PassedXdp, TxCsum, XdpPlace};
 
 use super::LinkConfig;
 use super::error::{ConfigError, Problem};
 use super::keyvalue::Table;
 use super::size::parse_digits;
-use super::values::{bounded, check_interface_name, parse_fd, parse_fds};
+use super::values::{bounded, check_fd_name, check_interface_name, parse_fd, parse_fds};
 
 /// Microseconds of busy polling at most.
 const BUSY_POLL_MAX: u64 = 10_000;
-const EXPECTED: &str =
-    "numbers of file descriptors, as in xdp:eth1:fd=5+6:map=7 (the map may be left out)";
+const EXPECTED: &str = "file descriptors by number, as in xdp:eth1:fd=5+6:map=7, or by name, as in \
+                        xdp:eth1:fdname=A+B:mapname=M (the map may be left out)";
 
-/// `eth1`, `eth1:fd=5+6` or `eth1:fd=5+6:map=7`.
+/// `eth1`, `eth1:fd=5+6` or `eth1:fd=5+6:map=7`; or names, `eth1:fdname=A+B:mapname=M`.
 pub(super) fn parse(text: &str) -> Result<LinkConfig, Problem> {
     let (interface, passed) = match text.split_once(':') {
         None => (text, None),
@@ -24,44 +24,107 @@ pub(super) fn parse(text: &str) -> Result<LinkConfig, Problem> {
     Ok(LinkConfig::Xdp(XdpPlace {
         interface: check_interface_name(interface)?,
         passed,
-        busy_poll: 0,
+        ..XdpPlace::default()
     }))
 }
 
-/// The link with the key `busy_poll`, if that is given.
-pub(super) fn busy_poll(
+/// Keys that only these links have.
+pub(super) struct RawXdp {
+    pub(super) busy_poll: Option<u64>,
+    pub(super) tx_csum: Option<String>,
+}
+
+/// The link with its keys, if they are given.
+pub(super) fn with_keys(
     table: &Table,
-    link: LinkConfig,
-    micros: Option<u64>,
+    mut link: LinkConfig,
+    raw: RawXdp,
 ) -> Result<LinkConfig, ConfigError> {
-    let Some(micros) = micros else {
-        return Ok(link);
+    let place = |key, link: LinkConfig| match link {
+        LinkConfig::Xdp(place) => Ok(place),
+        _ => Err(table.key_error(key, Problem::OnlyWith("link = \"xdp:IFACE\""))),
     };
-    let error = |problem| table.key_error("busy_poll", problem);
-    match link {
-        LinkConfig::Xdp(place) => Ok(LinkConfig::Xdp(XdpPlace {
-            busy_poll: bounded(micros, 0, BUSY_POLL_MAX).map_err(error)?.into(),
-            ..place
-        })),
-        _ => Err(error(Problem::OnlyWith("link = \"xdp:IFACE\""))),
+    if let Some(micros) = raw.busy_poll {
+        let micros = bounded(micros, 0, BUSY_POLL_MAX);
+        link = LinkConfig::Xdp(XdpPlace {
+            busy_poll: micros
+                .map_err(|problem| table.key_error("busy_poll", problem))?
+                .into(),
+            ..place("busy_poll", link)?
+        });
+    }
+    if let Some(text) = raw.tx_csum {
+        link = LinkConfig::Xdp(XdpPlace {
+            tx_csum: parse_csum(text).map_err(|problem| table.key_error("tx_csum", problem))?,
+            ..place("tx_csum", link)?
+        });
+    }
+    Ok(link)
+}
+
+fn parse_csum(text: String) -> Result<TxCsum, Problem> {
+    match text.as_str() {
+        "auto" => Ok(TxCsum::Auto),
+        "offload" => Ok(TxCsum::Offload),
+        "software" => Ok(TxCsum::Software),
+        _ => Err(Problem::UnknownKind {
+            what: "maker of checksums",
+            given: text,
+            known: "auto, offload, software",
+        }),
     }
 }
 
 fn parse_passed(text: &str) -> Result<PassedXdp, Problem> {
     let wrong = || Problem::Expected(EXPECTED.to_owned());
-    let text = text.strip_prefix("fd=").ok_or_else(wrong)?;
     let (sockets, map) = match text.split_once(':') {
         None => (text, None),
-        Some((sockets, map)) => (sockets, Some(map.strip_prefix("map=").ok_or_else(wrong)?)),
+        Some((sockets, map)) => (sockets, Some(map)),
     };
-    let sockets = parse_fds(sockets, EXPECTED)?;
-    let map = map.map(|map| parse_fd(map, EXPECTED)).transpose()?;
-    match map.filter(|map| sockets.contains(map)) {
+    let sockets: Vec<_> = match sockets.split_once('=').ok_or_else(wrong)? {
+        ("fd", numbers) => {
+            let numbers = parse_fds(numbers, EXPECTED)?;
+            numbers.into_iter().map(PassedFd::Number).collect()
+        }
+        ("fdname", names) => parse_names(names)?,
+        _ => return Err(wrong()),
+    };
+    let map = match map.map(|map| map.split_once('=').ok_or_else(wrong)) {
+        None => None,
+        Some(map) => Some(match map? {
+            ("map", number) => PassedFd::Number(parse_fd(number, EXPECTED)?),
+            ("mapname", name) => parse_name(name)?,
+            _ => return Err(wrong()),
+        }),
+    };
+    match map.as_ref().filter(|map| sockets.contains(map)) {
         None => Ok(PassedXdp { sockets, map }),
-        Some(map) => Err(Problem::Expected(format!(
-            "each descriptor once, {map} is there twice"
-        ))),
+        Some(map) => Err(twice(map)),
     }
+}
+
+fn parse_names(text: &str) -> Result<Vec<PassedFd>, Problem> {
+    let mut names = Vec::new();
+    for name in text.split('+') {
+        let name = parse_name(name)?;
+        if names.contains(&name) {
+            return Err(twice(&name));
+        }
+        names.push(name);
+    }
+    Ok(names)
+}
+
+/// A `+` stands between names.
+fn parse_name(name: &str) -> Result<PassedFd, Problem> {
+    match name.contains('+') {
+        true => Err(Problem::Expected(EXPECTED.to_owned())),
+        false => check_fd_name(name).map(|()| PassedFd::Name(name.to_owned())),
+    }
+}
+
+fn twice(fd: &PassedFd) -> Problem {
+    Problem::Expected(format!("each descriptor once, {fd} is there twice"))
 }
 
 /// What `vringd xdp-helper` was asked for.
@@ -112,14 +175,20 @@ impl HelperGiven {
     }
 }
 
-fn all(place: &XdpPlace) -> impl Iterator<Item = i32> {
+fn all(place: &XdpPlace) -> impl Iterator<Item = &PassedFd> {
     place.passed.iter().flat_map(PassedXdp::all)
 }
 
 fn handed_over(link: &str) -> Result<XdpPlace, Problem> {
     let wrong = || Problem::Expected("a link such as xdp:eth1:fd=5+6:map=7".to_owned());
     match parse(link.strip_prefix("xdp:").ok_or_else(wrong)?)? {
-        LinkConfig::Xdp(place) if place.passed.is_some() => Ok(place),
+        // Names are for who gets descriptors, not for who makes them.
+        LinkConfig::Xdp(place)
+            if place.passed.is_some()
+                && all(&place).all(|fd| matches!(fd, PassedFd::Number(_))) =>
+        {
+            Ok(place)
+        }
         _ => Err(wrong()),
     }
 }

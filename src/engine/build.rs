@@ -17,8 +17,9 @@ use crate::host::switch::{PortRules, Switch};
 use crate::host::tap::{self, TapQueue};
 use crate::host::xdp::XdpQueue;
 use crate::ring::{Areas, RingFault, RingFormat};
+use crate::sync::Counter;
 use crate::sys::tap::Tap;
-use crate::sys::xdp::Xdp;
+use crate::sys::xdp::{OffloadCounters, Xdp};
 
 use super::backing::Backing;
 use super::disk::DiskQueue;
@@ -163,7 +164,16 @@ impl Parts {
         match self {
             Parts::Net(_, LinkSpec::Xdp(xdp)) => {
                 let all = xdp.statistics();
+                let sum = |of: fn(&OffloadCounters) -> &Counter| {
+                    xdp.counters().iter().map(|one| of(one).get()).sum()
+                };
                 vec![
+                    ("xdp_tx_offloaded_csum", sum(|one| &one.offloaded_csum)),
+                    ("xdp_tx_software_csum", sum(|one| &one.software_csum)),
+                    (
+                        "xdp_tx_software_segments",
+                        sum(|one| &one.software_segments),
+                    ),
                     ("xdp_rx_dropped", all.rx_dropped),
                     ("xdp_rx_ring_full", all.rx_ring_full),
                     ("xdp_fill_ring_empty", all.fill_ring_empty),

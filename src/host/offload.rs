@@ -142,9 +142,32 @@ impl Offload {
         }
     }
 
+    /// Where the checksum of segments begins and where it stands, from there on, if an interface
+    /// that looks at their headers itself finds it.
+    pub fn usual_csum(&self) -> Option<(u16, u16)> {
+        match self.plan {
+            Plan::Segments { layout, .. } if layout.is_usual() => {
+                let offset = layout.checksum() - layout.l4;
+                Some((low16(layout.l4), low16(offset)))
+            }
+            _ => None,
+        }
+    }
+
     /// Makes frame `index`: its headers, and what follows them.
     #[cold]
     pub fn piece(&mut self, index: usize) -> (&[u8], &[u8]) {
+        self.make(index, false)
+    }
+
+    /// The same without the checksum of a segment: where it will be stands the sum of its
+    /// pseudo-header.
+    #[cold]
+    pub fn piece_undone(&mut self, index: usize) -> (&[u8], &[u8]) {
+        self.make(index, true)
+    }
+
+    fn make(&mut self, index: usize, undone: bool) -> (&[u8], &[u8]) {
         let payload = self.payload(index);
         let Plan::Segments { layout, size } = self.plan else {
             return (&[], &self.bytes[payload]);
@@ -153,7 +176,8 @@ impl Offload {
         head.copy_from_slice(&self.bytes[..layout.payload]);
         let last = payload.end == self.len;
         let payload = &self.bytes[payload];
-        complete_segment(head, &layout, (index, index * size, last), payload);
+        complete_segment(head, &layout, (index, index * size, last), payload.len());
+        finish_csum(head, &layout, payload, undone);
         (&self.headers[..layout.payload], payload)
     }
 
@@ -186,6 +210,15 @@ pub(super) fn segment_headers(
     len: usize,
 ) -> Result<usize, DropReason> {
     layout_of_segments(header, head, len).map(|layout| layout.payload)
+}
+
+/// Whether an interface that looks at headers itself finds the checksum that `header` tells of, in
+/// a frame of `len` bytes that begins with `head`, up to [`HEADERS_MAX`] bytes of it.
+pub(super) fn has_usual_csum(header: &VnetHeader, head: &[u8], len: usize) -> bool {
+    let start = usize::from(header.csum_start);
+    let at = start + usize::from(header.csum_offset);
+    Layout::parse(head, len)
+        .is_ok_and(|layout| layout.is_usual() && layout.l4 == start && layout.checksum() == at)
 }
 
 /// How a frame of `len` bytes that begins with `head` is cut.
@@ -228,10 +261,10 @@ fn complete_segment(
     head: &mut [u8],
     layout: &Layout,
     (index, at, last): (usize, usize, bool),
-    payload: &[u8],
+    payload: usize,
 ) {
     let (l3, l4) = (layout.l3, layout.l4);
-    let l4_bytes = low16(head.len() - l4 + payload.len());
+    let l4_bytes = low16(head.len() - l4 + payload);
     if layout.is_v6 {
         put16(head, l3 + 4, l4_bytes.wrapping_add(low16(l4 - l3 - 40)));
     } else {
@@ -256,11 +289,20 @@ fn complete_segment(
         }
         Transport::Udp => put16(head, l4 + 4, l4_bytes),
     }
+}
+
+/// Makes the checksum of a segment, or what of it is made where the rest is left `undone`.
+fn finish_csum(head: &mut [u8], layout: &Layout, payload: &[u8], undone: bool) {
+    let l4_bytes = low16(head.len() - layout.l4 + payload.len());
     put16(head, layout.checksum(), 0);
     let mut sum = Sum::of(&head[layout.addresses()]);
     sum.add(&[0, layout.transport as u8]);
     sum.add(&l4_bytes.to_be_bytes());
-    sum.add(&head[l4..]);
+    if undone {
+        put16(head, layout.checksum(), !sum.checksum());
+        return;
+    }
+    sum.add(&head[layout.l4..]);
     sum.add(payload);
     let sum = match (layout.transport, sum.checksum()) {
         // RFC 768: zero is sent as all ones.

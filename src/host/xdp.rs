@@ -2,17 +2,18 @@
 //!
 //! Frames are copied once each way: what a guest sends from its memory into chunks that the
 //! interface sends from, what was received from such chunks into the guest's buffers. Interfaces
-//! finish no checksums and cut nothing here: what a guest leaves undone is done while it is copied.
+//! cut nothing here, and few make checksums: what a guest leaves undone is done while it is copied,
+//! but for checksums that the interface may be left (`TxCsum`).
 
 use std::os::fd::{AsRawFd, RawFd};
 
 use crate::memory::{Segments, copy};
-use crate::sys::xdp::{CHUNK, Xdp, XdpSocket};
+use crate::sys::xdp::{Undone, Xdp, XdpSocket};
 
 use super::net::{
     Cast, DropReason, Frame, FrameBurst, FrameSink, FrameSource, Verdict, VnetHeader,
 };
-use super::offload::Offload;
+use super::offload::{HEADERS_MAX, NEEDS_CSUM, Offload, has_usual_csum};
 
 /// Bytes of an Ethernet header.
 const HEADER_BYTES: u32 = 14;
@@ -21,6 +22,8 @@ const HEADER_BYTES: u32 = 14;
 #[derive(Debug)]
 pub struct XdpQueue {
     socket: XdpSocket,
+    /// Bytes of a frame that one chunk takes.
+    chunk: u32,
     /// Bytes of the longest frame that the interface sends.
     frame_max: u32,
     /// The kernel did not take all that was sent.
@@ -34,8 +37,10 @@ pub struct XdpQueue {
 impl XdpQueue {
     /// The next queue of `xdp`, from 0 on; `None` when all are taken.
     pub fn take(xdp: &Xdp) -> Option<XdpQueue> {
+        let socket = xdp.take_socket()?;
         Some(XdpQueue {
-            socket: xdp.take_socket()?,
+            chunk: socket.chunk_bytes(),
+            socket,
             frame_max: xdp.frame_max(),
             sending: false,
             down: false,
@@ -79,34 +84,72 @@ impl XdpQueue {
         if frame.bytes < HEADER_BYTES {
             return Verdict::Dropped(DropReason::BadFrame);
         }
+        let mut undone = None;
         if frame.header.flags | frame.header.gso_type != 0 {
-            return match self.complete_and_send(frame, segments) {
-                Ok(()) => Verdict::Sent,
-                Err(reason) => Verdict::Dropped(reason),
-            };
+            undone = self.left_to_interface(frame, segments);
+            if undone.is_none() {
+                return match self.complete_and_send(frame, segments) {
+                    Ok(()) => Verdict::Sent,
+                    Err(reason) => Verdict::Dropped(reason),
+                };
+            }
         }
         if frame.bytes > self.frame_max {
             return Verdict::Dropped(DropReason::TooBig);
         }
-        let chunks = frame.bytes.div_ceil(CHUNK) as usize;
+        let chunks = frame.bytes.div_ceil(self.chunk) as usize;
         if self.socket.free_chunks() < chunks && !self.make_room(chunks) {
             return Verdict::Dropped(DropReason::HostFull);
         }
         let payload = frame.payload(segments);
         let mut done = 0;
         while done < frame.bytes {
-            let len = (frame.bytes - done).min(CHUNK);
+            let len = (frame.bytes - done).min(self.chunk);
             if let Some(chunk) = self.socket.next_chunk() {
                 copy::between(payload, done as usize, &[chunk], 0, len as usize);
             }
             done += len;
-            self.socket.send(len, done < frame.bytes);
+            self.put(len, done < frame.bytes, undone.take());
         }
         Verdict::Sent
     }
 
-    /// A frame whose checksum or segmentation is left to us: interfaces do neither for these
-    /// sockets.
+    /// Puts the chunk that was written in the TX ring. `undone` is of its frame, if it is the first
+    /// of that.
+    #[inline]
+    fn put(&mut self, len: u32, more: bool, undone: Option<Undone>) {
+        match undone {
+            None => self.socket.send(len, more),
+            Some(undone) => {
+                self.socket.send_undone(len, more, undone);
+                self.socket.counters().offloaded_csum.add(1);
+            }
+        }
+    }
+
+    /// The checksum of `frame` as the interface is told of it; `None` when that can't make it, or
+    /// not surely. Interfaces look at headers themselves, whatever they are told.
+    #[inline]
+    fn left_to_interface(&self, frame: &Frame, segments: &Segments) -> Option<Undone> {
+        let header = &frame.header;
+        if !self.socket.leaves_csum() || header.flags & NEEDS_CSUM == 0 || header.gso_type != 0 {
+            return None;
+        }
+        let undone = Undone {
+            start: header.csum_start,
+            offset: header.csum_offset,
+        };
+        if !undone.is_within(frame.bytes.min(self.chunk)) {
+            return None;
+        }
+        // What a sender changes before it is copied is wrong in its own frame alone.
+        let mut head = [0; HEADERS_MAX];
+        let head = &mut head[..HEADERS_MAX.min(frame.bytes as usize)];
+        let whole = copy::read(frame.payload(segments), 0, head) == head.len();
+        (whole && has_usual_csum(header, head, frame.bytes as usize)).then_some(undone)
+    }
+
+    /// A frame whose checksum or segmentation is left to us.
     #[cold]
     fn complete_and_send(&mut self, frame: &Frame, segments: &Segments) -> Result<(), DropReason> {
         let mut offload = self.offload.take().unwrap_or_default();
@@ -123,7 +166,7 @@ impl XdpQueue {
     ) -> Result<(), DropReason> {
         offload.plan(frame, segments)?;
         let pieces = offload.pieces();
-        let chunks_of = |index| offload.piece_bytes(index).div_ceil(CHUNK as usize);
+        let chunks_of = |index| offload.piece_bytes(index).div_ceil(self.chunk as usize);
         // The last piece may be shorter, the others are alike.
         let chunks = chunks_of(0) * (pieces - 1) + chunks_of(pieces - 1);
         if offload.piece_bytes(0) > self.frame_max as usize || chunks > self.socket.chunks() {
@@ -135,19 +178,31 @@ impl XdpQueue {
         if !offload.fetch(frame, segments) {
             return Err(DropReason::BadVnetHeader);
         }
+        let usual = offload.usual_csum();
+        let usual = usual.filter(|_| self.socket.leaves_csum());
+        let undone = usual.map(|(start, offset)| Undone { start, offset });
         for index in 0..pieces {
-            let (head, body) = offload.piece(index);
-            self.send_parts(head, body);
+            let (head, body) = match undone {
+                None => offload.piece(index),
+                Some(_) => offload.piece_undone(index),
+            };
+            self.send_parts(head, body, undone);
+        }
+        let counters = self.socket.counters();
+        if offload.is_segmented() {
+            counters.software_segments.add(pieces as u64);
+        } else {
+            counters.software_csum.add(1);
         }
         Ok(())
     }
 
     /// One frame in two parts, for which there are chunks enough.
-    fn send_parts(&mut self, head: &[u8], body: &[u8]) {
+    fn send_parts(&mut self, head: &[u8], body: &[u8], mut undone: Option<Undone>) {
         let total = head.len() + body.len();
         let mut done = 0;
         while done < total {
-            let len = (total - done).min(CHUNK as usize);
+            let len = (total - done).min(self.chunk as usize);
             if let Some(chunk) = self.socket.next_chunk() {
                 let front = head.get(done..).unwrap_or_default();
                 let front = &front[..front.len().min(len)];
@@ -161,7 +216,7 @@ impl XdpQueue {
             }
             done += len;
             #[expect(clippy::cast_possible_truncation, reason = "at most a chunk")]
-            self.socket.send(len as u32, done < total);
+            self.put(len as u32, done < total, undone.take());
         }
     }
 

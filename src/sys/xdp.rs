@@ -14,20 +14,26 @@ use std::time::{Duration, Instant};
 use crossbeam::queue::ArrayQueue;
 
 use super::ifreq::{InterfaceSocket, bad_name, check};
+use super::systemd::ActivationError;
 
 mod attached;
 mod bpf;
 mod busy;
 mod locked;
+mod metadata;
+mod netlink;
 mod passed;
 mod ring;
 mod socket;
 
 pub use bpf::Mode;
 use bpf::{Link, Program, XskMap};
-pub use passed::{PassedXdp, XdpPlace, hand_over};
+pub use metadata::{TxCsum, Undone};
+pub use passed::{PassedFd, PassedXdp, XdpPlace, hand_over};
 use socket::{Binding, REGISTER};
-pub use socket::{CHUNK, MEMORY_BYTES, PIECES_MAX, RX_CHUNK, Statistics, XdpSocket};
+pub use socket::{
+    CHUNK, MEMORY_BYTES, OffloadCounters, PIECES_MAX, RX_CHUNK, Statistics, XdpSocket,
+};
 
 /// Queues at most: more than interfaces have.
 pub const QUEUES_MAX: u16 = 1024;
@@ -103,6 +109,16 @@ pub enum XdpError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The service manager has passed no descriptor of this name.
+    #[error("xdp `{name}`: the file descriptor named `{fd}`")]
+    Named {
+        /// The name of the interface.
+        name: String,
+        /// That of the descriptor.
+        fd: String,
+        /// Why it is not known.
+        source: ActivationError,
+    },
     /// More memory than the process may lock.
     #[error(
         "xdp `{name}`: can't {REGISTER} (queue {queue}): all its queues lock {needed_kib} KiB, and \
@@ -122,7 +138,7 @@ pub enum XdpError {
         source: io::Error,
     },
     /// A system call failed.
-    #[error("xdp `{name}`: can't {what}: {source}")]
+    #[error("xdp `{name}`: can't {what}")]
     System {
         /// The name.
         name: String,
@@ -144,6 +160,7 @@ pub struct Xdp {
     /// The sockets, until their workers take them.
     sockets: ArrayQueue<XdpSocket>,
     fds: Vec<Arc<OwnedFd>>,
+    counters: Vec<Arc<OffloadCounters>>,
     /// Without one, the sockets are where they belong already, and stay there.
     map: Option<XskMap>,
     /// Without it, whoever passed the sockets sees to the program.
@@ -172,20 +189,19 @@ impl Xdp {
     /// # Errors
     /// [`XdpError`]; the interface is as before then.
     pub fn open(name: &str, queues: u16, mtu: Option<u16>) -> Result<Xdp, XdpError> {
-        Xdp::with_own(name, queues, mtu, 0)
+        let interface = name.to_owned();
+        let place = XdpPlace {
+            interface,
+            ..XdpPlace::default()
+        };
+        Xdp::open_at(&place, queues, mtu)
     }
 
     /// With sockets of its own.
-    fn with_own(
-        name: &str,
-        queues: u16,
-        mtu: Option<u16>,
-        busy_poll: u32,
-    ) -> Result<Xdp, XdpError> {
-        let found = find(name, queues, mtu)?;
-        let (fds, means) = means(&found)?;
-        let sockets = locked::with_memory(&found, fds).map_err(|(_, error)| error)?;
-        Xdp::bound(&found, means, sockets, busy_poll)
+    fn with_own(found: &Found, busy_poll: u32) -> Result<Xdp, XdpError> {
+        let (fds, means) = means(found)?;
+        let sockets = locked::with_memory(found, fds).map_err(|(_, error)| error)?;
+        Xdp::bound(found, means, sockets, busy_poll)
     }
 
     /// Binds the sockets. This takes no capability.
@@ -197,9 +213,9 @@ impl Xdp {
     ) -> Result<Xdp, XdpError> {
         let (name, frags) = (&found.name, found.frags());
         let sockets = ArrayQueue::new(unbound.len().max(1));
-        let mut fds = Vec::new();
+        let (mut fds, mut counters) = (Vec::new(), Vec::new());
         let mut zero_copy = means.mode == Mode::Native;
-        let mut huge = true;
+        let (mut huge, mut leaves, mut chunk) = (true, true, CHUNK);
         for (queue, mut socket) in (0..).zip(unbound) {
             let binding = Binding {
                 interface: found.index,
@@ -211,10 +227,24 @@ impl Xdp {
             socket
                 .poll_busily(busy_poll)
                 .map_err(|refusal| of_queue(name, queue, refusal))?;
+            if found.leaves_csum(zero_copy) {
+                socket.leave_csum();
+            }
             huge &= socket.is_huge();
+            leaves &= socket.leaves_csum();
+            chunk = chunk.min(socket.chunk_bytes());
             fds.push(socket.fd());
+            counters.push(Arc::clone(socket.counters()));
             // It has a place for each.
             let _ = sockets.push(socket);
+        }
+        if found.tx_csum == TxCsum::Offload && !leaves {
+            let why = if chunk == CHUNK {
+                "the kernel takes no TX metadata (before Linux 6.11)"
+            } else {
+                "the driver does not announce tx-checksum"
+            };
+            tracing::warn!("xdp {name}: checksums are made in software: {why}");
         }
         let how = if zero_copy { "zero-copy" } else { "copy mode" };
         let at = match means.mode {
@@ -222,17 +252,20 @@ impl Xdp {
             Mode::Generic => "generic",
         };
         let pages = if huge { "2 MiB" } else { "small" };
+        let csum = if leaves { "offload" } else { "software" };
         let (longest, queues) = (found.longest, fds.len());
         tracing::info!(
-            "xdp {name}: {at} XDP, {how}, {pages} pages, queues={queues} frame_max={longest}"
+            "xdp {name}: {at} XDP, {how}, {pages} pages, queues={queues} frame_max={longest} \
+             tx_csum={csum}"
         );
         Ok(Xdp {
             name: name.clone(),
             mode: means.mode,
             zero_copy,
-            frame_max: longest.min(if frags { PIECES_MAX * CHUNK } else { CHUNK }),
+            frame_max: longest.min(if frags { PIECES_MAX * chunk } else { chunk }),
             sockets,
             fds,
+            counters,
             map: means.map,
             _held: means.held,
         })
@@ -279,6 +312,11 @@ impl Xdp {
         }
     }
 
+    /// What was counted of the work that guests leave undone, for each queue.
+    pub fn counters(&self) -> &[Arc<OffloadCounters>] {
+        &self.counters
+    }
+
     /// What the kernel has counted about all its sockets.
     pub fn statistics(&self) -> Statistics {
         let mut sum = Statistics::default();
@@ -300,12 +338,47 @@ struct Found {
     queues: u16,
     /// Bytes of its longest frame.
     longest: u32,
+    /// Who makes checksums.
+    tx_csum: TxCsum,
+    /// Its driver says that it makes them.
+    announced: bool,
 }
 
 impl Found {
     /// Whether frames may take several chunks.
     fn frags(&self) -> bool {
         self.longest > RX_CHUNK
+    }
+
+    /// The same, with a choice of who makes checksums.
+    fn with_csum(self, tx_csum: TxCsum) -> Found {
+        // Without an answer the driver announces nothing.
+        let announced =
+            tx_csum != TxCsum::Software && metadata::is_announced(self.index).unwrap_or(false);
+        Found {
+            tx_csum,
+            announced,
+            ..self
+        }
+    }
+
+    /// Bytes for metadata before frames that are sent.
+    fn headroom(&self) -> u32 {
+        if self.leaves_csum(false) || self.leaves_csum(true) {
+            metadata::HEADROOM
+        } else {
+            0
+        }
+    }
+
+    /// Whether checksums are left to the interface: a driver that works in our memory sends the
+    /// frame as it is if it does not know what is told.
+    fn leaves_csum(&self, zero_copy: bool) -> bool {
+        match self.tx_csum {
+            TxCsum::Auto => zero_copy && self.announced,
+            TxCsum::Offload => !zero_copy || self.announced,
+            TxCsum::Software => false,
+        }
     }
 }
 
@@ -351,6 +424,8 @@ fn find(name: &str, queues: u16, mtu: Option<u16>) -> Result<Found, XdpError> {
         index: index.cast_unsigned(),
         queues,
         longest: has.saturating_add(HEADER_BYTES),
+        tx_csum: TxCsum::Software,
+        announced: false,
     })
 }
 

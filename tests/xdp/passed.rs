@@ -27,6 +27,12 @@ fn helper(netns: &Netns, link: &str) -> Command {
 #[expect(clippy::disallowed_types, reason = "tests of this file take turns")]
 static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
+/// Until it is dropped nobody else's daemon without capabilities runs.
+#[expect(clippy::disallowed_types, reason = "as above")]
+pub(super) fn turn() -> std::sync::MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn daemon(netns: &Netns, link: &str, cores: &str, socket: &Path) -> Daemon {
     let mut command = helper(netns, link);
     command.args(["--", VRINGD]);
@@ -53,7 +59,7 @@ fn has_no_capability(daemon: &Daemon) {
 /// One after the other: each locks as much memory as the usual limit is.
 #[test]
 fn a_daemon_without_capabilities_moves_frames_both_ways() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let (netns, dir) = (cable(1, 1500), TempDir::new("xdpfd"));
     let socket = dir.path("net0.sock");
     let first = daemon(&netns, "xdp:xa:fd=51:map=52", "1", &socket);
@@ -94,7 +100,7 @@ fn a_daemon_without_capabilities_moves_frames_both_ways() {
 
 #[test]
 fn a_daemon_without_capabilities_moves_frames_on_two_queues() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let (netns, dir) = (cable(2, 1500), TempDir::new("xdpfd2"));
     let socket = dir.path("net0.sock");
     let daemon = daemon(&netns, "xdp:xa:fd=52+51:map=53", "0,1", &socket);
@@ -117,6 +123,64 @@ fn a_daemon_without_capabilities_moves_frames_on_two_queues() {
     }
     let (status, log) = daemon.stop();
     assert!(status.success(), "{log}");
+    assert!(!has_program(&netns));
+}
+
+/// As a service manager does: descriptors from 3 on, and their names in the environment.
+#[test]
+fn a_daemon_finds_descriptors_by_the_names_that_its_service_manager_tells() {
+    let _turn = turn();
+    let (netns, dir) = (cable(1, 1500), TempDir::new("xdpname"));
+    let socket = dir.path("net0.sock");
+    let run = |names: &str, link: &str| {
+        let mut command = helper(&netns, "xdp:xa:fd=4:map=5");
+        let line = format!(
+            "exec 3</dev/null; export LISTEN_PID=$$ LISTEN_FDS=3 LISTEN_FDNAMES={names}; \
+             exec {VRINGD} run --core 1 --net name=net0,socket={},link={link}",
+            socket.display()
+        );
+        command.args(["--", "sh", "-c", &line]);
+        command
+    };
+    let named = "xdp:xa:fdname=eth1-q0:mapname=eth1-map";
+    let daemon = Daemon::spawn(run("other:eth1-q0:eth1-map", named), &[]);
+    has_no_capability(&daemon);
+    let peer = peer(&netns);
+    let mut front_end = FrontEnd::<PackedDriver>::connect(&socket, 1);
+    exchange(&mut front_end, &peer, &[60, 1514, 700]);
+    assert_eq!(daemon.counter("net0", "xdp_rx_dropped"), 0);
+    drop(front_end);
+    let (status, log) = daemon.stop();
+    assert!(status.success(), "{log}");
+    for (names, reason) in [
+        (
+            "other:eth1-q1:eth1-map",
+            "xdp `xa`: the file descriptor named `eth1-q0`: systemd passed no socket of this name \
+             (LISTEN_FDNAMES=\"other:eth1-q1:eth1-map\")",
+        ),
+        (
+            "other:eth1-q0:eth1-q0",
+            "xdp `xa`: the file descriptor named `eth1-q0`: systemd passed several sockets of this \
+             name (LISTEN_FDNAMES=\"other:eth1-q0:eth1-q0\")",
+        ),
+        (
+            "eth1-q0:other:eth1-map",
+            "xdp `xa`: the file descriptor 3 is not an AF_XDP socket",
+        ),
+        (
+            "eth1-map:eth1-q0:other",
+            "xdp `xa`: the file descriptor 3 is not an XSKMAP",
+        ),
+    ] {
+        let output = run(names, named).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        let line = format!("vringd: net net0: link = \"{named}\": {reason}");
+        assert!(
+            text.lines().any(|said| said == line),
+            "{text} instead of {line}"
+        );
+    }
     assert!(!has_program(&netns));
 }
 

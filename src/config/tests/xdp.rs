@@ -1,14 +1,14 @@
 //! Interfaces through AF_XDP: by name, and with descriptors that were passed.
 
 use super::*;
-use crate::sys::xdp::{PassedXdp, XdpPlace};
+use crate::sys::xdp::{PassedFd, PassedXdp, TxCsum, XdpPlace};
 
 /// The interface of this name.
 pub(super) fn named(name: &str) -> LinkConfig {
     LinkConfig::Xdp(XdpPlace {
         interface: name.to_owned(),
         passed: None,
-        busy_poll: 0,
+        ..XdpPlace::default()
     })
 }
 
@@ -16,10 +16,10 @@ fn passed(name: &str, sockets: &[i32], map: Option<i32>) -> LinkConfig {
     LinkConfig::Xdp(XdpPlace {
         interface: name.to_owned(),
         passed: Some(PassedXdp {
-            sockets: sockets.to_vec(),
-            map,
+            sockets: sockets.iter().copied().map(PassedFd::Number).collect(),
+            map: map.map(PassedFd::Number),
         }),
-        busy_poll: 0,
+        ..XdpPlace::default()
     })
 }
 
@@ -48,8 +48,8 @@ fn an_interface_has_a_name_and_may_have_descriptors() {
 
 #[test]
 fn what_no_interface_can_be_is_refused() {
-    let fds = "expected numbers of file descriptors, as in xdp:eth1:fd=5+6:map=7 (the map may be \
-               left out)";
+    let fds = "expected file descriptors by number, as in xdp:eth1:fd=5+6:map=7, or by name, as in \
+               xdp:eth1:fdname=A+B:mapname=M (the map may be left out)";
     let characters = "only A-Z a-z 0-9 _ . - @ are possible";
     for (link, message) in [
         (
@@ -85,6 +85,60 @@ fn what_no_interface_can_be_is_refused() {
     let error = net_flags("socket=/n,link=xdp:e:fd=5+6,queues=1").unwrap_err();
     let message = "--net net0: queues = \"1\": the link has 2 file descriptors, one for each queue \
                    pair";
+    assert_eq!(error.to_string(), message);
+}
+
+#[test]
+fn descriptors_may_have_names() {
+    let read = |link: &str| {
+        let net = net_flags(&format!("socket=/n,link={link}"));
+        let net = net.map_err(|error| error.to_string())?.nets.remove(0);
+        match net.link {
+            LinkConfig::Xdp(place) => Ok::<_, String>((place, net.queues)),
+            other => panic!("{other:?}"),
+        }
+    };
+    let name = |name: &str| PassedFd::Name(name.to_owned());
+    let (place, queues) = read("xdp:e:fdname=q0+q1:mapname=the map").unwrap();
+    let passed = place.passed.clone().unwrap();
+    assert_eq!(passed.sockets, [name("q0"), name("q1")]);
+    assert_eq!((passed.map, queues), (Some(name("the map")), 2));
+    assert_eq!(place.to_string(), "xdp:e:fdname=q0+q1:mapname=the map");
+    let passed = read("xdp:e:fdname=7:map=7").unwrap().0.passed.unwrap();
+    assert_eq!(passed.sockets, [name("7")]);
+    assert_eq!(passed.map, Some(PassedFd::Number(7)));
+    let fds = "expected file descriptors by number, as in xdp:eth1:fd=5+6:map=7, or by name, as in \
+               xdp:eth1:fdname=A+B:mapname=M (the map may be left out)";
+    let twice = "expected each descriptor once, a is there twice";
+    let characters = "only printable ASCII characters except the colon are possible";
+    for (link, message) in [
+        ("xdp:e:fdname=", "must not be empty"),
+        ("xdp:e:fdname=a+", "must not be empty"),
+        ("xdp:e:fdname=a:mapname=", "must not be empty"),
+        ("xdp:e:fdname=a+a", twice),
+        ("xdp:e:fdname=a:mapname=a", twice),
+        ("xdp:e:fdname=a:mapname=b+c", fds),
+        ("xdp:e:fdname=a:fdname=b", fds),
+        ("xdp:e:name=a", fds),
+        ("xdp:e:fdname=a:b", fds),
+        (
+            "xdp:e:fdname=\u{e9}",
+            &format!("has '\u{e9}', {characters}"),
+        ),
+        (
+            "xdp:e:fdname=a:mapname=b:c",
+            &format!("has ':', {characters}"),
+        ),
+    ] {
+        let expected = format!("--net net0: link = \"{link}\": {message}");
+        assert_eq!(read(link).unwrap_err(), expected);
+    }
+    let lists = [
+        "socket=/1,link=xdp:a:fdname=x",
+        "socket=/2,link=xdp:b:fd=5:mapname=x",
+    ];
+    let error = load(&flags(&lists, &[]), &machine()).unwrap_err();
+    let message = "--net net1: link = \"xdp:b:fd=5:mapname=x\": already used by net net0";
     assert_eq!(error.to_string(), message);
 }
 
@@ -162,6 +216,39 @@ fn an_interface_is_polled_busily_when_asked() {
 }
 
 #[test]
+fn an_interface_makes_checksums_or_not() {
+    let csum = |link: LinkConfig| match link {
+        LinkConfig::Xdp(place) => place.tx_csum,
+        other => panic!("{other:?}"),
+    };
+    let read = |list: &str| csum(net_flags(list).unwrap().nets.remove(0).link);
+    assert_eq!(read("socket=/n,link=xdp:e"), TxCsum::Auto);
+    assert_eq!(read("socket=/n,link=xdp:e,tx_csum=auto"), TxCsum::Auto);
+    let both = "socket=/n,link=xdp:e:fd=5,tx_csum=offload,busy_poll=3";
+    assert_eq!(read(both), TxCsum::Offload);
+    let lists = [
+        "socket=/1,link=switch:s",
+        "link=switch:s,host=xdp:a,tx_csum=software",
+    ];
+    let mut config = load(&flags(&lists, &[]), &machine()).unwrap();
+    assert_eq!(csum(config.uplinks.remove(0).host), TxCsum::Software);
+    for (list, message) in [
+        (
+            "link=xdp:e,tx_csum=on",
+            "\"on\": unknown maker of checksums \"on\" (known: auto, offload, software)",
+        ),
+        (
+            "link=tap:t,tx_csum=auto",
+            "\"auto\": only has a meaning with link = \"xdp:IFACE\"",
+        ),
+    ] {
+        let error = net_flags(&format!("socket=/n,{list}")).unwrap_err();
+        let expected = format!("--net net0: tx_csum = {message}");
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
 fn the_helper_is_given_links_with_descriptors() {
     let places = |links: &[&str]| {
         let given = HelperGiven {
@@ -178,6 +265,11 @@ fn the_helper_is_given_links_with_descriptors() {
     for (links, message) in [
         (&["tap:fd=5"][..], format!("\"tap:fd=5\": {wrong}")),
         (&["xdp:a"], format!("\"xdp:a\": {wrong}")),
+        (&["xdp:a:fdname=x"], format!("\"xdp:a:fdname=x\": {wrong}")),
+        (
+            &["xdp:a:fd=5:mapname=x"],
+            format!("\"xdp:a:fd=5:mapname=x\": {wrong}"),
+        ),
         (
             &["xdp:a:fd=2"],
             "\"xdp:a:fd=2\": not in 3..=2147483647".to_owned(),

@@ -115,6 +115,11 @@ impl Layout {
             }
     }
 
+    /// Without extension headers, which not every interface steps over.
+    pub(super) fn is_usual(&self) -> bool {
+        !self.is_v6 || self.l4 == self.l3 + IPV6
+    }
+
     /// The two addresses of the pseudo-header.
     pub(super) fn addresses(&self) -> Range<usize> {
         if self.is_v6 {

@@ -7,6 +7,8 @@ use crate::memory::{Access, GuestRam};
 use crate::sys::testnet::{DEADLINE, ETHERTYPE, PacketSocket, VNET_HEADER, in_private_netns, ip};
 use crate::sys::xdp::XdpPlace;
 
+mod csum;
+
 const RAM: u64 = 1 << 20;
 const PLAIN: [u8; VNET_HEADER] = [0; VNET_HEADER];
 
@@ -60,6 +62,14 @@ fn port(generic: bool, mtu: u16) -> (Xdp, XdpQueue) {
 }
 
 fn port_polled(generic: bool, mtu: u16, busy_poll: u32) -> (Xdp, XdpQueue) {
+    let place = XdpPlace {
+        busy_poll,
+        ..XdpPlace::default()
+    };
+    port_at(place, generic, mtu)
+}
+
+fn port_at(mut place: XdpPlace, generic: bool, mtu: u16) -> (Xdp, XdpQueue) {
     cable(mtu);
     let name = if generic {
         ip("link add link xa name mv type macvlan mode passthru");
@@ -68,11 +78,7 @@ fn port_polled(generic: bool, mtu: u16, busy_poll: u32) -> (Xdp, XdpQueue) {
     } else {
         "xa"
     };
-    let place = XdpPlace {
-        interface: name.into(),
-        passed: None,
-        busy_poll,
-    };
+    place.interface = name.into();
     let xdp = Xdp::open_at(&place, 1, Some(mtu)).unwrap();
     xdp.set_receiving(0, true).unwrap();
     let queue = XdpQueue::take(&xdp).unwrap();

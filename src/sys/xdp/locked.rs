@@ -46,7 +46,7 @@ pub(super) fn with_memory(
     };
     let sockets = (0..).zip(fds).map(|(queue, fd)| {
         // What is more than the limit is not waited for.
-        let socket = XdpSocket::new(fd, entries, all <= limit);
+        let socket = XdpSocket::new(fd, entries, all <= limit, found.headroom());
         socket.map_err(|refusal| (queue, refused(queue, refusal)))
     });
     sockets.collect()

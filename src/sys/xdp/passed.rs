@@ -10,24 +10,48 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::sys::ifreq::{InterfaceSocket, check};
 use crate::sys::socket::{close_on_exec, inherit};
+use crate::sys::systemd;
 
 use super::bpf::{Mode, XskMap};
-use super::{Found, Means, Xdp, XdpError, XdpSocket, attached, busy, failed, find, locked, means};
+use super::{
+    Found, Means, TxCsum, Xdp, XdpError, XdpSocket, attached, busy, failed, find, locked, means,
+};
 
 /// SO_NETNS_COOKIE, which libc has for few targets.
 const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// A descriptor that a process was started with, as the operator tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PassedFd {
+    /// By its number.
+    Number(RawFd),
+    /// By the name that the service manager has told with it (LISTEN_FDNAMES).
+    Name(String),
+}
 
 /// Descriptors that a process was started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PassedXdp {
     /// AF_XDP sockets, of the queues from 0 on.
-    pub sockets: Vec<RawFd>,
+    pub sockets: Vec<PassedFd>,
     /// The XSKMAP of the program at the interface; without one they are in it already.
-    pub map: Option<RawFd>,
+    pub map: Option<PassedFd>,
+}
+
+/// The same by their numbers.
+struct Numbers {
+    sockets: Vec<RawFd>,
+    map: Option<RawFd>,
+}
+
+impl Numbers {
+    fn all(&self) -> impl Iterator<Item = RawFd> {
+        self.sockets.iter().copied().chain(self.map)
+    }
 }
 
 /// An interface, as the operator names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct XdpPlace {
     /// Its name.
     pub interface: String,
@@ -35,12 +59,53 @@ pub struct XdpPlace {
     pub passed: Option<PassedXdp>,
     /// Microseconds of busy polling (SO_BUSY_POLL); 0: none.
     pub busy_poll: u32,
+    /// Who makes the checksums of what is sent.
+    pub tx_csum: TxCsum,
+}
+
+impl PassedFd {
+    /// The key that it is told with, in front of numbers `key`, in front of names `keyname`.
+    fn key(&self) -> &'static str {
+        match self {
+            PassedFd::Number(_) => "",
+            PassedFd::Name(_) => "name",
+        }
+    }
+
+    fn number(&self, interface: &str) -> Result<RawFd, XdpError> {
+        match self {
+            PassedFd::Number(number) => Ok(*number),
+            PassedFd::Name(fd) => systemd::passed_fd(fd).map_err(|source| XdpError::Named {
+                name: interface.into(),
+                fd: fd.clone(),
+                source,
+            }),
+        }
+    }
+}
+
+impl fmt::Display for PassedFd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PassedFd::Number(number) => number.fmt(f),
+            PassedFd::Name(name) => name.fmt(f),
+        }
+    }
 }
 
 impl PassedXdp {
     /// All of them.
-    pub fn all(&self) -> impl Iterator<Item = RawFd> {
-        self.sockets.iter().copied().chain(self.map)
+    pub fn all(&self) -> impl Iterator<Item = &PassedFd> {
+        self.sockets.iter().chain(&self.map)
+    }
+
+    /// Their numbers.
+    fn numbers(&self, interface: &str) -> Result<Numbers, XdpError> {
+        let number = |fd: &PassedFd| fd.number(interface);
+        Ok(Numbers {
+            sockets: self.sockets.iter().map(number).collect::<Result<_, _>>()?,
+            map: self.map.as_ref().map(number).transpose()?,
+        })
     }
 }
 
@@ -48,10 +113,11 @@ impl fmt::Display for XdpPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "xdp:{}", self.interface)?;
         if let Some(passed) = &self.passed {
+            let key = passed.sockets.first().map_or("", PassedFd::key);
             let fds: Vec<_> = passed.sockets.iter().map(ToString::to_string).collect();
-            write!(f, ":fd={}", fds.join("+"))?;
-            if let Some(map) = passed.map {
-                write!(f, ":map={map}")?;
+            write!(f, ":fd{key}={}", fds.join("+"))?;
+            if let Some(map) = &passed.map {
+                write!(f, ":map{}={map}", map.key())?;
             }
         }
         Ok(())
@@ -67,17 +133,18 @@ impl Xdp {
     pub fn open_at(place: &XdpPlace, queues: u16, mtu: Option<u16>) -> Result<Xdp, XdpError> {
         let name = place.interface.as_str();
         let Some(passed) = &place.passed else {
-            return Xdp::with_own(name, queues, mtu, place.busy_poll);
+            let found = find(name, queues, mtu)?.with_csum(place.tx_csum);
+            return Xdp::with_own(&found, place.busy_poll);
         };
         let queues = u16::try_from(passed.sockets.len()).unwrap_or(u16::MAX);
-        let found = find(name, queues, mtu)?;
-        let (sockets, means) = take_over(&found, passed)?;
+        let found = find(name, queues, mtu)?.with_csum(place.tx_csum);
+        let (sockets, means) = take_over(&found, &passed.numbers(name)?)?;
         Xdp::bound(&found, means, sockets, place.busy_poll)
     }
 }
 
 /// Takes over what was passed to this process.
-fn take_over(found: &Found, passed: &PassedXdp) -> Result<(Vec<XdpSocket>, Means), XdpError> {
+fn take_over(found: &Found, passed: &Numbers) -> Result<(Vec<XdpSocket>, Means), XdpError> {
     let error = |fd, reason: &str| XdpError::Passed {
         name: found.name.clone(),
         fd,
@@ -166,15 +233,16 @@ fn option<T: Copy + Default>(socket: &impl AsRawFd, name: libc::c_int) -> Option
 /// # Errors
 /// [`XdpError`].
 pub fn hand_over(places: &[XdpPlace]) -> Result<(), XdpError> {
-    let numbers = || {
-        let passed = |place: &XdpPlace| place.passed.clone();
-        places.iter().filter_map(passed)
-    };
-    let above = numbers().flat_map(|passed| passed.all().max());
-    let above = above.max().unwrap_or(0).saturating_add(1);
+    let mut all = Vec::new();
     for place in places {
-        let taken = |fd: &RawFd| is_open(*fd);
-        if let Some(fd) = place.passed.iter().flat_map(PassedXdp::all).find(taken) {
+        if let Some(passed) = &place.passed {
+            all.push((place, passed.numbers(&place.interface)?));
+        }
+    }
+    let above = all.iter().flat_map(|(_, passed)| passed.all().max());
+    let above = above.max().unwrap_or(0).saturating_add(1);
+    for (place, passed) in &all {
+        if let Some(fd) = passed.all().find(|fd| is_open(*fd)) {
             return Err(XdpError::Passed {
                 name: place.interface.clone(),
                 fd,
@@ -182,10 +250,7 @@ pub fn hand_over(places: &[XdpPlace]) -> Result<(), XdpError> {
             });
         }
     }
-    for place in places {
-        let Some(passed) = &place.passed else {
-            continue;
-        };
+    for (place, passed) in &all {
         let name = place.interface.as_str();
         let system = |source| failed(name, "hand its descriptors over", source);
         let queues = u16::try_from(passed.sockets.len()).unwrap_or(u16::MAX);

@@ -3,15 +3,18 @@
 //! Half of the frames are for receiving: each of them is in the fill ring, with the kernel, or in
 //! the RX ring. The other half are for sending: free, in the TX ring, with the kernel, or in the
 //! completion ring. Every ring has an entry for each frame that may be in it, so only the free
-//! frames are ever short. Linux: Documentation/networking/af_xdp.rst.
+//! frames are ever short. Those for sending begin with room for metadata (`metadata.rs`) where
+//! checksums may be left to the interface. Linux: Documentation/networking/af_xdp.rst.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use crate::memory::Segment;
+use crate::memory::{Segment, copy};
+use crate::sync::Counter;
 use crate::sys::ifreq::check;
 
+use super::metadata::{self, Undone};
 use super::ring::{Consumer, Producer, Umem};
 use super::{busy, when_free};
 
@@ -44,6 +47,18 @@ pub struct Statistics {
     pub fill_ring_empty: u64,
     /// Descriptors to be sent that the kernel refused.
     pub tx_invalid: u64,
+}
+
+/// What is counted of the work that guests leave undone in frames that they send. Its socket's
+/// worker is the only one who counts.
+#[derive(Debug, Default)]
+pub struct OffloadCounters {
+    /// Frames whose checksum was left to the interface, segments among them.
+    pub offloaded_csum: Counter,
+    /// Whole frames whose checksum was made here.
+    pub software_csum: Counter,
+    /// Segments that were cut here.
+    pub software_segments: Counter,
 }
 
 /// Bytes of the memory of a socket with `entries` frames for each direction.
@@ -87,7 +102,12 @@ fn refused(what: &'static str) -> impl FnOnce(io::Error) -> Refusal {
 #[derive(Debug)]
 pub struct XdpSocket {
     fd: Arc<OwnedFd>,
+    counters: Arc<OffloadCounters>,
     zero_copy: bool,
+    /// Bytes before each frame that is sent: room for metadata, if that may be told.
+    headroom: u32,
+    /// Checksums may be left to the interface.
+    leaves_csum: bool,
     /// The kernel looks for frames when it is asked.
     busy_poll: bool,
     fill: Producer<u64>,
@@ -104,14 +124,27 @@ pub struct XdpSocket {
 
 impl XdpSocket {
     /// Gives the new socket `fd` memory and rings for `entries` frames in each direction, and fills
-    /// its fill ring. `patient`: others may give memory back that they have locked.
-    pub(super) fn new(fd: OwnedFd, entries: u32, patient: bool) -> Result<XdpSocket, Refusal> {
+    /// its fill ring. `patient`: others may give memory back that they have locked. `headroom`:
+    /// bytes for metadata before what is sent, if the kernel knows it.
+    pub(super) fn new(
+        fd: OwnedFd,
+        entries: u32,
+        patient: bool,
+        mut headroom: u32,
+    ) -> Result<XdpSocket, Refusal> {
         let bytes = usize::try_from(memory_bytes(entries)).unwrap_or(usize::MAX);
         let umem = Umem::new(bytes).map_err(refused("get memory for its frames"))?;
         // What a process before this one had locked is free some time after its end.
         let is_short = |error: &io::Error| patient && error.raw_os_error() == Some(libc::ENOBUFS);
-        when_free(|| register(&fd, &umem), is_short).map_err(refused(REGISTER))?;
-        let socket = XdpSocket::with_rings(fd, umem, entries);
+        let register = |headroom| when_free(|| register(&fd, &umem, headroom), is_short);
+        let mut answer = register(headroom);
+        // Before Linux 6.11 the flag is one that nobody knows.
+        if headroom > 0 && answer.as_ref().is_err_and(is_unknown) {
+            headroom = 0;
+            answer = register(headroom);
+        }
+        answer.map_err(refused(REGISTER))?;
+        let socket = XdpSocket::with_rings(fd, umem, entries, headroom);
         let mut socket = socket.map_err(refused("make its rings"))?;
         for frame in 0..entries {
             socket.fill.push(u64::from(frame * CHUNK));
@@ -134,7 +167,7 @@ impl XdpSocket {
         Ok(())
     }
 
-    fn with_rings(fd: OwnedFd, umem: Umem, entries: u32) -> io::Result<XdpSocket> {
+    fn with_rings(fd: OwnedFd, umem: Umem, entries: u32, headroom: u32) -> io::Result<XdpSocket> {
         // Those that we fill: the kernel may hand a frame over before it says that it took it from
         // there, so that it seems to be in both.
         let filled = 2 * entries;
@@ -154,11 +187,14 @@ impl XdpSocket {
             tx: Producer::map(of, libc::XDP_PGOFF_TX_RING, at.tx, filled)?,
             completion: Consumer::map(of, completion, at.cr, entries)?,
             free: (entries..2 * entries)
-                .map(|frame| u64::from(frame * CHUNK))
+                .map(|frame| u64::from(frame * CHUNK + headroom))
                 .collect(),
             chunks: entries as usize,
             fd: Arc::new(fd),
+            counters: Arc::default(),
             zero_copy: false,
+            headroom,
+            leaves_csum: false,
             busy_poll: false,
             umem,
         })
@@ -167,6 +203,33 @@ impl XdpSocket {
     /// The socket itself, to be asked for its statistics and to be put in a map.
     pub(super) fn fd(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.fd)
+    }
+
+    /// What is counted of the work that guests leave undone.
+    pub fn counters(&self) -> &Arc<OffloadCounters> {
+        &self.counters
+    }
+
+    /// Whether there is room for metadata.
+    pub(super) fn has_metadata(&self) -> bool {
+        self.headroom > 0
+    }
+
+    /// Has checksums left to the interface, which makes them; there must be room for metadata.
+    pub(super) fn leave_csum(&mut self) {
+        self.leaves_csum = self.has_metadata();
+    }
+
+    /// Whether checksums may be left to the interface.
+    #[inline]
+    pub fn leaves_csum(&self) -> bool {
+        self.leaves_csum
+    }
+
+    /// Bytes of a frame that one chunk takes when it is sent.
+    #[inline]
+    pub fn chunk_bytes(&self) -> u32 {
+        CHUNK - self.headroom
     }
 
     /// Whether its memory is in huge pages.
@@ -244,15 +307,33 @@ impl XdpSocket {
     #[inline]
     pub fn next_chunk(&self) -> Option<Segment> {
         let address = self.free.last()?;
-        Some(self.umem.segment(*address, CHUNK))
+        Some(self.umem.segment(*address, self.chunk_bytes()))
     }
 
     /// Puts the next chunk, of which `len` bytes are written, in the TX ring; with `more`, the
     /// frame goes on in the one after it. Seen by the kernel after [`XdpSocket::publish`].
     #[inline]
     pub fn send(&mut self, len: u32, more: bool) {
+        self.push(len, if more { libc::XDP_PKT_CONTD } else { 0 });
+    }
+
+    /// The same with the first chunk of a frame whose checksum is left to the interface. That
+    /// stands in this chunk, and checksums may be left.
+    #[inline]
+    pub fn send_undone(&mut self, len: u32, more: bool, undone: Undone) {
+        debug_assert!(self.leaves_csum && undone.is_within(len));
+        if let Some(address) = self.free.last() {
+            let before = address - u64::from(self.headroom);
+            let place = self.umem.segment(before, metadata::BYTES);
+            copy::write(&[place], 0, &undone.request());
+        }
+        let more = if more { libc::XDP_PKT_CONTD } else { 0 };
+        self.push(len, libc::XDP_TX_METADATA | more);
+    }
+
+    #[inline]
+    fn push(&mut self, len: u32, options: u32) {
         if let Some(addr) = self.free.pop() {
-            let options = if more { libc::XDP_PKT_CONTD } else { 0 };
             self.tx.push(libc::xdp_desc { addr, len, options });
         }
     }
@@ -335,12 +416,20 @@ pub(super) fn statistics(socket: &OwnedFd) -> io::Result<Statistics> {
     })
 }
 
-fn register(fd: &OwnedFd, umem: &Umem) -> io::Result<()> {
+fn is_unknown(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+}
+
+fn register(fd: &OwnedFd, umem: &Umem, headroom: u32) -> io::Result<()> {
     // SAFETY: plain integers; all zero is valid.
     let mut memory: libc::xdp_umem_reg = unsafe { core::mem::zeroed() };
     memory.addr = umem.address();
     memory.len = u64::try_from(umem.bytes()).map_err(io::Error::other)?;
     memory.chunk_size = CHUNK;
+    if headroom > 0 {
+        memory.flags = libc::XDP_UMEM_TX_METADATA_LEN;
+        memory.tx_metadata_len = headroom;
+    }
     set(fd, libc::XDP_UMEM_REG, &memory)
 }
 

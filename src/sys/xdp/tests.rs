@@ -108,3 +108,65 @@ fn what_can_not_be_used_is_named_with_its_reason() {
         );
     });
 }
+
+/// A driver that works in our memory and does not know the request would send half a checksum.
+#[test]
+fn checksums_are_left_to_who_makes_them() {
+    use TxCsum::{Auto, Offload, Software};
+    for (tx_csum, announced, copying, zero_copy) in [
+        (Auto, false, false, false),
+        (Auto, true, false, true),
+        (Offload, false, true, false),
+        (Offload, true, true, true),
+        (Software, false, false, false),
+        (Software, true, false, false),
+    ] {
+        let found = Found {
+            name: String::new(),
+            index: 0,
+            queues: 1,
+            longest: 1522,
+            tx_csum,
+            announced,
+        };
+        let left = [false, true].map(|zero_copy| found.leaves_csum(zero_copy));
+        assert_eq!(left, [copying, zero_copy], "{tx_csum:?}, {announced}");
+        assert_eq!(found.headroom() == 64, copying || zero_copy);
+    }
+}
+
+/// A cable of the kernel copies, whatever its driver says.
+#[test]
+fn what_a_driver_announces_is_used_without_copies_alone() {
+    in_private_netns(|| {
+        cable(1);
+        for (tx_csum, announced, leaves) in [
+            (TxCsum::Auto, false, false),
+            (TxCsum::Auto, true, false),
+            (TxCsum::Offload, false, true),
+            (TxCsum::Software, true, false),
+        ] {
+            let found = Found {
+                tx_csum,
+                announced,
+                ..find("xa", 1, None).unwrap()
+            };
+            let xdp = Xdp::with_own(&found, 0).unwrap();
+            let socket = xdp.take_socket().unwrap();
+            assert_eq!(socket.leaves_csum(), leaves, "{tx_csum:?}");
+            assert_eq!(socket.chunk_bytes(), CHUNK - found.headroom());
+        }
+    });
+}
+
+/// Before Linux 6.11 the kernel refuses room of any length as this one does a strange length.
+#[test]
+fn a_kernel_that_takes_no_metadata_gets_frames_without() {
+    for (headroom, has) in [(64, true), (60, false), (256, false), (0, false)] {
+        let fd = socket::create().unwrap();
+        let mut socket = XdpSocket::new(fd, socket::ENTRIES_MIN, false, headroom).unwrap();
+        socket.leave_csum();
+        assert_eq!(socket.leaves_csum(), has, "{headroom}");
+        assert_eq!(socket.chunk_bytes(), if has { 1984 } else { CHUNK });
+    }
+}

@@ -116,7 +116,8 @@ pub fn config_seeds() -> Vec<(String, Vec<u8>)> {
         (
             "switch",
             "--switch name=s,ageing=60\n--net socket=/a,link=switch:s\n\
-             --net link=switch:s,host=xdp:e:fd=5:map=6,busy_poll=20\n",
+             --net link=switch:s,host=xdp:e:fd=5:map=6,busy_poll=20,\
+             tx_csum=offload\n",
         ),
         (
             "refused",

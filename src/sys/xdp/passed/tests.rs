@@ -23,14 +23,18 @@ fn passed(fd: impl Into<OwnedFd>) -> OwnedFd {
     fd
 }
 
+fn number(fd: &OwnedFd) -> PassedFd {
+    PassedFd::Number(fd.as_raw_fd())
+}
+
 fn place(sockets: &[&OwnedFd], map: Option<&OwnedFd>) -> XdpPlace {
     XdpPlace {
         interface: "xa".into(),
         passed: Some(PassedXdp {
-            sockets: sockets.iter().map(|fd| fd.as_raw_fd()).collect(),
-            map: map.map(AsRawFd::as_raw_fd),
+            sockets: sockets.iter().copied().map(number).collect(),
+            map: map.map(number),
         }),
-        busy_poll: 0,
+        ..XdpPlace::default()
     }
 }
 
@@ -136,13 +140,14 @@ fn descriptors_that_can_not_be_used_are_named_with_their_reason() {
             "was not passed to this process, or is in use already",
         );
         let mut closed = place(&[], None);
-        closed.passed.as_mut().unwrap().sockets = vec![1_000_000];
+        closed.passed.as_mut().unwrap().sockets = vec![PassedFd::Number(1_000_000)];
         assert_eq!(
             error(&closed),
             "xdp `xa`: the file descriptor 1000000 is not open"
         );
         let used = passed(socket::create().unwrap());
-        let owner = XdpSocket::new(used.try_clone().unwrap(), socket::ENTRIES_MIN, false).unwrap();
+        let owner =
+            XdpSocket::new(used.try_clone().unwrap(), socket::ENTRIES_MIN, false, 0).unwrap();
         refused(
             &place(&[&used], None),
             &used,
@@ -167,6 +172,23 @@ fn descriptors_that_can_not_be_used_are_named_with_their_reason() {
         // None of that has used the sockets up.
         let xdp = Xdp::open_at(&place(&[&socket, &second], None), 2, None).unwrap();
         xdp.set_receiving(0, true).unwrap();
+    });
+}
+
+/// That a name is found is shown by the daemon itself (tests/xdp.rs): it is in its environment.
+#[test]
+fn a_name_that_nobody_has_told_is_named() {
+    in_private_netns(|| {
+        cable();
+        let mut named = place(&[], None);
+        named.passed.as_mut().unwrap().sockets = vec![PassedFd::Name("xsk".into())];
+        assert_eq!(error(&named), "xdp `xa`: the file descriptor named `xsk`");
+        let passed = named.passed.as_mut().unwrap();
+        passed.sockets.push(PassedFd::Name("b".into()));
+        passed.map = Some(PassedFd::Number(7));
+        assert_eq!(named.to_string(), "xdp:xa:fdname=xsk+b:map=7");
+        named.passed.as_mut().unwrap().map = Some(PassedFd::Name("m".into()));
+        assert_eq!(named.to_string(), "xdp:xa:fdname=xsk+b:mapname=m");
     });
 }
 
