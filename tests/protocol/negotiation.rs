@@ -223,6 +223,7 @@ fn queues_slots_and_config_space_are_told() {
     assert!(clean);
 }
 
+/// VIRTIO 1.3 §2.1: 0 resets the device.
 #[test]
 fn status_is_kept_and_0_resets_the_device() {
     let session = Session::ready(false);

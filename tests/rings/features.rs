@@ -1,5 +1,6 @@
 //! Every set of features that a net driver may have taken: frames of all kinds of chains go there
-//! and back, with kicks where the device asks for them, and calls where the driver does.
+//! and back, with kicks where the device asks for them, and calls where the driver does
+//! (VIRTIO 1.3 §5.1.6, §6).
 
 use std::sync::Arc;
 use std::time::Instant;
