@@ -129,6 +129,7 @@ pub const COMPARED: &[Promise] = &[
         &[
             "tests/rings/models.rs: a_split_ring_does_what_the_model_says \
              a_packed_ring_does_what_the_model_says",
+            "scripts/soak rings",
         ],
     ),
     (
