@@ -93,7 +93,8 @@ mod tests {
             guest
         }
 
-        /// Describes and starts vring `index`, fresh, with `size` descriptors.
+        /// Describes and starts vring `index`, fresh, with `size` descriptors. Of a pair, the first
+        /// receives and the second transmits (VIRTIO 1.3 §5.1.2).
         fn start(&mut self, index: u32, size: u16) -> Queue<D> {
             let ring = RingMemory::new::<D::Format>(&self.ram, self.next_ring, size);
             self.next_ring = ring.end::<D::Format>().next_multiple_of(4096);

@@ -7,8 +7,9 @@
 //! `moves` there are two, in `calls` it puts calls off, in `swaps` memory tables are replaced; in
 //! `neighbour` one ring breaks beside others;
 //! `wire` joins two ports, `switch` several, `offload` guests with different features; in `drops`
-//! and `losses` not all that is sent arrives; `nodes` has memory on two nodes; `disk` compares the
-//! disk with a reference.
+//! and `losses` not all that is sent arrives; in `by_chance` front-ends have any features and
+//! rings, break them and begin again; `nodes` has memory on two nodes; `disk` compares the disk
+//! with a reference.
 
 mod support;
 
@@ -20,6 +21,7 @@ mod rings {
     mod script;
     mod session;
 
+    mod by_chance;
     mod calls;
     mod defects;
     mod disk;

@@ -370,6 +370,7 @@ fn refused_engine_flags_name_flag_and_value() {
     }
 }
 
+/// Among them an MTU that no device may have (VIRTIO 1.3 §5.1.4.1).
 #[test]
 fn refused_net_flags_name_key_and_value() {
     for (list, message) in [

@@ -390,7 +390,8 @@ impl DeviceSession {
         // It starts again only when it is set up again.
         vring.kick_known = false;
         self.fds.vrings[at].kick = None;
-        Ok(vring.base.unwrap_or(if self.is_packed() == Some(true) {
+        let stands = vring.base.or(vring.stood);
+        Ok(stands.unwrap_or(if self.is_packed() == Some(true) {
             0x8000_8000
         } else {
             0
@@ -465,13 +466,18 @@ impl DeviceSession {
         if status == 0 {
             self.stop_all()?;
             for (vring, fds) in self.state.vrings.iter_mut().zip(&mut self.fds.vrings) {
-                // QEMU may have sent its only SET_VRING_ENABLE for the next start already.
+                // QEMU may have sent its only SET_VRING_ENABLE for the next start already. QEMU 7.2
+                // asks vrings of other queue pairs for their bases only after this.
                 *vring = VringState {
                     enable: vring.enable,
+                    stood: vring.base.or(vring.stood),
                     ..VringState::default()
                 };
                 fds.kick = None;
             }
+        } else {
+            // The driver begins anew.
+            self.state.vrings.iter_mut().for_each(|v| v.stood = None);
         }
         self.state.status = status;
         Ok(())

@@ -124,6 +124,7 @@ fn join(features: u64, tables: &[&[(u32, &str)]]) -> String {
 mod tests {
     use super::*;
 
+    /// VIRTIO 1.3 §5.2.3, §6.
     #[test]
     fn bits_have_their_names_and_unknown_ones_their_number() {
         let features = (1 << 34) | (1 << 32) | (1 << 30) | (1 << 9) | (1 << 50);

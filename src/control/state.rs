@@ -39,6 +39,9 @@ pub struct VringState {
     pub addr: Option<VringAddr>,
     /// SET_VRING_BASE, or what the vring stood at when it was last stopped.
     pub base: Option<u32>,
+    /// What it stood at when a reset took `base` away: for GET_VRING_BASE, not for its next start,
+    /// until the driver begins anew.
+    pub stood: Option<u32>,
     /// The last SET_VRING_ENABLE; QEMU's virtio-net sends its only one before SET_FEATURES.
     pub enable: Option<bool>,
     /// SET_VRING_KICK came, with or without an fd.

@@ -663,6 +663,7 @@ mod tests {
         assert!(matches!(error, MemoryError::Unknown { .. }), "{error}");
     }
 
+    /// VIRTIO 1.3 §2.7, §2.8.10.1.
     #[test]
     fn an_area_must_lie_in_one_region_and_be_aligned() {
         let ram = GuestRam::for_test(&[(0, MIB), (MIB, MIB)]);

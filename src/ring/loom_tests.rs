@@ -56,6 +56,7 @@ fn shared_with<F: RingFormat>(in_order: bool) -> (Arc<Shared>, F) {
 
 /// The device writes a buffer and publishes two used elements; a driver that sees an element sees
 /// the buffer, and seeing the first it may go on to the second.
+/// VIRTIO 1.3 §2.7.8.2: what was written and the elements come before `used.idx`.
 #[test]
 fn loom_split_publish_shows_buffers_and_elements() {
     loom::model(|| {
@@ -156,6 +157,7 @@ fn loom_packed_run_is_whole_when_it_is_seen() {
 }
 
 /// A chain that the device sees is whole.
+/// VIRTIO 1.3 §2.7.13.3: `avail.idx` is read before the descriptors.
 #[test]
 fn loom_split_pop_sees_what_the_driver_wrote() {
     loom::model(|| {

@@ -130,6 +130,7 @@ both! {
     the_journal_sees_every_step_in_order(8, 7) = journal;
 }
 
+/// What the driver makes available is used, lap after lap (VIRTIO 1.3 §2.6, §2.8.1).
 fn laps<D: Driver>(size: u16) {
     let mut rig = Rig::<D>::new(size);
     for round in 0..10 * u32::from(size) {
@@ -160,6 +161,7 @@ fn laps<D: Driver>(size: u16) {
     }
 }
 
+/// The buffers of an indirect table (VIRTIO 1.3 §2.7.5.3, §2.8.7).
 fn indirect<D: Driver>(size: u16) {
     let mut rig = Rig::<D>::new(size);
     let bufs: Vec<_> = (0..100u32)
@@ -182,6 +184,7 @@ fn indirect<D: Driver>(size: u16) {
     assert_eq!(rig.driver.used().map(|used| used.1), Some(7));
 }
 
+/// A table may be the last descriptor of a chain (VIRTIO 1.3 §2.7.5.3, §2.8.7).
 fn mixed<D: Driver>(size: u16) {
     let mut rig = Rig::<D>::new(size);
     let table = [Buf::writable(BUFFERS, 10), Buf::writable(BUFFERS + 64, 20)];
@@ -380,6 +383,7 @@ fn burst<D: Driver>(rig: &mut Rig<D>, count: usize) -> bool {
     call
 }
 
+/// By `used_event`, behind the available ring (VIRTIO 1.3 §2.7.6), or by the event area.
 fn event_index<D: Driver>(size: u16) {
     let mut rig = Rig::<D>::new(size);
     for _ in 0..200 {
@@ -392,6 +396,7 @@ fn event_index<D: Driver>(size: u16) {
     }
 }
 
+/// By the flags of either format (VIRTIO 1.3 §2.7.6, §2.8.10).
 fn call_flags<D: Driver>(size: u16) {
     let mut rig = Rig::<D>::with(size, false);
     for _ in 0..50 {
@@ -402,6 +407,7 @@ fn call_flags<D: Driver>(size: u16) {
     }
 }
 
+/// By `avail_event`, behind the used ring (VIRTIO 1.3 §2.7.8), by the event area, or by flags.
 fn kicks<D: Driver>(size: u16) {
     for event_idx in [false, true] {
         let mut rig = Rig::<D>::with(size, event_idx);

@@ -223,6 +223,7 @@ fn queues_slots_and_config_space_are_told() {
     assert!(clean);
 }
 
+/// VIRTIO 1.3 §2.1: 0 resets the device.
 #[test]
 fn status_is_kept_and_0_resets_the_device() {
     let session = Session::ready(false);
@@ -244,6 +245,33 @@ fn status_is_kept_and_0_resets_the_device() {
     peer.ok(&m::vring_fd(m::SET_VRING_KICK, 0, Some(&eventfd())));
     let started = session.next_start();
     assert_eq!((started.size, started.base), (128, None));
+    session.leave();
+}
+
+/// QEMU 7.2 stops a card of several queue pairs one after another, for a pause as well, and says
+/// that the status is 0 after the first: it asks then where the others stood and starts them there.
+#[test]
+fn where_a_reset_stopped_a_vring_can_be_asked() {
+    let session = Session::ready(true);
+    let peer = &session.peer;
+    session.run_vring(0, 0x8005_8005);
+    session.run_vring(1, 0x0007_8009);
+    assert_eq!(peer.get_base(0), 0x8005_8005);
+    assert_eq!(session.next(), Event::Stop(0));
+    peer.ok(&m::u64_message(m::SET_STATUS, 0));
+    assert_eq!(session.next(), Event::Stop(1));
+    for _ in 0..2 {
+        assert_eq!(peer.get_base(1), 0x0007_8009);
+        assert_eq!(peer.get_base(0), 0x8005_8005);
+        assert_eq!(peer.get_base(2), 0x8000_8000, "never started");
+    }
+    peer.ok(&m::u64_message(m::SET_STATUS, 1));
+    assert_eq!(peer.get_base(1), 0x8000_8000, "the driver begins anew");
+    // Who does not say where it starts has a fresh ring, as after any reset.
+    peer.ok(&m::state(m::SET_VRING_NUM, 1, 128));
+    peer.ok(&m::addr(1));
+    peer.ok(&m::vring_fd(m::SET_VRING_KICK, 1, Some(&eventfd())));
+    assert_eq!(session.next_start().base, None);
     session.leave();
 }
 

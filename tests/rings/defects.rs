@@ -230,6 +230,7 @@ fn a_table_named_from_within_itself_is_a_fault<D: Driver>(size: u16) {
     assert_eq!(rig.pop(), Err(RingFault::IndirectNested));
 }
 
+/// VIRTIO 1.3 §2.7.4.2.
 fn writable_before_readable_in_a_table_is_a_fault<D: Driver>(size: u16) {
     let bufs = [Buf::writable(BUFFERS, 8), Buf::readable(BUFFERS, 8)];
     let mut rig = Rig::<D>::new(size);

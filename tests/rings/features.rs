@@ -1,5 +1,6 @@
 //! Every set of features that a net driver may have taken: frames of all kinds of chains go there
-//! and back, with kicks where the device asks for them, and calls where the driver does.
+//! and back, with kicks where the device asks for them, and calls where the driver does
+//! (VIRTIO 1.3 §5.1.6, §6).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,29 +9,31 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vringd::device::DeviceModel;
 use vringd::device::net::feature;
 use vringd::engine::{
-    Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts, VringAddr, VringRunner, VringSetup,
+    Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts, VringRunner, VringSetup,
 };
 use vringd::ring::{Desc, RingFormat};
-use vringd::testing::driver::{Buf, Calls, Driver, PackedDriver, SplitDriver, UVA, write_guest};
+use vringd::testing::driver::{
+    Buf, Calls, Driver, PackedDriver, SplitDriver, read_guest, write_guest,
+};
 
 use super::port::{PATIENCE, Port, SIZE, fresh, model, payload};
 
-const ANY_LAYOUT: u64 = 1 << 27;
-const INDIRECT: u64 = 1 << 28;
-const EVENT_IDX: u64 = 1 << 29;
+pub const ANY_LAYOUT: u64 = 1 << 27;
+pub const INDIRECT: u64 = 1 << 28;
+pub const EVENT_IDX: u64 = 1 << 29;
 const PACKED: u64 = 1 << 34;
-const IN_ORDER: u64 = 1 << 35;
-const ORDER_PLATFORM: u64 = 1 << 36;
-const NOTIFICATION_DATA: u64 = 1 << 38;
+pub const IN_ORDER: u64 = 1 << 35;
+pub const ORDER_PLATFORM: u64 = 1 << 36;
+pub const NOTIFICATION_DATA: u64 = 1 << 38;
 
 /// Tables, behind all buffers.
 const TABLES: u64 = 0x3f_0000;
 /// Frames in a burst, and bursts: more than two laps of chains of three descriptors, more than one
 /// of chains of one.
-const FRAMES: usize = 16;
+const FRAMES: u64 = 16;
 const ROUNDS: u64 = 5;
 
-fn wait_for<T>(what: &str, features: u64, mut probe: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, features: u64, mut probe: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(answer) = probe() {
@@ -45,48 +48,77 @@ fn wait_for<T>(what: &str, features: u64, mut probe: impl FnMut() -> Option<T>) 
 }
 
 /// A queue pair whose driver took `features`.
-struct Guest<'a, D: Driver> {
+pub struct Guest<'a, D: Driver> {
     port: &'a mut Port<D>,
     features: u64,
+    /// In a burst: what the ring has room for.
+    frames: u64,
     kicks: [EventFd; 2],
     calls: [EventFd; 2],
+    errs: [EventFd; 2],
 }
 
 impl<D: Driver> Guest<'_, D> {
-    fn new(port: &mut Port<D>, features: u64) -> Guest<'_, D> {
+    /// On rings that are made anew.
+    pub fn new(port: &mut Port<D>, features: u64) -> Guest<'_, D> {
         let fds = || [0; 2].map(|_| EventFd::new(EFD_NONBLOCK).unwrap());
-        let (kicks, calls) = (fds(), fds());
-        let packed = if D::Format::PACKED { PACKED } else { 0 };
-        for index in 0..2u16 {
-            let at = usize::from(index);
+        let shortest = port.rings.iter().map(|ring| ring.size).min().unwrap();
+        for at in 0..2 {
             let ring = port.rings[at].clone();
             drop(fresh::<D>(&ring));
             port.drivers[at] = D::new(&ring, features & EVENT_IDX != 0);
             port.drivers[at].set_in_order(features & IN_ORDER != 0);
-            let [desc, driver, device] = ring.at.map(|gpa| gpa + UVA);
-            let setup = VringSetup {
-                index,
-                size: SIZE,
-                features: features | packed,
-                base: None,
-                addr: VringAddr {
-                    desc,
-                    driver,
-                    device,
-                },
-                ram: Arc::clone(&port.ram),
-                kick: Some(kicks[at].try_clone().unwrap()),
-                call: Some(calls[at].try_clone().unwrap()),
-                err: None,
-            };
-            port.handle.start(setup).unwrap();
         }
-        Guest {
-            port,
+        let guest = Guest {
             features,
-            kicks,
-            calls,
+            frames: FRAMES.min(u64::from(shortest / 3)),
+            kicks: fds(),
+            calls: fds(),
+            errs: fds(),
+            port,
+        };
+        (0..2).for_each(|index| guest.start(index, None));
+        guest
+    }
+
+    fn start(&self, index: u16, base: Option<u32>) {
+        let packed = if D::Format::PACKED { PACKED } else { 0 };
+        let copy = |fds: &[EventFd; 2]| fds[usize::from(index)].try_clone().unwrap();
+        let setup = VringSetup {
+            index,
+            size: self.port.rings[usize::from(index)].size,
+            features: self.features | packed,
+            base,
+            addr: self.port.addr(index),
+            ram: Arc::clone(&self.port.ram),
+            kick: Some(copy(&self.kicks)),
+            call: Some(copy(&self.calls)),
+            err: Some(copy(&self.errs)),
+        };
+        self.port.handle.start(setup).unwrap();
+    }
+
+    /// Stops both vrings and starts them where they stood.
+    pub fn restart(&self) {
+        let bases = [1, 0].map(|index| (index, self.port.handle.stop(index).unwrap()));
+        for (index, base) in bases {
+            self.start(index, Some(base));
         }
+    }
+
+    pub fn stop(self) {
+        for index in 0..2 {
+            self.port.handle.stop(index).unwrap();
+        }
+    }
+
+    /// Does `harm` to the transmit ring, and waits for the word that it broke.
+    pub fn break_ring(&mut self, harm: impl FnOnce(&mut D)) {
+        harm(&mut self.port.drivers[1]);
+        self.kicks[1].write(1).unwrap();
+        wait_for("the word of a fault", self.features, || {
+            self.errs[1].read().ok()
+        });
     }
 
     fn has(&self, feature: u64) -> bool {
@@ -171,32 +203,37 @@ impl<D: Driver> Guest<'_, D> {
         wait_for("a call", self.features, || {
             calls.read().ok()?;
             used.extend(core::iter::from_fn(|| driver.used().map(|used| used.1)));
-            (used.len() == FRAMES).then_some(())
+            (used.len() as u64 == self.frames).then_some(())
         });
         used
     }
 
-    fn round(&mut self, round: u64) {
-        let header = self.header();
+    /// Posts buffers for a burst.
+    pub fn post(&mut self) {
+        self.show(0, (0..self.frames).map(|_| 2048));
+    }
+
+    /// Sends a burst into buffers that were posted, and compares all that comes of it.
+    pub fn send(&mut self, round: u64) {
+        let (header, frames) = (self.header(), self.frames);
         let bytes = |number: u64| 60 + usize::try_from((number * 97 + round * 31) % 1400).unwrap();
-        self.show(0, (0..FRAMES as u64).map(|_| 2048));
-        for number in 0..FRAMES as u64 {
+        for number in 0..frames {
             let at = Port::<D>::buffer(1, number);
             write_guest(&self.port.ram, at, &vec![0; header]);
-            let frame = payload(round * FRAMES as u64 + number, bytes(number));
+            let frame = payload(round * FRAMES + number, bytes(number));
             write_guest(&self.port.ram, at + header as u64, &frame);
         }
-        let lens = (0..FRAMES as u64).map(|number| u32::try_from(header + bytes(number)).unwrap());
+        let lens = (0..frames).map(|number| u32::try_from(header + bytes(number)).unwrap());
         self.show(1, lens.clone());
         let told = format!("features {:#x}, round {round}", self.features);
         assert_eq!(self.reap(0), lens.collect::<Vec<_>>(), "{told}");
-        for number in 0..FRAMES as u64 {
+        for number in 0..frames {
             let at = Port::<D>::buffer(0, number) + header as u64;
-            let got = vringd::testing::driver::read_guest(&self.port.ram, at, bytes(number));
-            let sent = payload(round * FRAMES as u64 + number, bytes(number));
+            let got = read_guest(&self.port.ram, at, bytes(number));
+            let sent = payload(round * FRAMES + number, bytes(number));
             assert!(got == sent, "{told}, frame {number}");
         }
-        assert_eq!(self.reap(1), [0; FRAMES], "{told}");
+        assert!(self.reap(1).iter().all(|&written| written == 0), "{told}");
     }
 }
 
@@ -237,10 +274,11 @@ fn frames_move_with_every_set<D: Driver>() {
     for features in sets() {
         assert_eq!(model.features() & features, features, "offered");
         let mut guest = Guest::new(&mut port, features);
-        (0..ROUNDS).for_each(|round| guest.round(round));
-        for index in 0..2 {
-            port.handle.stop(index).unwrap();
+        for round in 0..ROUNDS {
+            guest.post();
+            guest.send(round);
         }
+        guest.stop();
     }
     engine.stop();
 }

@@ -15,7 +15,7 @@ use vringd::testing::driver::{Buf, Driver, PackedDriver, SplitDriver, read_guest
 
 use crate::support::deadline::wait_until;
 
-use super::port::{PATIENCE, Port, SIZE, fresh, model, payload};
+use super::port::{PATIENCE, Port, fresh, model, payload};
 
 /// VIRTIO_RING_F_INDIRECT_DESC.
 const INDIRECT: u64 = 1 << 28;
@@ -38,9 +38,9 @@ const TABLE: u64 = JUNK + 0x1000;
 const NEXT: u16 = 1;
 const IS_TABLE: u16 = 4;
 
-/// A way to break a transmit ring that stands at its beginning.
+/// A way to break a transmit ring of which the driver has all descriptors.
 #[derive(Debug, Clone, Copy)]
-enum Defect {
+pub enum Defect {
     Unmapped,
     HugeLength,
     EndlessChain,
@@ -65,7 +65,7 @@ impl Defect {
         Defect::OddTable,
     ];
 
-    fn all(packed: bool) -> Vec<Defect> {
+    pub fn all(packed: bool) -> Vec<Defect> {
         let mut all = Defect::BOTH.to_vec();
         if !packed {
             all.extend([Defect::AvailJump, Defect::HeadOutside]);
@@ -73,13 +73,14 @@ impl Defect {
         all
     }
 
-    fn commit<D: Driver>(self, driver: &mut D) {
+    pub fn commit<D: Driver>(self, driver: &mut D) {
+        let size = driver.memory().size;
         let buf = |addr, len| Buf::readable(addr, len);
         let chain: Vec<(Buf, u16)> = match self {
             Defect::Unmapped => vec![(buf(NOWHERE, 64), 0)],
             Defect::HugeLength => vec![(buf(JUNK, u32::MAX), 0)],
             // The chain takes the whole ring, and its last descriptor says that there is more.
-            Defect::EndlessChain => vec![(buf(JUNK, 64), NEXT); usize::from(SIZE)],
+            Defect::EndlessChain => vec![(buf(JUNK, 64), NEXT); usize::from(size)],
             Defect::ReadableAfterWritable => {
                 vec![(Buf::writable(JUNK, 64), NEXT), (buf(JUNK, 64), 0)]
             }
@@ -94,13 +95,13 @@ impl Defect {
             Defect::OddTable => vec![(buf(JUNK, 17), IS_TABLE)],
             Defect::AvailJump => {
                 let idx = driver.raw().driver.load16(2);
-                driver.raw().driver.store16(2, idx.wrapping_add(SIZE + 9));
+                driver.raw().driver.store16(2, idx.wrapping_add(size + 9));
                 return;
             }
             Defect::HeadOutside => {
                 let idx = driver.raw().driver.load16(2);
-                let place = 4 + 2 * usize::from(idx % SIZE);
-                driver.raw().driver.store16(place, SIZE);
+                let place = 4 + 2 * usize::from(idx % size);
+                driver.raw().driver.store16(place, size);
                 driver.raw().driver.store16(2, idx.wrapping_add(1));
                 return;
             }

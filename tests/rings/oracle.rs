@@ -2,7 +2,8 @@
 //! both, and both must pop the same chains and write the same bytes.
 //!
 //! The oracle works on a copy of guest memory, brought up to date before each of its turns, so that
-//! neither sees what the other wrote.
+//! neither sees what the other wrote. All that VIRTIO 1.3 §2.7.5, §2.7.6 and §2.7.8 lay out is read
+//! and written by both.
 
 use proptest::prelude::*;
 use virtio_queue::{DescriptorChain, Queue, QueueT};

@@ -68,6 +68,7 @@ fn what_cannot_follow_a_link_is_refused() {
     );
 }
 
+/// VIRTIO 1.3 §5.1.4.
 #[test]
 fn speed_and_duplex_are_what_virtio_has_room_for() {
     let told = |list: &str| net_flags(list).map(|config| config.nets[0].told);

@@ -416,6 +416,7 @@ mod tests {
         }
     }
 
+    /// VIRTIO 1.3 §5.2.3, §5.2.4.
     #[test]
     fn config_space_says_what_was_set_up() {
         let setup = BlkSetup {

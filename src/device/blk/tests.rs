@@ -131,6 +131,7 @@ impl Rig {
     }
 }
 
+/// VIRTIO 1.3 §2.7.8.2: `len` counts what was written, status byte and all.
 #[test]
 fn reads_and_writes_move_the_bytes_and_used_len_is_exact() {
     let mut rig = Rig::new(FLUSH);

@@ -252,6 +252,7 @@ mod tests {
         })
     }
 
+    /// VIRTIO 1.3 §5.1.3.
     #[test]
     fn only_what_is_configured_is_offered() {
         let plain = model(1, None, None).features();
@@ -271,6 +272,7 @@ mod tests {
         }
     }
 
+    /// VIRTIO 1.3 §5.1.3.1: what a feature requires.
     #[test]
     fn segmentation_is_never_offered_without_checksums() {
         let without = Offloads {
@@ -290,6 +292,7 @@ mod tests {
         assert_eq!(with.features(), bits);
     }
 
+    /// VIRTIO 1.3 §5.1.4.
     #[test]
     fn config_space_has_the_fields_of_the_text_little_endian() {
         let config = model(4, Some([2, 3, 4, 5, 6, 7]), Some(9000)).config();

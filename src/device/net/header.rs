@@ -147,6 +147,7 @@ mod tests {
         }
     }
 
+    /// VIRTIO 1.3 §5.1.6.2.1: `num_buffers` is not the sender's.
     #[test]
     fn a_good_header_survives_and_loses_what_is_not_the_senders_to_say() {
         let keep = |raw: VnetHeader, want: VnetHeader| {
@@ -182,6 +183,7 @@ mod tests {
         keep(data_valid, VnetHeader::default());
     }
 
+    /// VIRTIO 1.3 §5.1.6.2.
     #[test]
     fn a_header_that_contradicts_itself_or_the_frame_is_bad() {
         let v4 = gso(GSO_TCPV4);

@@ -1,4 +1,5 @@
 //! The handlers over a scripted queue: byte-exact, and strict about the order of chains.
+//! VIRTIO 1.3 §5.1.
 
 mod offload;
 mod rx;

@@ -29,6 +29,7 @@ pub(super) fn unmapped<D: Driver>(size: u16) {
     assert_eq!(rig.fault(), RingFault::Unmapped);
 }
 
+/// VIRTIO 1.3 §2.7.4.2.
 pub(super) fn readable_after_writable<D: Driver>(size: u16) {
     let mut rig = Rig::<D>::new(size);
     rig.driver
@@ -38,6 +39,7 @@ pub(super) fn readable_after_writable<D: Driver>(size: u16) {
     assert_eq!(rig.fault(), RingFault::ReadableAfterWritable);
 }
 
+/// VIRTIO 1.3 §2.7.5.3.1: a table names no table, and nothing follows it.
 pub(super) fn nested<D: Driver>(size: u16) {
     let mut rig = Rig::<D>::new(size);
     let table = Buf::readable(BUFFERS, 16);
@@ -62,6 +64,7 @@ pub(super) fn nested<D: Driver>(size: u16) {
     assert_eq!(rig.fault(), RingFault::IndirectNested);
 }
 
+/// VIRTIO 1.3 §2.7.5.3.1: a table is no longer than the ring, or than we say.
 pub(super) fn odd_table<D: Driver>(size: u16) {
     for len in [0, 8, 17] {
         let mut rig = Rig::<D>::new(size);
@@ -92,6 +95,7 @@ pub(super) fn too_many_bytes<D: Driver>(size: u16) {
     assert_eq!(vq.pop(&mut segments), Err(RingFault::ChainBytes));
 }
 
+/// VIRTIO 1.3 §2.7.5.3.1.
 pub(super) fn not_negotiated<D: Driver>(size: u16) {
     let ram = GuestRam::for_test(&[(0, RAM)]);
     let memory = RingMemory::new::<D::Format>(&ram, 0, size);
@@ -199,6 +203,7 @@ fn an_avail_index_that_jumps_is_a_fault() {
     }
 }
 
+/// VIRTIO 1.3 §2.7.5: `next` is an index into the table.
 #[test]
 fn a_head_or_next_outside_the_table_is_a_fault() {
     let mut rig = Rig::<SplitDriver>::new(4);
@@ -280,6 +285,7 @@ fn a_packed_driver_that_overruns_its_ring_is_a_fault() {
     assert_eq!(held.map(|chain| chain.id.id()), [0, 1]);
 }
 
+/// VIRTIO 1.3 §2.7, §2.8.10.1: powers of two on split rings, any size on packed ones.
 #[test]
 fn impossible_sizes_and_bases_are_refused() {
     let ram = GuestRam::for_test(&[(0, RAM)]);

@@ -17,6 +17,7 @@ fn ring(rig: &Rig<PackedDriver>) -> Virtqueue<Packed> {
 }
 
 /// (id, len) of the slot when it is used in the first lap.
+/// VIRTIO 1.3 §2.8.13: the id in bits 32 to 47 of the second word, the flags behind it.
 fn used(rig: &Rig<PackedDriver>, slot: usize) -> Option<(u64, u64)> {
     let word = rig.driver.raw().desc.load64(slot * 16 + 8);
     let flags = word >> 48;
@@ -83,6 +84,32 @@ fn a_chain_that_was_written_ends_the_run_and_has_a_descriptor_of_its_own() {
     assert_eq!(used(&rig, 2), Some((id(2), 5)));
     assert_eq!(used(&rig, 3), Some((id(3), 8)));
     assert_eq!(used(&rig, 4), Some((id(4), 0)));
+}
+
+/// WRITE in a used descriptor says that its length counts (VIRTIO 1.3 §2.8.9), in that of one chain
+/// and in that of a run.
+#[test]
+fn a_used_descriptor_says_whether_its_length_counts() {
+    let mut rig = Rig::<PackedDriver>::new(64);
+    rig.vq = ring(&rig);
+    let lens = [0, 0, 5, u32::MAX, 0];
+    for _ in lens {
+        rig.driver.add(&[Buf::writable(BUFFERS, 8)]).unwrap();
+    }
+    rig.driver.publish();
+    for written in lens {
+        let chain = take(&mut rig);
+        rig.use_chain(chain, written);
+    }
+    rig.vq.publish();
+    let says = |slot: usize| {
+        let flags = rig.driver.raw().desc.load64(slot * 16 + 8) >> 48;
+        used(&rig, slot).map(|(_, len)| (flags & u64::from(Desc::WRITE) != 0, len))
+    };
+    assert_eq!(says(0), Some((false, 0)), "the run of the first two");
+    assert_eq!(says(2), Some((true, 5)));
+    assert_eq!(says(3), Some((true, u64::from(u32::MAX))));
+    assert_eq!(says(4), Some((false, 0)));
 }
 
 #[test]

@@ -24,6 +24,7 @@ fn wanted(num_buffers: u16, frame: &[u8]) -> Vec<u8> {
 }
 
 proptest! {
+    /// VIRTIO 1.3 §5.1.6.3, §5.1.6.4: `num_buffers` says how many chains hold the frame.
     #[test]
     fn frames_arrive_byte_exact_over_any_cuts_of_both_sides(
         frames in proptest::collection::vec(
@@ -76,6 +77,7 @@ proptest! {
     }
 }
 
+/// VIRTIO 1.3 §5.1.6.3.
 #[test]
 fn a_frame_without_mergeable_buffers_fits_one_chain_or_is_dropped() {
     let mut wire = Wire::new(16, 0, 0);
@@ -158,6 +160,7 @@ fn readable_buffers_of_a_receive_chain_are_left_alone() {
     assert_eq!(bytes, [0; 40]);
 }
 
+/// VIRTIO 1.3 §5.1.6.4.
 #[test]
 fn offloads_that_the_receiver_acknowledged_are_delivered_as_they_are() {
     let csum = VnetHeader {

@@ -36,6 +36,7 @@ fn chain_bytes(header: &VnetHeader, frame: &[u8]) -> Vec<u8> {
 }
 
 proptest! {
+    /// VIRTIO 1.3 §5.1.6.2.
     #[test]
     fn header_and_payload_survive_any_cut(
         len in 60usize..4000,
