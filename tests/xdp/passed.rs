@@ -28,7 +28,6 @@ fn helper(netns: &Netns, link: &str) -> Command {
 static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// Until it is dropped nobody else's daemon without capabilities runs.
-#[expect(clippy::disallowed_types, reason = "as above")]
 pub(super) fn turn() -> std::sync::MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
