@@ -13,7 +13,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, MutexGuard};
 
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::memory::RegionInfo;
 use crate::sys::peer::{self, Arrivals, Ready};
@@ -316,14 +315,11 @@ impl FrontDoor {
     /// Reads the message and serves it without the parser.
     fn serve_here(&mut self, header: Header) -> Result<(), SessionEnd> {
         let mut message = vec![0; HEADER + header.size];
-        // It has arrived whole; a second descriptor would be closed by the kernel.
-        let (got, file) = self
-            .socket
-            .recv_with_fd(&mut message)
-            .map_err(io::Error::from)?;
+        // It has arrived whole.
+        let (got, file) = peer::receive(&self.socket, &mut message)?;
         self.socket.read_exact(&mut message[got..])?;
         let body = &message[HEADER..];
-        let answer = self.answer(header, body, file);
+        let answer = self.answer(header, body, file.map(File::from));
         match answer {
             Ok(Some(value)) => self.reply(header.request, value)?,
             Ok(None) if header.needs_reply() && self.acks() => self.reply(header.request, 0)?,

@@ -5,10 +5,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::socket::is_unix_stream;
 
@@ -114,6 +115,30 @@ pub fn peek(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
         )
     };
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
+}
+
+/// More descriptors than come with a message (SCM_MAX_FD), and an even number: control messages are
+/// padded to eight bytes, so that the kernel may deliver one more than an odd number leaves room for.
+const FDS_MAX: usize = 254;
+
+/// Reads what is there, up to `bytes`, and the first descriptor that came along. All others are
+/// closed.
+///
+/// # Errors
+/// What recvmsg(2) says.
+pub fn receive(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut fds: [RawFd; FDS_MAX] = [-1; FDS_MAX];
+    let mut whole = [libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    }];
+    // SAFETY: the vector names `bytes`, which is writable and holds plain bytes.
+    let (read, count) = unsafe { socket.recv_with_fds(&mut whole, &mut fds) }?;
+    // SAFETY: the kernel has just made these descriptors for us; nothing else owns them.
+    let own = |&fd: &RawFd| unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut owned: Vec<OwnedFd> = fds[..count].iter().map(own).collect();
+    owned.truncate(1);
+    Ok((read, owned.pop()))
 }
 
 /// Bytes that wait in `socket`.
@@ -240,5 +265,26 @@ mod tests {
         exit.write(1).unwrap();
         assert_eq!(wait_writable(&theirs, &exit).unwrap(), Ready::Exit);
         assert_eq!(arrivals.wait(&exit).unwrap(), Ready::Exit);
+    }
+
+    #[test]
+    fn of_descriptors_the_first_comes_and_all_others_are_closed() {
+        for count in [0, 1, 2, 3, 4, 253] {
+            let (ours, theirs, _exit) = pair();
+            let (kept, sent): (Vec<_>, Vec<_>) =
+                (0..count).map(|_| UnixStream::pair().unwrap()).unzip();
+            let raw: Vec<RawFd> = sent.iter().map(AsRawFd::as_raw_fd).collect();
+            ours.send_with_fds(&[&b"abc"[..]], &raw).unwrap();
+            drop(sent);
+            let mut bytes = [0; 3];
+            let (read, first) = receive(&theirs, &mut bytes).unwrap();
+            assert_eq!((read, &bytes), (3, b"abc"));
+            let open = || kept.iter().map(|end| !hung_up(end).unwrap());
+            assert_eq!(first.is_some(), count > 0);
+            assert_eq!(open().filter(|&open| open).count(), count.min(1));
+            assert_eq!(open().next(), first.as_ref().map(|_| true));
+            drop(first);
+            assert!(!open().any(|open| open), "{count} descriptors");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Front-ends that break the protocol: a clear end or a refusal, never a hang.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
@@ -40,6 +40,36 @@ fn every_request_with_any_body_is_answered_or_ends_the_session() {
             }
         }
     }
+}
+
+#[test]
+fn descriptors_along_with_any_request_are_closed_in_the_end() {
+    for request in 0..64 {
+        for count in 1..4 {
+            let session = Session::ready(false);
+            let (kept, sent): (Vec<_>, Vec<_>) =
+                (0..count).map(|_| UnixStream::pair().unwrap()).unzip();
+            let message = m::u64_message(request, 0);
+            let message = sent.iter().fold(message, Message::with);
+            session.peer.try_send(&message, m::VERSION);
+            drop((sent, message));
+            session.peer.0.shutdown(Shutdown::Write).unwrap();
+            let (_, clean) = session.end();
+            assert!(clean, "request {request}");
+            for mut end in kept {
+                end.set_read_timeout(Some(TIMEOUT)).unwrap();
+                let read = end.read(&mut [0]);
+                let closed = matches!(read, Ok(0) | Err(_)) && !is_late(&read);
+                assert!(closed, "request {request}, {count} descriptors: {read:?}");
+            }
+        }
+    }
+}
+
+/// Whether nothing came in time.
+fn is_late(read: &std::io::Result<usize>) -> bool {
+    let kind = read.as_ref().err().map(std::io::Error::kind);
+    kind == Some(std::io::ErrorKind::WouldBlock)
 }
 
 #[test]

@@ -227,12 +227,15 @@ pub fn protocol_seeds() -> Vec<(String, Vec<u8>)> {
     ]
     .concat();
     let (first, second) = (vring(0), vring(1));
-    let seeds: [(&str, &[&[u8]]); 4] = [
+    // Two kinds of descriptor along with a message that takes none.
+    let stray = message(20, &[0; 8], 5 | 6 << 3);
+    let seeds: [(&str, &[&[u8]]); 5] = [
         (
             "whole",
             &[&table(2), &first, &second, &rest, &end(0), &end(1)],
         ),
         ("hot", &[&add, &second, &add, &remove, &end(1), &remove]),
+        ("stray", &[&stray]),
         ("small", &[&table(3), &first]),
         ("garbage", &[&[u8::MAX, 40], &[0x55; 40]]),
     ];
