@@ -22,12 +22,14 @@ use crate::sys::uring::Uring;
 
 use super::endpoint::{Endpoint, GuestDisk, GuestSink, GuestSource};
 use super::fabric::{Inbound, Running};
-use super::idle::{Idle, IdlePolicy};
+use super::idle::{Idle, IdlePolicy, Turn};
 use super::link::{Armed, HostPorts, Link};
 use super::mailbox::{Command, Leave, Mailbox, NotStarted, Stopped};
 
 /// Requests that a disk queue takes in one turn, so that none starves the others.
 const DISK_BUDGET: usize = 64;
+/// What epoll says of the io_uring; of everything else it says 0.
+const URING_DONE: u64 = 1;
 /// Sleep at most this long when something may come without a kick.
 const BOUNDED_SLEEP_MS: i32 = 1;
 /// Turns after a sleep before the host's interfaces are not watched any more: more than a worker
@@ -188,7 +190,8 @@ impl UringNeed {
             UringNeed::Ring => Uring::new()?,
             UringNeed::WithThread => Uring::with_thread()?,
         };
-        watch(epoll, &ring, EventSet::EDGE_TRIGGERED)?;
+        let done = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, URING_DONE);
+        epoll.ctl(ControlOperation::Add, raw(&ring), done)?;
         Ok(Some(ring))
     }
 }
@@ -316,7 +319,7 @@ impl Worker {
             if !self.cx.mailbox.is_empty() {
                 self.obey();
             }
-            let work = self.turn();
+            let turn = self.turn();
             if self.hosts_watched {
                 self.stay_awake();
             }
@@ -324,7 +327,7 @@ impl Worker {
                 self.answer_stops();
             }
             // The wake-up of the last command is used up: who sleeps on it sleeps for good.
-            if self.idle.after(work) && !self.exit {
+            if self.idle.after(turn) && !self.exit {
                 self.park();
             }
         }
@@ -344,7 +347,7 @@ impl Worker {
 
     /// Every link and disk moves one burst.
     #[inline]
-    fn turn(&mut self) -> usize {
+    fn turn(&mut self) -> Turn {
         let mut work = 0;
         for &at in &self.live {
             work += self.links[at].poll(&mut self.slots, &mut self.ports, &mut self.burst);
@@ -361,8 +364,11 @@ impl Worker {
                 work += disk.poll(&mut self.cx, budget);
             }
         }
+        let (mut finished, mut waits) = (0, false);
         if let Some(uring) = &mut self.cx.uring {
-            work += uring.enter();
+            finished = uring.enter();
+            waits = uring.is_waiting();
+            work += finished;
         }
         self.flush_calls(false);
         let counter = if work > 0 {
@@ -371,7 +377,11 @@ impl Worker {
             &self.counters.empty_turns
         };
         counter.add(1);
-        work
+        Turn {
+            work,
+            finished,
+            waits,
+        }
     }
 
     /// Makes the calls that are due, or all that are owed with `now`.
@@ -568,9 +578,7 @@ impl Worker {
             let timeout = if bounded { BOUNDED_SLEEP_MS } else { -1 };
             self.counters.parks.add(1);
             self.counters.bounded_parks.add(u64::from(bounded));
-            let mut events = [EpollEvent::default(); 16];
-            // EINTR is a wake-up like any other: everything is polled after it.
-            let _ = self.epoll.wait(timeout, &mut events);
+            self.sleep(timeout);
         }
         self.cx.mailbox.parking().awake();
         self.turns_awake = 0;
@@ -580,6 +588,22 @@ impl Worker {
             }
         }
         self.idle.woke();
+    }
+
+    /// Sleeps until something is to be looked at, at most `timeout` ms if that is not negative.
+    fn sleep(&mut self, timeout: i32) {
+        let mut events = [EpollEvent::default(); 16];
+        loop {
+            // EINTR is a wake-up like any other: everything is polled after it.
+            let count = self.epoll.wait(timeout, &mut events).unwrap_or(0);
+            // The kernel says twice that an operation is done: when it is, and when we let it tell
+            // us. The second is known already.
+            let stale = matches!(&events[..count], [one] if one.data() == URING_DONE)
+                && !self.cx.uring.as_mut().is_some_and(Uring::has_work);
+            if !stale {
+                return;
+            }
+        }
     }
 
     /// Has the host's interfaces wake us, or lets them be. While somebody waits for a socket, the

@@ -35,6 +35,8 @@ const FILES_MAX: u32 = 1024;
 const SEGMENTS_QUEUED: usize = 16 * SEGMENTS_PER_OPERATION;
 /// Segments that readv(2) takes (IOV_MAX). With more, an operation does only the first.
 const SEGMENTS_PER_OPERATION: usize = 1024;
+/// Operations that are worth a system call of their own.
+const HANDED_OVER_MIN: usize = 2;
 /// After so many milliseconds without work the kernel's own thread sleeps (SQPOLL).
 const SQPOLL_IDLE_MS: u32 = 1000;
 /// linux/blkdev.h: `_IO(0x12, 0)`.
@@ -408,7 +410,25 @@ impl Uring {
         }
         self.in_flight += 1;
         self.clients[client].in_flight += 1;
+        if !polled && !self.has_thread {
+            self.hand_over();
+        }
         true
+    }
+
+    /// Hands what is queued to the kernel before the turn ends, once it is as much as the kernel
+    /// still has: a device that runs dry begins with the first of many operations while the others
+    /// are made ready, instead of standing still until all are.
+    #[inline]
+    fn hand_over(&mut self) {
+        let queued = self.ring.submission().len();
+        if queued < HANDED_OVER_MIN.max(self.in_flight - queued) {
+            return;
+        }
+        enter(&self.ring, queued, 0);
+        if self.is_taken() {
+            self.lists.clear();
+        }
     }
 
     /// The next finished operation of `client`: its tag, and bytes or a negative error number.
@@ -423,6 +443,12 @@ impl Uring {
     /// Operations of `client` that were not reaped yet.
     pub fn in_flight(&self, client: ClientId) -> usize {
         self.clients[client.0].in_flight
+    }
+
+    /// Whether the kernel has operations that did not finish.
+    #[inline]
+    pub fn is_waiting(&self) -> bool {
+        self.in_flight > 0
     }
 
     /// Whether `enter` would find something to do now.
@@ -452,7 +478,7 @@ impl Uring {
         };
         drop(submission);
         if wanted {
-            enter(&self.ring, queued, flags);
+            enter(&self.ring, queued, GETEVENTS | flags);
         }
         let mut count = self.sort(false);
         if self.polled.is_some() {
@@ -482,7 +508,7 @@ impl Uring {
             return 0;
         };
         let queued = polled.ring.submission().len();
-        enter(&polled.ring, queued, 0);
+        enter(&polled.ring, queued, GETEVENTS);
         let count = self.sort(true);
         if let Some(polled) = &mut self.polled {
             polled.in_flight -= count;
@@ -528,7 +554,7 @@ impl Uring {
         let _ = self.ring.submitter().register_sync_cancel(at_once, all);
         while self.in_flight > 0 && Instant::now() < deadline {
             if self.enter() == 0 {
-                enter(&self.ring, 0, 0);
+                enter(&self.ring, 0, GETEVENTS);
                 std::thread::yield_now();
             }
         }
@@ -540,14 +566,14 @@ impl Uring {
 const GETEVENTS: u32 = 1;
 const SQ_WAKEUP: u32 = 2;
 
-/// Submits `queued` entries and lets the kernel finish what it can, without waiting.
+/// Submits `queued` entries; with GETEVENTS lets the kernel finish what it can, without waiting.
 fn enter(ring: &IoUring, queued: usize, flags: u32) {
     let queued = u32::try_from(queued).unwrap_or(u32::MAX);
     // SAFETY: no signal mask is passed. EINTR, EBUSY and EAGAIN leave the entries queued: the next
     // turn tries again.
     let _ = unsafe {
         ring.submitter()
-            .enter::<libc::sigset_t>(queued, 0, GETEVENTS | flags, None)
+            .enter::<libc::sigset_t>(queued, 0, flags, None)
     };
 }
 

@@ -123,6 +123,11 @@ fn lists_of_segments_take_no_memory_and_a_full_ring_says_so() {
     let bytes: Vec<u8> = (0..16384).map(|i| u8::try_from(i % 251).unwrap()).collect();
     copy::write(list.as_slice(), 0, &bytes);
     let storage = ring.lists.as_ptr();
+    // The kernel has 64 of these before it tells of one, so that what comes then stays queued.
+    const OTHERS: u64 = 64;
+    for other in 0..OTHERS {
+        assert!(ring.submit(client, 100 + other, UringOp::Nothing));
+    }
     let mut queued = 0;
     while ring.submit(
         client,
@@ -139,8 +144,9 @@ fn lists_of_segments_take_no_memory_and_a_full_ring_says_so() {
     }
     assert_eq!(queued, 16);
     // Longer than one writev: the first 1024 segments are written, each time.
-    for _ in 0..queued {
-        assert_eq!(finish(&mut ring, client).1, 8192);
+    for _ in 0..queued + OTHERS {
+        let (tag, result) = finish(&mut ring, client);
+        assert_eq!(result, if tag < 100 { 8192 } else { 0 });
     }
     let written = std::fs::read(file.as_path()).unwrap();
     assert!(
@@ -241,4 +247,22 @@ fn registered_memory_moves_the_same_bytes_also_while_it_is_taken_out() {
         copy::read(back.as_slice(), 0, &mut bytes);
         assert_eq!(bytes, [round + 1; 8192]);
     }
+}
+
+#[test]
+fn a_kernel_with_little_to_do_gets_the_first_operations_before_the_turn_ends() {
+    let mut ring = Uring::new().unwrap();
+    let client = ring.add_client(64);
+    let mut left = |count| -> Vec<usize> {
+        let submit = |tag| {
+            assert!(ring.submit(client, tag, UringOp::Nothing));
+            ring.ring.submission().len()
+        };
+        (0..count).map(submit).collect()
+    };
+    // Two at once, then as many as it has already.
+    assert_eq!(left(9), [1, 0, 1, 0, 1, 2, 3, 0, 1]);
+    let tags: Vec<u64> = (0..9).map(|_| finish(&mut ring, client).0).collect();
+    assert_eq!(tags, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    assert!(!ring.is_waiting());
 }
