@@ -8,6 +8,7 @@ mod support;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::process::Stdio;
     use std::time::Duration;
 
@@ -57,8 +58,9 @@ mod tests {
     fn disk_is_exact(queues: u16, packed: bool) {
         let dir = TempDir::new("disk");
         let (image, _) = dir.random_file("disk.img", 64 * MIB, 7);
+        let cache = if packed { "writethrough" } else { "writeback" };
         let blk = format!(
-            "name=disk0,socket={},path={},queues=4,serial=SN-0042",
+            "name=disk0,socket={},path={},queues=4,serial=SN-0042,cache={cache}",
             dir.path("disk0.sock").display(),
             image.display()
         );
@@ -83,17 +85,56 @@ mod tests {
              sha256sum </tmp/x",
         );
         assert!(wrote.starts_with(&sha256(&image, 32, 16)), "{wrote}");
-        assert!(
-            daemon.counter("disk0", "flushes") > 0,
-            "conv=fsync reached the disk"
-        );
+        // conv=fsync reached the disk, where the guest has one to send.
+        assert_eq!(daemon.counter("disk0", "flushes") > 0, !packed);
+        assert_eq!(daemon.counter("disk0", "durable_writes") > 0, packed);
         assert!(daemon.counter("disk0", "write_bytes") >= 16 * MIB as u64);
         assert_eq!(daemon.counter("disk0", "errors"), 0);
         file_system_survives(&mut guest);
+        cache_is_the_guests_choice(&mut guest, &daemon, &image, packed);
         drop(guest);
         let (status, log) = daemon.stop();
         assert!(status.success(), "{log}");
         assert!(!dir.path("disk0.sock").exists(), "the socket is removed");
+    }
+
+    /// The guest sees how the cache is, changes it, and again; what it writes is durable by itself
+    /// when it is off, and byte-exact.
+    fn cache_is_the_guests_choice(
+        guest: &mut Guest,
+        daemon: &Daemon,
+        image: &Path,
+        through_at_first: bool,
+    ) {
+        let name = |through: bool| match through {
+            true => "write through",
+            false => "write back",
+        };
+        let sysfs = "/sys/block/vda/cache_type";
+        assert_eq!(guest.ok(&format!("cat {sysfs}")), name(through_at_first));
+        let first = through_at_first;
+        for (round, through) in [first, !first, first, !first].into_iter().enumerate() {
+            if round > 0 {
+                guest.ok(&format!("echo {} >{sysfs}", name(through)));
+            }
+            assert_eq!(guest.ok(&format!("cat {sysfs}")), name(through));
+            let counters =
+                || ["durable_writes", "flushes"].map(|name| daemon.counter("disk0", name));
+            let before = counters();
+            // Four requests, and then a flush if the guest holds one to be needed.
+            let at = 56 + round;
+            let sum = guest.ok(&format!(
+                "dd if=/dev/urandom of=/tmp/c bs=1M count=1 2>/dev/null && sync && \
+                 dd if=/tmp/c of=/dev/vda bs=256k seek={} oflag=direct conv=fsync 2>/dev/null && \
+                 sha256sum </tmp/c",
+                at * 4
+            ));
+            let after = counters();
+            let [durable, flushes] = [0, 1].map(|which| after[which] - before[which]);
+            assert_eq!(durable >= 4, through, "round {round}: {durable} durable");
+            assert_eq!(flushes > 0, !through, "round {round}: {flushes} flushes");
+            assert!(sum.starts_with(&sha256(image, at as u64, 1)), "{sum}");
+        }
     }
 
     /// The page cache is dropped by an unmount, so the files come back from the disk.

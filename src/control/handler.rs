@@ -13,7 +13,7 @@ use vhost::vhost_user::Error as VhostError;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{DeviceKind, DeviceModel};
-use crate::engine::{VringAddr, VringRunner, VringSetup};
+use crate::engine::{EngineError, VringAddr, VringRunner, VringSetup};
 use crate::memory::{GuestRam, RegionInfo, RegionSpec};
 use crate::sys::{eventfd, peer};
 
@@ -488,30 +488,54 @@ impl DeviceSession {
     /// # Errors
     /// When one can't be stopped, now or before. The others are stopped all the same.
     pub(super) fn stop_all(&mut self) -> Answer<()> {
-        let mut worst = Ok(());
+        let mut stopping = Vec::new();
+        let mut errors = Vec::new();
         for at in 0..self.state.vrings.len() {
-            if let Err(error) = self.stop_at(at) {
-                tracing::error!("{}: {error}", self.device.name());
-                worst = Err(error);
+            match self.begin_stop(at) {
+                Ok(true) => stopping.push(index_of(at)),
+                Ok(false) => {}
+                Err(error) => errors.push(error),
             }
         }
-        worst
+        let bases = self.runner.stop_all(&stopping);
+        for (index, base) in stopping.into_iter().zip(bases) {
+            errors.extend(self.end_stop(index, base).err());
+        }
+        for error in &errors {
+            tracing::error!("{}: {error}", self.device.name());
+        }
+        errors.pop().map_or(Ok(()), Err)
     }
 
     fn stop_at(&mut self, at: usize) -> Answer<()> {
-        let index = index_of(at);
+        if self.begin_stop(at)? {
+            let index = index_of(at);
+            self.end_stop(index, self.runner.stop(index))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the vring has to be stopped; it is being stopped from now on.
+    fn begin_stop(&mut self, at: usize) -> Answer<bool> {
         let vring = &mut self.state.vrings[at];
         if vring.status == VringStatus::Draining {
             // Its time is up; waiting for it once more would only delay the end.
+            let index = index_of(at);
             return Err(Refused(format!("vring {index} is still being stopped")));
         }
-        if vring.is_started() {
+        let is_started = vring.is_started();
+        if is_started {
             vring.status = VringStatus::Draining;
-            let base = self.runner.stop(index).map_err(refuse);
-            let base = base.inspect_err(|error| self.stop_failed = Some(error.0.clone()))?;
-            vring.status = VringStatus::Unset;
-            vring.base = Some(base);
         }
+        Ok(is_started)
+    }
+
+    fn end_stop(&mut self, index: u16, base: Result<u32, EngineError>) -> Answer<()> {
+        let base = base.map_err(refuse);
+        let base = base.inspect_err(|error| self.stop_failed = Some(error.0.clone()))?;
+        let vring = &mut self.state.vrings[usize::from(index)];
+        vring.status = VringStatus::Unset;
+        vring.base = Some(base);
         Ok(())
     }
 

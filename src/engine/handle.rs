@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -17,7 +17,7 @@ use crate::ring::{Areas, Packed, RingFormat, Split};
 
 use super::build::{EngineOptions, Member, Parts};
 use super::fabric::Running;
-use super::mailbox::{CallFds, Command, Leave, Mailbox};
+use super::mailbox::{CallFds, Command, Leave, Mailbox, Stopped};
 use super::moves::Moves;
 use super::runner::{EngineError, VringAddr, VringRunner, VringSetup};
 use super::started::VringCounters;
@@ -150,18 +150,52 @@ impl DeviceHandle {
         command: Command,
         answer: &Receiver<T>,
     ) -> Result<T, EngineError> {
-        let deadline = Instant::now() + within;
-        let timeout = timeout(index, within);
-        if self.place(index)?.mailbox.send(command, deadline).is_err() {
-            return Err(timeout);
-        }
-        match answer.recv_deadline(deadline) {
-            Ok(answer) => Ok(answer),
-            Err(crossbeam::channel::RecvTimeoutError::Timeout) => Err(timeout),
-            // The worker dropped the sender without an answer: there is no such vring.
-            Err(crossbeam::channel::RecvTimeoutError::Disconnected) => {
-                Err(EngineError::State { index })
+        let term = Term::of(within);
+        self.tell(index, term, command)?;
+        hear(index, term, answer)
+    }
+
+    fn tell(&self, index: u16, term: Term, command: Command) -> Result<(), EngineError> {
+        let sent = self.place(index)?.mailbox.send(command, term.deadline);
+        sent.map_err(|_| timeout(index, term.within))
+    }
+
+    /// Tells a vring to stop; its answer comes when it holds nothing any more.
+    fn begin_stop(&self, index: u16, term: Term) -> Result<Receiver<Stopped>, EngineError> {
+        let slot = self.place(index)?.slot;
+        // As in `end_stop`, whatever it says.
+        let _ = self.parts.stopping(index);
+        let (reply, answer) = bounded(1);
+        let how = Leave::Drained;
+        self.tell(index, term, Command::Stop { slot, how, reply })?;
+        Ok(answer)
+    }
+
+    fn end_stop(
+        &self,
+        index: u16,
+        term: Term,
+        answer: Result<Receiver<Stopped>, EngineError>,
+    ) -> Result<u32, EngineError> {
+        let place = self.place(index)?;
+        let stopped = answer.and_then(|answer| hear(index, term, &answer));
+        self.moves.lost(index, stopped.is_err());
+        match stopped {
+            Ok(stopped) => {
+                self.started[usize::from(index)].store(false, Ordering::Relaxed);
+                // A tap that is gone has no queue to detach; the vring is stopped all the same.
+                let _ = self.parts.served(index, false);
+                Ok(stopped.base)
             }
+            Err(EngineError::Timeout { waited_ms, .. }) if place.counters.in_flight.get() > 0 => {
+                let in_flight = u32::try_from(place.counters.in_flight.get()).unwrap_or(u32::MAX);
+                Err(EngineError::Draining {
+                    index,
+                    in_flight,
+                    waited_ms,
+                })
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -176,6 +210,11 @@ impl DeviceHandle {
     /// A place of each vring: what is counted is the same at all.
     fn vrings(&self) -> impl Iterator<Item = &Place> {
         self.places.iter().take(1).flatten()
+    }
+
+    /// The drain has its deadline, and the answer some time on top.
+    fn stop_term(&self) -> Term {
+        Term::of(self.stop_timeout + Duration::from_millis(500))
     }
 
     /// Requests in flight on all vrings, for the line that a hurried shutdown prints.
@@ -202,6 +241,32 @@ impl DeviceHandle {
         }
         counters.extend(self.parts.host_counters());
         counters
+    }
+}
+
+/// How long an answer may take, and until when.
+#[derive(Clone, Copy)]
+struct Term {
+    within: Duration,
+    deadline: Instant,
+}
+
+impl Term {
+    fn of(within: Duration) -> Term {
+        Term {
+            within,
+            deadline: Instant::now() + within,
+        }
+    }
+}
+
+/// Waits for an answer.
+fn hear<T>(index: u16, term: Term, answer: &Receiver<T>) -> Result<T, EngineError> {
+    match answer.recv_deadline(term.deadline) {
+        Ok(answer) => Ok(answer),
+        Err(RecvTimeoutError::Timeout) => Err(timeout(index, term.within)),
+        // The worker dropped the sender without an answer: there is no such vring.
+        Err(RecvTimeoutError::Disconnected) => Err(EngineError::State { index }),
     }
 }
 
@@ -248,36 +313,17 @@ impl VringRunner for DeviceHandle {
     }
 
     fn stop(&self, index: u16) -> Result<u32, EngineError> {
-        let place = self.place(index)?;
-        // As below, whatever it says.
-        let _ = self.parts.stopping(index);
-        let (reply, answer) = bounded(1);
-        let command = Command::Stop {
-            slot: place.slot,
-            how: Leave::Drained,
-            reply,
-        };
-        // The drain has its deadline, and the answer some time on top.
-        let within = self.stop_timeout + Duration::from_millis(500);
-        let stopped = self.ask(index, within, command, &answer);
-        self.moves.lost(index, stopped.is_err());
-        match stopped {
-            Ok(stopped) => {
-                self.started[usize::from(index)].store(false, Ordering::Relaxed);
-                // A tap that is gone has no queue to detach; the vring is stopped all the same.
-                let _ = self.parts.served(index, false);
-                Ok(stopped.base)
-            }
-            Err(EngineError::Timeout { waited_ms, .. }) if place.counters.in_flight.get() > 0 => {
-                let in_flight = u32::try_from(place.counters.in_flight.get()).unwrap_or(u32::MAX);
-                Err(EngineError::Draining {
-                    index,
-                    in_flight,
-                    waited_ms,
-                })
-            }
-            Err(error) => Err(error),
-        }
+        let term = self.stop_term();
+        self.end_stop(index, term, self.begin_stop(index, term))
+    }
+
+    fn stop_all(&self, indices: &[u16]) -> Vec<Result<u32, EngineError>> {
+        let term = self.stop_term();
+        let begin = |&index: &u16| (index, self.begin_stop(index, term));
+        // They drain beside each other: a disk that answers nothing takes the time of one.
+        let stopping: Vec<_> = indices.iter().map(begin).collect();
+        let end = |(index, answer)| self.end_stop(index, term, answer);
+        stopping.into_iter().map(end).collect()
     }
 
     fn pause(&self, index: u16, paused: bool) -> Result<(), EngineError> {

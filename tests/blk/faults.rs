@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::front_end::{F_FLUSH, F_WRITE_ZEROES, FLUSH, FrontEnd, IN, OUT, WRITE_ZEROES, range};
 use super::matrix;
 use super::served::{DISK, Served, assert_same, image};
+use super::two_queues;
 use crate::support::daemon::Daemon;
 use crate::support::deadline::wait_until;
 use crate::support::tmp::{TempDir, random_bytes};
@@ -205,4 +206,50 @@ fn faults_come_and_go_while_a_guest_runs() {
     let (path, model) = image(&dir);
     let backend = format!("path = \"{}\"", path.display());
     faults_come_and_go::<SplitDriver>(dir, backend, model);
+}
+
+/// `stuck` never answers; `well` does, and its guest is there, too.
+fn never_answers<D: Driver>(backend: &str, idle: &str) {
+    const STOP: Duration = Duration::from_secs(1);
+    let (dir, late) = (TempDir::new("stuck"), ",io_timeout=100ms");
+    let disk = |name: &str, keys: &str| {
+        let socket = dir.path(&format!("{name}.sock"));
+        format!("name={name},socket={},{keys}", socket.display())
+    };
+    let stuck = disk("stuck", &format!("{backend},fault=delay_us=60000000{late}"));
+    let well = disk("well", "backend=ram:8M");
+    let args = ["run", "--core", "1", "--stop-timeout", "1s", "--idle", idle];
+    let daemon = Daemon::start(&[&args[..], &["--blk", &stuck, "--blk", &well]].concat());
+    let mut front = two_queues::FrontEnd::<D>::open(&dir.path("stuck.sock"), F_FLUSH);
+    let mut other = FrontEnd::<D>::open(&dir.path("well.sock"), F_FLUSH);
+    let data = random_bytes(3, 4096);
+    for (name, queue) in [(1, 0), (2, 1), (3, 1), (4, 0), (5, 1)] {
+        front.submit(queue, name, OUT, u64::from(name) * 8, &data);
+    }
+    front.submit(0, 6, FLUSH, 0, &[]);
+    wait_until("all are in flight", PATIENCE, || {
+        (daemon.counter("stuck", "timeouts") == 6).then_some(())
+    });
+    assert_eq!(other.run(OUT, 0, &data, 0).status, OK);
+    let begin = Instant::now();
+    let (status, log) = daemon.stop();
+    let took = begin.elapsed();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(took >= STOP, "it was not waited for: {took:?}");
+    // An answer may come half a second later; one queue after the other would take three seconds.
+    assert!(took < STOP * 3, "{took:?}: {log}");
+    let told = |line: &str| assert!(log.contains(line), "{line:?} is not in {log}");
+    told("blk stuck: not drained, 6 requests still in flight");
+    told("stuck: vring 0: 3 requests still in flight after 1500 ms");
+    told("stuck: vring 1: 3 requests still in flight after 1500 ms");
+    assert!(!log.contains("blk well: not drained"), "{log}");
+    assert!(!dir.path("stuck.sock").exists() && !dir.path("well.sock").exists());
+}
+
+#[test]
+fn a_disk_that_never_answers_does_not_keep_the_daemon_from_ending() {
+    never_answers::<SplitDriver>("backend=ram:8M", "adaptive");
+    let dir = TempDir::new("stuck-file");
+    let (path, _) = image(&dir);
+    never_answers::<PackedDriver>(&format!("path={}", path.display()), "interrupt");
 }

@@ -9,6 +9,7 @@ use super::front_end::{F_FLUSH, F_WRITE_ZEROES, FLUSH, FrontEnd, IN, OUT, WRITE_
 use super::served::{Served, assert_same};
 use crate::support::daemon::Daemon;
 use crate::support::deadline::wait_until;
+use crate::support::loop_device::Loop;
 use crate::support::tmp::{TempDir, random_bytes};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
@@ -19,21 +20,50 @@ const IOERR: u8 = 1;
 /// Bytes of each request.
 const LEN: usize = 16384;
 
+/// What the small file system is: in memory, where the worker writes itself and at once; or on a
+/// device, where io_uring does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Below {
+    Memory,
+    Device,
+}
+
 /// A daemon with a disk on a file system of 4 MiB, of which a filler has half, and with one in
 /// memory; one worker serves both. Nobody else sees the file system, which goes with the daemon.
 pub struct Small {
     pub daemon: Daemon,
     pub dir: TempDir,
+    _device: Option<Loop>,
 }
 
 impl Small {
     pub fn start(idle: &str, keys: &str) -> Small {
+        Small::start_on(Below::Memory, idle, keys).expect("tmpfs is everywhere")
+    }
+
+    /// `None` where there are no loop devices.
+    fn start_on(below: Below, idle: &str, keys: &str) -> Option<Small> {
         let dir = TempDir::new("small");
         let mnt = dir.path("mnt");
         fs::create_dir(&mnt).unwrap();
         let mnt = mnt.display();
+        let mut device = None;
+        let mount = match below {
+            Below::Memory => format!("mount -t tmpfs -o size=4M small {mnt}"),
+            Below::Device => {
+                let file = dir.path("device.img");
+                fs::File::create(&file)
+                    .unwrap()
+                    .set_len(4500 << 10)
+                    .unwrap();
+                let on = &device.insert(Loop::over(&file, 512)?).0;
+                // Without a journal, which would keep what was freed for a while.
+                let make = format!("mkfs.ext4 -q -b 4096 -N 16 -m 0 -O ^has_journal {on}");
+                format!("{make} && mount -t ext4 {on} {mnt}")
+            }
+        };
         let script = format!(
-            "mount -t tmpfs -o size=4M small {mnt} && truncate -s 8M {mnt}/disk.img && \
+            "{mount} && truncate -s 8M {mnt}/disk.img && \
              head -c 2M /dev/urandom >{mnt}/filler && exec \"$0\" \"$@\""
         );
         let mut command = Command::new("unshare");
@@ -49,7 +79,17 @@ impl Small {
         let args = ["run", "--core", "1", "--idle", idle];
         let args = [&args[..], &["--blk", &full, "--blk", &other]].concat();
         let daemon = Daemon::spawn(command, &args);
-        Small { daemon, dir }
+        Some(Small {
+            daemon,
+            dir,
+            _device: device,
+        })
+    }
+
+    /// Who did the I/O of the disk.
+    fn is_on(&self, below: Below) {
+        let at_once = self.daemon.counter("full", "at_once");
+        assert_eq!(at_once > 0, below == Below::Memory, "{at_once} at once");
     }
 
     fn open<D: Driver>(&self, disk: &str) -> FrontEnd<D> {
@@ -111,8 +151,10 @@ fn fill<D: Driver>(small: &Small, front: &mut FrontEnd<D>) -> Vec<u8> {
     model
 }
 
-fn waits_for_space<D: Driver>(idle: &str, keys: &str) {
-    let small = Small::start(idle, &format!(",on_enospc=hold{keys}"));
+fn waits_for_space<D: Driver>(below: Below, idle: &str, keys: &str) {
+    let Some(small) = Small::start_on(below, idle, &format!(",on_enospc=hold{keys}")) else {
+        return;
+    };
     let mut front: FrontEnd<D> = small.open("full");
     let model = fill(&small, &mut front);
     let waiting = front.waits() as u64;
@@ -150,6 +192,7 @@ fn waits_for_space<D: Driver>(idle: &str, keys: &str) {
         .wait_log("nothing waits for space any more", SOON);
     small.wait_counter("held", |held| held == 0);
     assert_eq!(small.daemon.counter("full", "errors"), 0);
+    small.is_on(below);
     assert_same(
         "the file",
         &fs::read(small.file("disk.img")).unwrap(),
@@ -162,14 +205,28 @@ fn waits_for_space<D: Driver>(idle: &str, keys: &str) {
 
 #[test]
 fn writes_wait_for_space_and_all_else_goes_on() {
-    waits_for_space::<SplitDriver>("adaptive", "");
-    waits_for_space::<PackedDriver>("interrupt", ",cache=writethrough");
-    waits_for_space::<PackedDriver>("spin", ",direct=false");
+    waits_for_space::<SplitDriver>(Below::Memory, "adaptive", "");
+    waits_for_space::<PackedDriver>(Below::Memory, "interrupt", ",cache=writethrough");
+    waits_for_space::<PackedDriver>(Below::Memory, "spin", ",direct=false");
+}
+
+#[test]
+fn what_io_uring_finds_no_space_for_waits() {
+    waits_for_space::<PackedDriver>(Below::Device, "adaptive", "");
+    waits_for_space::<SplitDriver>(Below::Device, "interrupt", ",direct=false");
 }
 
 #[test]
 fn without_hold_a_full_disk_is_reported_to_the_guest() {
-    let small = Small::start("adaptive", "");
+    for below in [Below::Memory, Below::Device] {
+        is_reported(below);
+    }
+}
+
+fn is_reported(below: Below) {
+    let Some(small) = Small::start_on(below, "adaptive", "") else {
+        return;
+    };
     let mut front: FrontEnd<SplitDriver> = small.open("full");
     let mut written = 0;
     for number in 0.. {
@@ -187,6 +244,14 @@ fn without_hold_a_full_disk_is_reported_to_the_guest() {
     }
     assert_eq!(small.daemon.counter("full", "held"), 0);
     assert_eq!(small.daemon.counter("full", "errors"), 1);
+    small.is_on(below);
+    // The guest makes room itself, or somebody else does.
+    fs::remove_file(small.file("filler")).unwrap();
+    for number in written + 1..written + 20 {
+        let (sector, data) = block(number);
+        assert_eq!(front.run(OUT, sector, &data, 0).status, OK);
+        assert_same("read", &front.run(IN, sector, &[], LEN).data, &data);
+    }
 }
 
 #[test]

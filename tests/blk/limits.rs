@@ -350,16 +350,72 @@ fn quiet_latency(noisy: Option<&str>) -> [f64; 3] {
     [500, 990, 999].map(|part| micros[micros.len() * part / 1000])
 }
 
+/// The 99th percentile that docs/operations.md says limits keep, in microseconds.
+const QUIET_P99: f64 = 10.0;
+
 #[test]
-#[ignore = "a measurement, for docs/operations.md"]
+#[ignore = "a measurement, for docs/operations.md: scripts/soak limits"]
 fn measure_a_quiet_disk_beside_a_noisy_one() {
-    for (what, noisy) in [
-        ("alone", None),
-        ("beside one without a limit", Some("")),
-        ("beside one of 20000 iops", Some("iops = 20000")),
-        ("beside one of 2000 iops", Some("iops = 2000")),
-    ] {
+    let measure = |what: &str, noisy: Option<&str>| {
         let [half, most, nearly_all] = quiet_latency(noisy);
         println!("{what}: p50 {half:.1} p99 {most:.1} p99.9 {nearly_all:.1} µs");
+        most
+    };
+    measure("alone", None);
+    let unlimited = measure("beside one without a limit", Some(""));
+    // Otherwise the disk is not noisy enough for anything to be seen.
+    assert!(unlimited > QUIET_P99, "{unlimited} µs without a limit");
+    for limit in ["iops = 20000", "iops = 2000"] {
+        // A busy machine only ever adds to it.
+        let kept = (0..SPANS).any(|_| measure(limit, Some(limit)) <= QUIET_P99);
+        assert!(kept, "{limit}: the 99th percentile is above {QUIET_P99} µs");
+    }
+}
+
+#[test]
+#[ignore = "ten seconds and more, for docs/performance.md: scripts/soak limits"]
+#[expect(clippy::cast_precision_loss, reason = "some ten thousand requests")]
+fn measure_rates_over_ten_seconds() {
+    let group = "[[group]]\nname = \"g\"\niops = 3000\n";
+    let limits = [
+        ("iops", "iops = 1000"),
+        ("apart", "read_iops = 2000\nwrite_iops = 500"),
+        ("bytes", "bytes = \"8M\""),
+        ("one", "group = \"g\""),
+        ("two", "group = \"g\""),
+    ];
+    let disks = Disks::start(&limits, group);
+    let mut guests = [
+        Guest::open(&disks, 0, &[IN], BLOCK),
+        Guest::open(&disks, 1, &[IN, OUT], BLOCK),
+        Guest::open(&disks, 2, &[OUT], 4096),
+        Guest::open(&disks, 3, &[IN], BLOCK),
+        Guest::open(&disks, 4, &[OUT], BLOCK),
+    ];
+    // Which of the counts, and what they are together.
+    let want = [
+        ("iops", 0..1, 1000.0),
+        ("read_iops", 1..2, 2000.0),
+        ("write_iops", 2..3, 500.0),
+        ("bytes", 3..4, 8e6 / 4096.0),
+        ("iops of a group of two", 4..6, 3000.0),
+    ];
+    // What was saved up goes first.
+    run(&mut guests, Duration::from_millis(200));
+    for span in 1.. {
+        let (done, seconds) = run(&mut guests, Duration::from_secs(10));
+        let done: Vec<u64> = done.concat();
+        let mut worst = 0.0_f64;
+        for (what, counts, want) in want.clone() {
+            let rate = done[counts].iter().sum::<u64>() as f64 / seconds;
+            let off = (rate / want - 1.0) * 100.0;
+            println!("{what}: {rate:.1} of {want:.1} per second, {off:+.2} % in {seconds:.1} s");
+            worst = worst.max(off.abs());
+        }
+        if worst <= 3.0 {
+            return;
+        }
+        // As in the short spans: a busy machine takes from the end of one.
+        assert!(span < SPANS, "{worst:.2} % off");
     }
 }

@@ -2,12 +2,18 @@
 //! indirect × size × backing. What comes back and what is on the disk are compared byte for byte
 //! with a model, the used length and the memory around each request too. VIRTIO 1.3 §5.2.6.
 
+use std::path::Path;
+
+use super::encrypted::key_file;
 use super::front_end::{
     Answer, DISCARD, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, FLUSH, Framing, FrontEnd, GET_ID, IN, OUT,
     WRITE_ZEROES, range,
 };
+use super::qcow2;
 use super::served::{DISK, SECTOR, Served, assert_same, image};
+use crate::support::loop_device::Loop;
 use crate::support::tmp::{TempDir, random_bytes};
+use crate::support::xts::reference;
 use vringd::sys::disk::{DiskFile, DiskOptions};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
@@ -16,6 +22,8 @@ const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 const ALL: u64 = F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
+/// Data segments that drivers are told to stay below.
+const SEG_MAX: u32 = 126;
 
 /// The ways in which a request with `out` and `data_in` bytes of data is cut up.
 fn framings(out: usize, data_in: usize, indirect: bool) -> Vec<Framing> {
@@ -23,6 +31,12 @@ fn framings(out: usize, data_in: usize, indirect: bool) -> Vec<Framing> {
     let steps = |from: u32, bytes: u32, step: u32| -> Vec<u32> {
         let step = step.max(bytes / 100) as usize;
         (from..from + bytes).step_by(step).collect()
+    };
+    let even = |from: u32, bytes: u32| -> Vec<u32> {
+        let cut = |segment| {
+            from + u32::try_from(u64::from(bytes) * segment / u64::from(SEG_MAX)).unwrap()
+        };
+        (0..=SEG_MAX.into()).map(cut).collect()
     };
     let framing = |readable, writable| Framing {
         readable,
@@ -40,7 +54,27 @@ fn framings(out: usize, data_in: usize, indirect: bool) -> Vec<Framing> {
         framing(steps(16, out, 512), steps(0, data_in, 512)),
         // Pieces that fit nothing.
         framing(steps(3, out + 13, 1021), steps(1, data_in, 1021)),
+        // As many pieces as a driver may have, header and status apart.
+        framing(even(16, out), even(0, data_in)),
     ]
+}
+
+/// Whether a sector may have this (the second) after a discard, which had the first before.
+type Discarded = fn(&[u8], &[u8]) -> bool;
+
+/// Files with holes and memory both read as zeros.
+fn zeros(_: &[u8], found: &[u8]) -> bool {
+    found.iter().all(|byte| *byte == 0)
+}
+
+/// An image gives back whole clusters only.
+fn zeros_or_kept(before: &[u8], found: &[u8]) -> bool {
+    found == before || zeros(before, found)
+}
+
+/// Zeros that were never encrypted, or what was there.
+fn anything(_: &[u8], _: &[u8]) -> bool {
+    true
 }
 
 /// A disk and what should be on it.
@@ -48,6 +82,7 @@ struct Checked<D: Driver> {
     front: FrontEnd<D>,
     model: Vec<u8>,
     seed: u64,
+    discarded: Discarded,
 }
 
 impl<D: Driver> Checked<D> {
@@ -113,13 +148,28 @@ impl<D: Driver> Checked<D> {
         let answer = self.front.run_framed(kind, 0, &payload, 0, framing);
         let what = format!("{kind} {bytes} flags {flags} {framing:?}");
         assert_eq!((answer.status, answer.used), (OK, 1), "{what}");
-        // Files with holes and memory both read as zeros after a discard.
         for &(at, bytes) in &places {
-            self.model[at..at + bytes].fill(0);
+            match kind {
+                DISCARD => self.adopt(&what, at, bytes),
+                _ => self.model[at..at + bytes].fill(0),
+            }
         }
         for (at, bytes) in places {
             self.check(&what, at, bytes);
         }
+    }
+
+    /// What a discard has left there is what has to be there from now on.
+    fn adopt(&mut self, what: &str, at: usize, bytes: usize) {
+        let answer = self.front.run(IN, (at / SECTOR) as u64, &[], bytes);
+        assert_eq!(answer.status, OK, "{what}");
+        let model = &mut self.model[at..at + bytes];
+        let sectors = model.chunks(SECTOR).zip(answer.data.chunks(SECTOR));
+        for (sector, (before, found)) in sectors.enumerate() {
+            let may = (self.discarded)(before, found);
+            assert!(may, "{what}: sector {sector} behind {at} is {found:x?}");
+        }
+        model.copy_from_slice(&answer.data);
     }
 
     fn all(&mut self, indirect: bool, align: usize) {
@@ -133,7 +183,7 @@ impl<D: Driver> Checked<D> {
             for (number, (kind, flags)) in [(DISCARD, 0), (WRITE_ZEROES, 0), (WRITE_ZEROES, 1)]
                 .into_iter()
                 .cycle()
-                .take(5)
+                .take(6)
                 .enumerate()
             {
                 self.ranges(kind, flags, bytes, number, align);
@@ -163,10 +213,24 @@ impl<D: Driver> Checked<D> {
 
 /// The matrix on one ring format; a disk of blocks of `align` bytes.
 pub fn run<D: Driver>(served: &Served, model: Vec<u8>, align: usize) -> Vec<u8> {
-    let front = served.open::<D>(ALL);
+    run_on::<D>(served, model, align, zeros)
+}
+
+fn run_on<D: Driver>(
+    served: &Served,
+    model: Vec<u8>,
+    align: usize,
+    discarded: Discarded,
+) -> Vec<u8> {
+    let mut front = served.open::<D>(ALL);
     assert!([F_FLUSH, F_DISCARD, F_WRITE_ZEROES].map(|f| front.has(f)) == [true; 3]);
-    let seed = 77;
-    let mut disk = Checked { front, model, seed };
+    assert_eq!(front.config()[12..16], SEG_MAX.to_le_bytes());
+    let mut disk = Checked {
+        front,
+        model,
+        seed: 77,
+        discarded,
+    };
     for indirect in [false, true] {
         disk.all(indirect, align);
     }
@@ -176,13 +240,21 @@ pub fn run<D: Driver>(served: &Served, model: Vec<u8>, align: usize) -> Vec<u8> 
     disk.model
 }
 
+/// The matrix on both ring formats; the daemon has ended after it.
+fn on(path: &Path, keys: &str, model: Vec<u8>, align: usize, discarded: Discarded) -> Vec<u8> {
+    let keys = format!("path={}{keys}", path.display());
+    let served = Served::start(TempDir::new("matrix"), &keys);
+    let model = run_on::<SplitDriver>(&served, model, align, discarded);
+    let model = run_on::<PackedDriver>(&served, model, align, discarded);
+    let (status, log) = served.daemon.stop();
+    assert!(status.success(), "{log}");
+    model
+}
+
 fn on_a_file(keys: &str, align: usize) {
     let dir = TempDir::new("matrix");
     let (path, model) = image(&dir);
-    let served = Served::start(dir, &format!("path={}{keys}", path.display()));
-    let model = run::<SplitDriver>(&served, model, align);
-    let model = run::<PackedDriver>(&served, model, align);
-    drop(served.daemon);
+    let model = on(&path, keys, model, align, zeros);
     assert_same("the file", &std::fs::read(&path).unwrap(), &model);
 }
 
@@ -272,6 +344,46 @@ fn with_registered_memory() {
 #[test]
 fn with_a_device_that_is_polled_if_it_can_be() {
     on_a_file(",iopoll=true", 512);
+}
+
+#[test]
+fn in_an_image() {
+    let dir = TempDir::new("matrix");
+    let image = qcow2::create(&dir, "disk.qcow2", "cluster_size=4k");
+    let model = on(&image, ",format=qcow2", vec![0; DISK], 512, zeros_or_kept);
+    assert_same("as QEMU has it", &qcow2::content(&image), &model);
+}
+
+#[test]
+fn on_an_encrypted_disk() {
+    for sector in [512, 4096] {
+        let dir = TempDir::new("matrix");
+        let (path, ciphertext) = image(&dir);
+        let (key_path, key) = key_file(&dir, 0o600);
+        let model = reference(&key, sector, 0, &ciphertext, false);
+        let keys = format!(
+            ",encrypt=aes-256-xts,key_file={},encrypt_sector={sector},block_size={sector}",
+            key_path.display()
+        );
+        let model = on(&path, &keys, model, sector, anything);
+        let plain = reference(&key, sector, 0, &std::fs::read(&path).unwrap(), false);
+        assert_same("the file, decrypted", &plain, &model);
+    }
+}
+
+#[test]
+fn on_a_block_device() {
+    for align in [512, 4096] {
+        let dir = TempDir::new("matrix");
+        let (path, model) = image(&dir);
+        let Some(device) = Loop::over(&path, align) else {
+            return;
+        };
+        let align = align as usize;
+        let keys = format!(",block_size={align}");
+        let model = on(Path::new(&device.0), &keys, model, align, zeros);
+        assert_same("the file below", &std::fs::read(&path).unwrap(), &model);
+    }
 }
 
 #[test]

@@ -100,6 +100,14 @@ impl<D: Driver> FrontEnd<D> {
         set.unwrap_or_else(|error| panic!("config space at {offset}: {error}"));
     }
 
+    /// The disk's size in sectors, from config space.
+    pub fn sectors(&mut self) -> u64 {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        let read = self.front.get_config(0, 8, flags, &[0; 8]);
+        let (_, bytes) = read.expect("config space");
+        u64::from_le_bytes(bytes.try_into().expect("8 bytes"))
+    }
+
     /// What was negotiated.
     pub fn has(&self, feature: u64) -> bool {
         self.features & feature != 0

@@ -1,4 +1,5 @@
-//! A qcow2 image on the logged disk: how it is at first, and what is in it after a power cut.
+//! A qcow2 image on the logged disk: how it is at first, and what is in it after a power cut. Also
+//! what is in a file of an ext4 there.
 
 use std::fs;
 use std::path::Path;
@@ -36,25 +37,10 @@ pub fn empty(sectors: usize) -> Vec<u8> {
 /// # Errors
 /// What QEMU finds wrong with it, but for clusters that nothing points to.
 pub fn content(disk: &[Found], dir: &Path) -> Result<Vec<Found>, String> {
-    let sector = |found: &Found| match found {
-        Found::Data(data) => data.clone(),
-        Found::Untouched | Found::Discarded => vec![0; SECTOR],
-    };
     let (image, raw) = (dir.join("image"), dir.join("raw"));
-    let bytes: Vec<u8> = disk.iter().flat_map(sector).collect();
-    fs::write(&image, bytes).expect("room for the image");
-    let run = |arguments: &[&str], files: &[&Path], fine: &[i32]| {
-        let output = Command::new("qemu-img")
-            .args(arguments)
-            .args(files)
-            .output();
-        let output = output.expect("qemu-img (package qemu-utils) starts");
-        let code = output.status.code();
-        let is_fine = code.is_some_and(|code| fine.contains(&code));
-        is_fine
-            .then_some(())
-            .ok_or(format!("qemu-img {arguments:?}: {output:?}"))
-    };
+    fs::write(&image, bytes(disk)).expect("room for the image");
+    let run =
+        |arguments: &[&str], files: &[&Path], fine: &[i32]| run("qemu-img", arguments, files, fine);
     // 3: leaked clusters.
     run(&["check", "-f", "qcow2"], &[&image], &[0, 3])?;
     run(
@@ -62,7 +48,44 @@ pub fn content(disk: &[Found], dir: &Path) -> Result<Vec<Found>, String> {
         &[&image, &raw],
         &[0],
     )?;
-    let bytes = fs::read(&raw).expect("what it has written");
+    Ok(sectors(&fs::read(&raw).expect("what it has written")))
+}
+
+/// What the file `name` has in the ext4 that `disk` has, once its journal was replayed.
+///
+/// # Errors
+/// What e2fsck finds wrong with it.
+pub fn file(disk: &[Found], name: &str, dir: &Path) -> Result<Vec<Found>, String> {
+    let (image, raw) = (dir.join("image"), dir.join("raw"));
+    fs::write(&image, bytes(disk)).expect("room for the image");
+    // 0 and 1: fine, and the journal was replayed.
+    run("e2fsck", &["-p", "-E", "journal_only"], &[&image], &[0, 1])?;
+    run("e2fsck", &["-f", "-n"], &[&image], &[0])?;
+    let dump = format!("dump /{name} {}", raw.display());
+    run("debugfs", &["-R", &dump], &[&image], &[0])?;
+    Ok(sectors(&fs::read(&raw).expect("what it has written")))
+}
+
+fn bytes(disk: &[Found]) -> Vec<u8> {
+    let sector = |found: &Found| match found {
+        Found::Data(data) => data.clone(),
+        Found::Untouched | Found::Discarded => vec![0; SECTOR],
+    };
+    disk.iter().flat_map(sector).collect()
+}
+
+fn sectors(bytes: &[u8]) -> Vec<Found> {
     let sectors = bytes.chunks_exact(SECTOR);
-    Ok(sectors.map(|data| Found::Data(data.to_vec())).collect())
+    sectors.map(|data| Found::Data(data.to_vec())).collect()
+}
+
+/// A program of the package qemu-utils or e2fsprogs, which must end with one of these statuses.
+fn run(program: &str, arguments: &[&str], files: &[&Path], fine: &[i32]) -> Result<(), String> {
+    let output = Command::new(program).args(arguments).args(files).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    let code = output.status.code();
+    let is_fine = code.is_some_and(|code| fine.contains(&code));
+    is_fine
+        .then_some(())
+        .ok_or_else(|| format!("{program} {arguments:?}: {output:?}"))
 }

@@ -1,8 +1,9 @@
 //! The part of the power-cut proof that runs in the guest: this test binary and the daemon are
 //! copied there.
 //!
-//! Each session has a RAM disk, dm-log-writes over it, a daemon on that, and a driver that keeps
-//! many requests in flight and sets a mark in the log whenever something has become durable.
+//! Each session has a RAM disk, dm-log-writes over it, a daemon on that or on a file of an ext4 on
+//! it, and a driver that keeps many requests in flight and sets a mark in the log whenever
+//! something has become durable.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -26,6 +27,8 @@ use crate::support::tmp::random_bytes;
 pub const SECTORS: usize = (16 << 20) / SECTOR;
 /// `writeback` in config space.
 const WCE: u32 = 32;
+/// The file of a disk, in its file system.
+pub const DISK_FILE: &str = "disk.img";
 
 /// How writes become durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +41,19 @@ pub enum Cache {
     WceOff,
     /// At once: the driver has no FLUSH.
     NoFlush,
+    /// One and the other: the driver sets `writeback` in config space to 0 and to 1 again, while
+    /// requests are in flight.
+    Changing,
+}
+
+/// What the daemon has the disk in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Device,
+    /// A file of an ext4 that is all holes, and half as long at first.
+    Sparse,
+    /// A file of an ext4 whose space is reserved.
+    Reserved,
 }
 
 /// One disk with a daemon and a driver.
@@ -46,6 +62,7 @@ pub struct Session {
     pub cache: Cache,
     pub packed: bool,
     pub encrypt: bool,
+    pub place: Place,
     /// More keys of the disk, each with a leading comma.
     pub extra: &'static str,
 }
@@ -56,12 +73,26 @@ impl Session {
         self.extra.contains("format=qcow2")
     }
 
-    /// Sectors that the driver has. An image needs space for its tables.
+    /// Whether the disk is in a file of a file system on the logged one.
+    pub fn is_file(&self) -> bool {
+        self.place != Place::Device
+    }
+
+    /// Sectors that the driver has in the end. An image needs space for its tables, and so does a
+    /// file system.
     pub fn sectors(&self) -> usize {
-        if self.is_image() {
+        if self.is_image() || self.is_file() {
             SECTORS / 2
         } else {
             SECTORS
+        }
+    }
+
+    /// Sectors that the driver has at first.
+    fn sectors_at_first(&self) -> usize {
+        match self.place {
+            Place::Sparse => self.sectors() / 2,
+            Place::Device | Place::Reserved => self.sectors(),
         }
     }
 }
@@ -71,12 +102,20 @@ const fn session(cache: Cache, packed: bool, encrypt: bool, extra: &'static str)
         cache,
         packed,
         encrypt,
+        place: Place::Device,
         extra,
     }
 }
 
+const fn in_file(place: Place, cache: Cache, packed: bool, extra: &'static str) -> Session {
+    Session {
+        place,
+        ..session(cache, packed, false, extra)
+    }
+}
+
 /// In these nothing that is durable may be missing.
-pub const HONEST: [Session; 11] = [
+pub const HONEST: [Session; 16] = [
     session(Cache::Writeback, false, false, ""),
     session(Cache::Writeback, true, true, ""),
     session(Cache::Writeback, true, false, ",direct=false"),
@@ -98,10 +137,20 @@ pub const HONEST: [Session; 11] = [
         false,
         ",format=qcow2,cache=writethrough",
     ),
+    session(Cache::Writeback, false, false, ",sqpoll=true"),
+    session(Cache::Changing, true, false, ""),
+    in_file(Place::Sparse, Cache::Writeback, false, ""),
+    in_file(Place::Sparse, Cache::Changing, true, ",direct=false"),
+    in_file(
+        Place::Reserved,
+        Cache::Writethrough,
+        true,
+        ",cache=writethrough",
+    ),
 ];
 
 /// In these flushes do nothing, and something has to be missing.
-pub const LYING: [Session; 3] = [
+pub const LYING: [Session; 4] = [
     session(Cache::Writeback, true, false, ",fault=drop_flush"),
     session(
         Cache::Writethrough,
@@ -110,6 +159,7 @@ pub const LYING: [Session; 3] = [
         ",cache=writethrough,fault=drop_flush",
     ),
     session(Cache::Writeback, false, true, ",fault=drop_flush"),
+    in_file(Place::Reserved, Cache::Changing, false, ",fault=drop_flush"),
 ];
 
 /// All sessions, in the order of their disks.
@@ -154,6 +204,10 @@ struct Work<D: Driver> {
     /// Its device-mapper device.
     name: String,
     session: Session,
+    /// Sectors that there are now.
+    sectors: usize,
+    /// Whether writes are durable when they are answered, as long as the driver changes that.
+    through: bool,
     journal: String,
     last: u32,
     /// Where each request in flight works.
@@ -180,7 +234,7 @@ impl<D: Driver> Work<D> {
         let id = self.last;
         let (sector, sectors) = loop {
             let sectors = self.below(DATA / SECTOR) + 1;
-            let sector = self.below(self.session.sectors() - sectors);
+            let sector = self.below(self.sectors - sectors);
             let apart = |&(_, at, many): &(u32, usize, usize)| {
                 at + many <= sector || sector + sectors <= at
             };
@@ -241,8 +295,46 @@ impl<D: Driver> Work<D> {
         self.note(Step::Mark { number });
     }
 
+    /// Two marks with write-back, two with write-through, over and over.
+    fn change_cache(&mut self, number: u32) {
+        let through = number % 4 >= 2;
+        if self.session.cache == Cache::Changing && through != self.through {
+            self.front.set_config(WCE, u8::from(!through));
+            self.note(Step::Cache { through });
+            self.through = through;
+        }
+    }
+
+    /// Whether this mark comes after a FLUSH.
+    fn flushes(&self, number: u32) -> bool {
+        match self.session.cache {
+            Cache::Writeback => true,
+            Cache::Changing => !self.through && number.is_multiple_of(2),
+            Cache::Writethrough | Cache::WceOff | Cache::NoFlush => false,
+        }
+    }
+
+    /// Makes the file of the disk longer, under load.
+    fn grow(&mut self) {
+        let sectors = self.session.sectors();
+        let file = File::options().write(true).open(file(&self.name));
+        let file = file.expect("the file of the disk");
+        file.set_len((sectors * SECTOR) as u64)
+            .expect("a longer file");
+        // The daemon looks when whoever wrote to the file closes it.
+        drop(file);
+        wait_until("the new size", PATIENCE, || {
+            (self.front.sectors() == sectors as u64).then_some(())
+        });
+        self.sectors = sectors;
+    }
+
     fn run(mut self, marks: u32) -> String {
         for number in 0..marks {
+            self.change_cache(number);
+            if number == marks / 2 && self.sectors < self.session.sectors() {
+                self.grow();
+            }
             for _ in 0..self.below(12) + 4 {
                 if self.front.in_flight() + 2 < DEPTH {
                     self.submit();
@@ -253,7 +345,7 @@ impl<D: Driver> Work<D> {
             while self.front.in_flight() > left {
                 self.reap(None);
             }
-            if self.session.cache == Cache::Writeback {
+            if self.flushes(number) {
                 let flush = self.flush();
                 for _ in 0..self.below(4) {
                     self.submit();
@@ -286,6 +378,8 @@ fn drive_disk<D: Driver>(session: Session, name: &str, socket: &Path, marks: u32
         front,
         name: name.to_owned(),
         session,
+        sectors: session.sectors_at_first(),
+        through: false,
         journal: String::new(),
         last: 0,
         in_flight: Vec::new(),
@@ -298,19 +392,67 @@ fn mapped(number: usize) -> String {
     format!("lw{number}")
 }
 
-fn run(number: usize, session: Session, marks: u32) -> String {
-    let name = mapped(number);
-    let log = drive(number);
-    let table = format!("0 {SECTORS} log-writes /dev/ram{number} {log}");
-    dmsetup(&["create", &name, "--table", &table]);
+/// Where the file system of a session is mounted.
+fn mounted(name: &str) -> String {
+    format!("/tmp/{name}.mnt")
+}
+
+/// The file that has the disk of a session.
+fn file(name: &str) -> String {
+    format!("{}/{DISK_FILE}", mounted(name))
+}
+
+fn ok(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status();
+    let status = status.unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(status.success(), "{program} {arguments:?}: {status}");
+}
+
+/// Makes what the disk of a session is in; returns its path.
+fn make(name: &str, session: Session) -> String {
+    let device = format!("/dev/mapper/{name}");
     if session.is_image() {
-        let device = File::options()
-            .write(true)
-            .open(format!("/dev/mapper/{name}"));
-        let mut device = device.unwrap();
+        let mut device = File::options().write(true).open(&device).unwrap();
         device.write_all(&image::empty(session.sectors())).unwrap();
         device.sync_all().unwrap();
     }
+    if !session.is_file() {
+        return device;
+    }
+    // All at once: nothing of it is written later, in the background.
+    let at_once = "lazy_itable_init=0,lazy_journal_init=0";
+    ok(
+        "mkfs.ext4",
+        &["-q", "-F", "-b", "4096", "-E", at_once, &device],
+    );
+    let (dir, path) = (mounted(name), file(name));
+    fs::create_dir(&dir).unwrap();
+    ok("mount", &["-t", "ext4", &device, &dir]);
+    let bytes = (session.sectors_at_first() * SECTOR).to_string();
+    match session.place {
+        Place::Reserved => ok("fallocate", &["-l", &bytes, &path]),
+        Place::Sparse | Place::Device => ok("truncate", &["-s", &bytes, &path]),
+    }
+    File::open(&path).unwrap().sync_all().unwrap();
+    File::open(&dir).unwrap().sync_all().unwrap();
+    path
+}
+
+/// The RAM disk of a session. The kernel makes some, and others when they are opened.
+fn ram_disk(number: usize) -> String {
+    let path = format!("/dev/ram{number}");
+    if !Path::new(&path).exists() {
+        ok("mknod", &[&path, "b", "1", &number.to_string()]);
+    }
+    path
+}
+
+fn run(number: usize, session: Session, marks: u32) -> String {
+    let name = mapped(number);
+    let (disk, log) = (ram_disk(number), drive(number));
+    let table = format!("0 {SECTORS} log-writes {disk} {log}");
+    dmsetup(&["create", &name, "--table", &table]);
+    let path = make(&name, session);
     let socket = format!("/tmp/{name}.sock");
     let key = "encrypt=aes-256-xts,key_file=/tmp/key";
     let key = if session.encrypt {
@@ -319,7 +461,7 @@ fn run(number: usize, session: Session, marks: u32) -> String {
         String::new()
     };
     let disk = format!(
-        "name=disk0,socket={socket},path=/dev/mapper/{name}{key}{}",
+        "name=disk0,socket={socket},path={path}{key}{}",
         session.extra
     );
     let args = ["run", "--core", "1", "--idle", "adaptive", "--blk", &disk];
@@ -336,6 +478,7 @@ fn run(number: usize, session: Session, marks: u32) -> String {
     assert!(status.success(), "{log}");
     // Without registered memory the session would prove nothing of it.
     assert!(!log.contains("can't be pinned"), "{log}");
+    assert!(!log.contains("not here"), "{log}");
     journal
 }
 
@@ -353,8 +496,14 @@ fn drives_disks_in_the_guest() {
     }
     journal += "end\n";
     // The kernel closes the files of an io_uring a moment after its owner has gone.
-    for number in 0..sessions().len() {
+    for (number, session) in sessions().into_iter().enumerate() {
         let name = mapped(number);
+        if session.is_file() {
+            wait_until("a file that nobody has open", PATIENCE, || {
+                let done = Command::new("umount").arg(mounted(&name)).output();
+                done.expect("umount runs").status.success().then_some(())
+            });
+        }
         wait_until("a device that nobody has open", PATIENCE, || {
             try_dmsetup(&["remove", &name]).ok()
         });

@@ -32,6 +32,8 @@ pub enum Step {
     Done { id: u32 },
     /// A mark is in the log.
     Mark { number: u32 },
+    /// From now on a write is durable when it is answered, or only after a FLUSH.
+    Cache { through: bool },
 }
 
 impl fmt::Display for Step {
@@ -46,6 +48,7 @@ impl fmt::Display for Step {
             Step::Flush { id } => write!(f, "Flush {id}"),
             Step::Done { id } => write!(f, "Done {id}"),
             Step::Mark { number } => write!(f, "Mark {number}"),
+            Step::Cache { through } => write!(f, "Cache {}", u32::from(through)),
         }
     }
 }
@@ -63,6 +66,7 @@ impl FromStr for Step {
             "Flush" => return Ok(Step::Flush { id }),
             "Done" => return Ok(Step::Done { id }),
             "Mark" => return Ok(Step::Mark { number: id }),
+            "Cache" => return Ok(Step::Cache { through: id == 1 }),
             "Write" => Kind::Write,
             "Zeroes" => Kind::Zeroes,
             "Discard" => Kind::Discard,
@@ -100,11 +104,13 @@ struct Request {
     kind: Kind,
     sector: usize,
     sectors: usize,
+    /// Writes are durable when they are answered, since before it was made available.
+    through: bool,
 }
 
 /// What each sector may have if the power is cut now.
 pub struct Durable {
-    /// Writes are durable when they are answered, without a FLUSH.
+    /// Writes are durable when they are answered, without a FLUSH, now.
     through: bool,
     requests: HashMap<u32, Request>,
     /// Answered, and no FLUSH since.
@@ -144,6 +150,7 @@ impl Durable {
                     kind,
                     sector,
                     sectors,
+                    through: self.through,
                 };
                 self.requests.insert(id, request);
             }
@@ -154,6 +161,13 @@ impl Durable {
             }
             Step::Done { id } => self.done(id),
             Step::Mark { .. } => {}
+            Step::Cache { through } => {
+                self.through = through;
+                // What is not answered yet has to be flushed, unless it was so all the time until
+                // its answer (VIRTIO 1.3 §5.2.6.2); what was answered before stays as it is.
+                let requests = self.requests.values_mut();
+                requests.for_each(|request| request.through &= through);
+            }
         }
     }
 
@@ -162,7 +176,7 @@ impl Durable {
             covered.into_iter().for_each(|id| self.keep(id));
             return;
         }
-        if self.through {
+        if self.requests[&id].through {
             self.keep(id);
         } else {
             self.unflushed.push(id);
@@ -252,7 +266,46 @@ fn a_flush_covers_what_was_answered_before_it() {
     disk.step(submit(4, 0));
     assert_eq!(disk.judge(0, &Found::Data(content(0, 4))), Ok(4));
     assert_eq!(disk.judge(0, &Found::Data(content(0, 1))), Ok(1));
+    let cache = |through| Step::Cache { through };
     for step in [submit(7, 3), Step::Flush { id: 8 }, Step::Done { id: 9 }] {
         assert_eq!(step.to_string().parse(), Ok(step));
     }
+    assert_eq!("Cache 1".parse(), Ok(cache(true)));
+    assert_eq!(cache(false).to_string().parse(), Ok(cache(false)));
+}
+
+#[test]
+fn a_write_is_durable_at_once_if_the_cache_was_off_all_the_time() {
+    let submit = |id, sector| Step::Submit {
+        id,
+        kind: Kind::Write,
+        sector,
+        sectors: 1,
+    };
+    let cache = |through| Step::Cache { through };
+    let mut disk = Durable::new(8, false);
+    for step in [
+        // Answered before the cache was off, and after it.
+        submit(1, 1),
+        submit(2, 2),
+        Step::Done { id: 1 },
+        cache(true),
+        Step::Done { id: 2 },
+        // Off all the time, and on again before the answer.
+        submit(3, 3),
+        submit(4, 4),
+        submit(5, 5),
+        Step::Done { id: 3 },
+        cache(false),
+        Step::Done { id: 4 },
+        cache(true),
+        Step::Done { id: 5 },
+    ] {
+        disk.step(step);
+    }
+    let durable = [1, 2, 3, 4, 5].map(|sector| disk.has_durable(sector));
+    assert_eq!(durable, [false, false, true, false, false]);
+    disk.step(Step::Flush { id: 6 });
+    disk.step(Step::Done { id: 6 });
+    assert!((1..6).all(|sector| disk.has_durable(sector)));
 }
