@@ -118,7 +118,7 @@ pub fn peek(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
 }
 
 /// More descriptors than come with a message (SCM_MAX_FD), and an even number: control messages are
-/// padded to eight bytes, so that the kernel may deliver one more than an odd number leaves room for.
+/// padded to eight bytes, so that the kernel may deliver one more than an odd number has room for.
 const FDS_MAX: usize = 254;
 
 /// Reads what is there, up to `bytes`, and the first descriptor that came along. All others are

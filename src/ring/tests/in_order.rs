@@ -1,4 +1,5 @@
-//! VIRTIO_F_IN_ORDER on packed rings: one used descriptor for a run of chains.
+//! VIRTIO_F_IN_ORDER on packed rings: one used descriptor for a run of chains (VIRTIO 1.3
+//! §2.8.8).
 
 use super::*;
 
@@ -86,7 +87,7 @@ fn a_chain_that_was_written_ends_the_run_and_has_a_descriptor_of_its_own() {
     assert_eq!(used(&rig, 4), Some((id(4), 0)));
 }
 
-/// WRITE in a used descriptor says that its length counts (VIRTIO 1.3 §2.8.9), in that of one chain
+/// WRITE in a used descriptor says that its length counts (VIRTIO 1.3 §2.8.4), in that of one chain
 /// and in that of a run.
 #[test]
 fn a_used_descriptor_says_whether_its_length_counts() {

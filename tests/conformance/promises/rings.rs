@@ -52,8 +52,16 @@ pub const UNDERSTOOD: &[Promise] = &[
         &["tests/bench_net.rs: all_128_queue_pairs_move_frames"],
     ),
     (
-        "IN_ORDER: chains that were only read need one used descriptor for many",
+        "IN_ORDER: chains that were only read need one used element or descriptor for many, and in \
+         both directions a burst is shown by one store (docs/decisions/0015)",
         &[
+            "src/ring/tests/batches.rs: \
+             a_batch_of_chains_that_were_only_read_is_one_used_element \
+             a_batch_passes_the_event_index_wherever_in_it_that_is",
+            "src/ring/tests/stores.rs: what_was_sent_is_one_element_and_the_index_on_a_split_ring \
+             what_was_received_is_an_element_each_and_the_index_once_on_a_split_ring \
+             what_was_sent_is_one_descriptor_for_32_on_a_packed_ring_the_first_last \
+             what_was_received_is_a_descriptor_each_the_first_last_on_a_packed_ring",
             "src/ring/tests/in_order.rs: \
              a_run_of_chains_that_were_only_read_is_one_used_descriptor \
              a_chain_that_was_written_ends_the_run_and_has_a_descriptor_of_its_own \
