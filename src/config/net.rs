@@ -45,6 +45,7 @@ struct RawNet {
     egress_frames: Option<TextOrNumber>,
     rate_burst: Option<TextOrNumber>,
     netns: Option<String>,
+    persist: Option<bool>,
     busy_poll: Option<u64>,
     tx_csum: Option<String>,
     vlan: Option<TextOrNumber>,
@@ -88,7 +89,7 @@ pub(super) fn net(
     };
     let mtu = raw.mtu.map(|mtu| bounded(mtu, MTU.0, MTU.1));
     let mtu = mtu.transpose().map_err(in_key("mtu"))?;
-    let link = in_netns(table, link, raw.netns)?;
+    let link = tap_keys(table, link, raw.netns, raw.persist)?;
     let link = xdp::with_keys(table, link, keys)?;
     let is_port = matches!(link, LinkConfig::Switch(_));
     let usual = match link {
@@ -184,8 +185,29 @@ pub(super) fn uplink(table: &Table) -> Result<UplinkConfig, ConfigError> {
         rules: switch::rules(table, raw.switch_port(), mtu, true)?,
         rates: rates::port_rates(table, raw.port_rates())?,
         mtu,
-        host: xdp::with_keys(table, in_netns(table, host, raw.netns)?, keys)?,
+        host: xdp::with_keys(table, tap_keys(table, host, raw.netns, raw.persist)?, keys)?,
     })
+}
+
+/// The keys of taps: where one is, and whether one that is made here stays.
+fn tap_keys(
+    table: &Table,
+    link: LinkConfig,
+    netns: Option<String>,
+    persist: Option<bool>,
+) -> Result<LinkConfig, ConfigError> {
+    let mut link = in_netns(table, link, netns)?;
+    match (&mut link, persist) {
+        (_, None) => {}
+        (LinkConfig::Tap(place), Some(persist)) if matches!(place.source, TapSource::Name(_)) => {
+            place.persist = persist;
+        }
+        _ => {
+            let problem = Problem::OnlyWith("link = \"tap:NAME\"");
+            return Err(table.key_error("persist", problem));
+        }
+    }
+    Ok(link)
 }
 
 /// A tap is in a namespace, if one is given.
@@ -200,9 +222,9 @@ fn in_netns(
     let error = |problem| table.key_error("netns", problem);
     let netns = check_netns(netns).map_err(error)?;
     match link {
-        LinkConfig::Tap(TapPlace { source, .. }) if !matches!(source, TapSource::Fds(_)) => {
+        LinkConfig::Tap(place) if !matches!(place.source, TapSource::Fds(_)) => {
             let netns = Some(netns);
-            Ok(LinkConfig::Tap(TapPlace { source, netns }))
+            Ok(LinkConfig::Tap(TapPlace { netns, ..place }))
         }
         _ => Err(error(Problem::OnlyWith(
             "link = \"tap:NAME\" or \"macvtap:NAME\"",

@@ -194,6 +194,7 @@ fn tap(source: TapSource) -> LinkConfig {
     LinkConfig::Tap(TapPlace {
         source,
         netns: None,
+        persist: false,
     })
 }
 

@@ -15,7 +15,7 @@ use super::DaemonError;
 /// session is to follow it.
 pub(super) fn watch(net: &NetConfig) -> Result<Option<LinkWatch>, DaemonError> {
     let watch = match &net.link {
-        LinkConfig::Tap(TapPlace { source, netns }) => match source {
+        LinkConfig::Tap(TapPlace { source, netns, .. }) => match source {
             TapSource::Name(name) | TapSource::Macvtap(name) => {
                 LinkWatch::interface(name, netns.as_deref())
             }

@@ -7,6 +7,7 @@ fn place(source: TapSource, netns: Option<&str>) -> LinkConfig {
     LinkConfig::Tap(TapPlace {
         source,
         netns: netns.map(ToOwned::to_owned),
+        persist: false,
     })
 }
 
@@ -35,6 +36,14 @@ fn every_kind_of_tap_is_told_apart() {
         read("socket=/n,link=macvtap:mv0,queues=1"),
         (place(mv0(), None), 1)
     );
+    let LinkConfig::Tap(place_of_tap0) = named("tap0") else {
+        unreachable!("it is a tap");
+    };
+    let stays = LinkConfig::Tap(TapPlace {
+        persist: true,
+        ..place_of_tap0
+    });
+    assert_eq!(read("socket=/n,link=tap:tap0,persist=true"), (stays, 16));
     let both = place(mv0(), Some("blue"));
     assert_eq!(read("socket=/n,link=macvtap:mv0,netns=blue"), (both, 16));
     // As many queues as descriptors.
@@ -85,6 +94,10 @@ fn what_no_tap_can_be_is_refused() {
         ),
         ("link=tap:t,netns=a/b", format!("netns = \"a/b\": {name}")),
         ("link=tap:t,netns=..", format!("netns = \"..\": {name}")),
+        (
+            "link=macvtap:t,persist=true",
+            "persist = \"true\": only has a meaning with link = \"tap:NAME\"".to_owned(),
+        ),
     ] {
         let error = net_flags(&format!("socket=/n,{list}")).unwrap_err();
         assert_eq!(error.to_string(), format!("--net net0: {message}"));

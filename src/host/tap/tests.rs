@@ -392,6 +392,7 @@ fn a_macvtap_takes_and_gives_frames_like_a_tap() {
             ip(&format!("link set {interface} up"));
         }
         let place = TapPlace {
+            persist: false,
             source: TapSource::Macvtap("mv0".to_owned()),
             netns: None,
         };

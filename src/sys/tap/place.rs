@@ -41,6 +41,8 @@ pub struct TapPlace {
     pub source: TapSource,
     /// Its namespace, by name or path; none: that of this process.
     pub netns: Option<String>,
+    /// One that is made here stays when its last queue is closed.
+    pub persist: bool,
 }
 
 impl fmt::Display for TapSource {
@@ -63,7 +65,13 @@ impl Tap {
     /// [`TapError`].
     pub fn open_at(place: &TapPlace, queues: u16, mtu: Option<u16>) -> Result<Tap, TapError> {
         let open = || match &place.source {
-            TapSource::Name(name) => Tap::open(name, queues, mtu),
+            TapSource::Name(name) => {
+                let tap = Tap::open(name, queues, mtu)?;
+                if place.persist && tap.created {
+                    tap.keep()?;
+                }
+                Ok(tap)
+            }
             TapSource::Fds(fds) => Tap::inherited(fds),
             TapSource::Macvtap(name) => Tap::macvtap(name, queues, mtu),
         };
@@ -77,6 +85,17 @@ impl Tap {
                 }),
             },
         }
+    }
+
+    /// Has the interface stay when its last queue is closed.
+    fn keep(&self) -> Result<(), TapError> {
+        let failed = |error| failed(&self.name, "make it persistent", error);
+        let Some(first) = self.fds.first() else {
+            return Ok(());
+        };
+        let on: libc::c_ulong = 1;
+        // SAFETY: TUNSETPERSIST takes a number, no pointer, and the file is open.
+        check(unsafe { libc::ioctl(first.as_raw_fd(), libc::TUNSETPERSIST, on) }).map_err(failed)
     }
 
     /// Takes over queues of one tap that somebody else opened.

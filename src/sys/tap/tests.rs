@@ -90,6 +90,33 @@ fn an_existing_tap_stays_as_persistent_as_it_was() {
 }
 
 #[test]
+fn a_tap_that_is_made_to_stay_stays_and_is_used_again() {
+    in_private_netns(|| {
+        let open = |persist| {
+            let source = TapSource::Name("stays0".into());
+            let netns = None;
+            let place = TapPlace {
+                source,
+                netns,
+                persist,
+            };
+            Tap::open_at(&place, 2, None).unwrap()
+        };
+        let tap = open(true);
+        assert!(tap.is_created());
+        assert!(link("stays0").unwrap().contains("persist on"));
+        drop(tap);
+        assert!(link("stays0").unwrap().contains("persist on"));
+        // Whoever made it: it is there now, and what is there stays as it is.
+        let tap = open(false);
+        assert!(!tap.is_created());
+        assert_eq!(tap.queues(), 2);
+        drop(tap);
+        assert!(link("stays0").is_some());
+    });
+}
+
+#[test]
 fn more_queues_than_an_existing_tap_can_have_are_refused() {
     in_private_netns(|| {
         ip("tuntap add dev one0 mode tap");

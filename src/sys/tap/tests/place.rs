@@ -37,6 +37,7 @@ impl Drop for Netns {
 
 fn open(source: TapSource, netns: Option<&str>, queues: u16) -> Result<Tap, TapError> {
     let place = TapPlace {
+        persist: false,
         source,
         netns: netns.map(ToOwned::to_owned),
     };
