@@ -35,10 +35,10 @@ pub(super) struct RunArgs {
     /// xdp:IFACE, xdp:IFACE:fd=N:map=N, xdp:IFACE:fdname=NAME:mapname=NAME, wire:PORT,
     /// switch:NAME, echo, sink).
     /// With host (tap:NAME, macvtap:NAME, xdp:IFACE) instead of socket: an interface at a switch.
-    /// Also: name, mode, queues, netns, persist, busy_poll, tx_csum, mac, mtu, link_follows, speed, duplex,
-    /// cores, hold_us, ingress_bits, ingress_frames, egress_bits, egress_frames, rate_burst, vlan,
-    /// vlan_native, isolated, flood_limit, allow_mac, allow_ip, stations, ring_reset,
-    /// call_max_used, call_max_us, socket_owner, socket_group, socket_mode
+    /// Also: name, mode, queues, netns, persist, busy_poll, tx_csum, mac, mtu, link_follows,
+    /// speed, duplex, cores, hold_us, ingress_bits, ingress_frames, egress_bits, egress_frames,
+    /// rate_burst, vlan, vlan_native, isolated, flood_limit, allow_mac, allow_ip, stations,
+    /// ring_reset, call_max_used, call_max_us, socket_owner, socket_group, socket_mode
     #[arg(long, value_name = "KEY=VALUE,...")]
     net: Vec<String>,
 
