@@ -425,7 +425,8 @@ impl Uring {
         if queued < HANDED_OVER_MIN.max(self.in_flight - queued) {
             return;
         }
-        enter(&self.ring, queued, 0);
+        // What it does not take now goes with the turn's own call.
+        let _ = self.ring.submit();
         if self.is_taken() {
             self.lists.clear();
         }
@@ -478,7 +479,7 @@ impl Uring {
         };
         drop(submission);
         if wanted {
-            enter(&self.ring, queued, GETEVENTS | flags);
+            enter(&self.ring, queued, flags);
         }
         let mut count = self.sort(false);
         if self.polled.is_some() {
@@ -508,7 +509,7 @@ impl Uring {
             return 0;
         };
         let queued = polled.ring.submission().len();
-        enter(&polled.ring, queued, GETEVENTS);
+        enter(&polled.ring, queued, 0);
         let count = self.sort(true);
         if let Some(polled) = &mut self.polled {
             polled.in_flight -= count;
@@ -554,7 +555,7 @@ impl Uring {
         let _ = self.ring.submitter().register_sync_cancel(at_once, all);
         while self.in_flight > 0 && Instant::now() < deadline {
             if self.enter() == 0 {
-                enter(&self.ring, 0, GETEVENTS);
+                enter(&self.ring, 0, 0);
                 std::thread::yield_now();
             }
         }
@@ -566,14 +567,14 @@ impl Uring {
 const GETEVENTS: u32 = 1;
 const SQ_WAKEUP: u32 = 2;
 
-/// Submits `queued` entries; with GETEVENTS lets the kernel finish what it can, without waiting.
+/// Submits `queued` entries and lets the kernel finish what it can, without waiting.
 fn enter(ring: &IoUring, queued: usize, flags: u32) {
     let queued = u32::try_from(queued).unwrap_or(u32::MAX);
     // SAFETY: no signal mask is passed. EINTR, EBUSY and EAGAIN leave the entries queued: the next
     // turn tries again.
     let _ = unsafe {
         ring.submitter()
-            .enter::<libc::sigset_t>(queued, 0, flags, None)
+            .enter::<libc::sigset_t>(queued, 0, GETEVENTS | flags, None)
     };
 }
 

@@ -10,7 +10,7 @@ use io_uring::{IoUring, opcode, types};
 
 use crate::memory::Store;
 
-use super::{FILES_MAX, GETEVENTS, Uring, enter};
+use super::{FILES_MAX, Uring, enter};
 
 /// How long the first read may take.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
@@ -60,7 +60,7 @@ pub fn probe(file: &File) -> io::Result<()> {
     // SAFETY: the buffer is mapped until the read is complete; see below.
     unsafe { ring.submission().push(&read) }.map_err(io::Error::other)?;
     let deadline = Instant::now() + PROBE_WITHIN;
-    enter(&ring, 1, GETEVENTS);
+    enter(&ring, 1, 0);
     loop {
         let done = ring.completion().next();
         if let Some(done) = done {
@@ -75,7 +75,7 @@ pub fn probe(file: &File) -> io::Result<()> {
             core::mem::forget(store);
             return Err(io::ErrorKind::TimedOut.into());
         }
-        enter(&ring, 0, GETEVENTS);
+        enter(&ring, 0, 0);
     }
 }
 
