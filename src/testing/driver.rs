@@ -268,6 +268,18 @@ impl SplitDriver {
     }
 }
 
+/// The chain whose turn it is, where a used element or descriptor names `last`: the last one that
+/// it stands for, which is also returned when that is another.
+fn first_in_order(order: &mut VecDeque<u16>, last: u16, written: u32) -> (u16, Option<u16>) {
+    let first = order.pop_front().expect("in flight");
+    if first == last {
+        return (first, None);
+    }
+    assert!(order.contains(&last), "used id {last} in its turn");
+    assert_eq!(written, 0, "what was written is told of each chain");
+    (first, Some(last))
+}
+
 impl Driver for SplitDriver {
     type Format = Split;
 
@@ -368,13 +380,7 @@ impl Driver for SplitDriver {
         let mut id = u16::try_from(self.raw.device.load32(at)).expect("a used id of 16 bits");
         let written = self.raw.device.load32(at + 4);
         if self.in_order {
-            // The element names the last chain that it stands for.
-            let last = core::mem::replace(&mut id, self.order.pop_front().expect("in flight"));
-            if id != last {
-                assert!(self.order.contains(&last), "used id {last} in its turn");
-                assert_eq!(written, 0, "what was written is told of each chain");
-                self.batch = Some(last);
-            }
+            (id, self.batch) = first_in_order(&mut self.order, id, written);
         }
         self.release(id);
         Some((id, written))
@@ -557,13 +563,7 @@ impl Driver for PackedDriver {
         let mut id = u16::try_from((word >> 32) & 0xffff).expect("16 bits");
         let written = u32::try_from(word & 0xffff_ffff).expect("32 bits");
         if self.in_order {
-            // The descriptor names the last chain that it stands for.
-            let last = core::mem::replace(&mut id, self.order.pop_front().expect("in flight"));
-            if id != last {
-                assert!(self.order.contains(&last), "used id {last} in its turn");
-                assert_eq!(written, 0, "what was written is told of each chain");
-                self.batch = Some(last);
-            }
+            (id, self.batch) = first_in_order(&mut self.order, id, written);
         }
         self.release(id);
         Some((id, written))
