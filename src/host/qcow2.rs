@@ -86,6 +86,9 @@ struct Shared {
     /// In which number of [`Users`] an operation is counted that begins now.
     which: AtomicUsize,
     given_up: AtomicBool,
+    /// Tables can't be written.
+    #[cfg(test)]
+    is_stuck: AtomicBool,
 }
 
 impl Shared {
@@ -159,6 +162,8 @@ impl Qcow2Image {
             map: Map::new(bytes, cluster_bits),
             which: AtomicUsize::new(0),
             given_up: AtomicBool::new(false),
+            #[cfg(test)]
+            is_stuck: AtomicBool::new(false),
         });
         let (commands, inbox) = unbounded();
         let server = Server::new(name.to_owned(), image, Arc::clone(&shared), inbox);

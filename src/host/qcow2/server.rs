@@ -132,6 +132,8 @@ pub(super) struct Server {
     /// Who may use places in the map, and whether that queue is gone.
     users: Vec<(Arc<Users>, Arc<AtomicBool>)>,
     round: Round,
+    /// Tables could not be written, and are not in the file yet.
+    unsettled: bool,
     told: Option<Instant>,
 }
 
@@ -150,6 +152,7 @@ impl Server {
             lanes: Vec::new(),
             users: Vec::new(),
             round: Round::default(),
+            unsettled: false,
             told: None,
         }
     }
@@ -233,13 +236,23 @@ impl Server {
         true
     }
 
+    fn settle(&mut self) -> Result<(), i32> {
+        #[cfg(test)]
+        if self.shared.is_stuck.load(Ordering::Relaxed) {
+            return Err(EIO);
+        }
+        self.guarded(|image| image.settle())
+    }
+
     /// Settles what was done, and answers.
     fn end_round(&mut self) {
-        let (settle, sync) = (self.round.settle, self.round.sync);
-        let settled = match settle || sync {
-            true => self.guarded(|image| image.settle()),
+        let sync = self.round.sync;
+        let settle = self.round.settle || sync || self.unsettled;
+        let settled = match settle {
+            true => self.settle(),
             false => Ok(()),
         };
+        self.unsettled = settled.is_err();
         let durable = match (settled, sync) {
             (Ok(()), true) => self.guarded(|image| image.sync()),
             (settled, _) => settled,

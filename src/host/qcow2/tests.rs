@@ -143,3 +143,30 @@ fn a_cluster_in_use_does_not_go_and_reads_as_zeros() {
     idle.rest.users.leave(0);
     disk.detach(&mut bench.ring);
 }
+
+/// A worker that writes to a cluster by itself is answered with nobody to ask the tables: they must
+/// be in the file by then, even if that had failed, and a read was all that came since.
+#[test]
+fn workers_do_not_use_clusters_that_the_file_does_not_know_of() {
+    let mut bench = Bench::new();
+    let mut disk = bench.queue();
+    let store = Store::new(4096).unwrap();
+    let segments = [store.segment(0, 4096)];
+    let [write, read] = ops(&segments);
+    let stuck = |bench: &Bench, stuck| bench.image.shared.is_stuck.store(stuck, Ordering::Relaxed);
+    stuck(&bench, true);
+    assert_eq!(bench.run(&mut disk, write), (Err(5), false));
+    // Places are told after the answer, so the second answer comes after them.
+    for _ in 0..2 {
+        assert_eq!(bench.run(&mut disk, read), (Ok(4096), false));
+    }
+    assert!(!bench.image.shared.map.knows(16));
+    assert_eq!(bench.run(&mut disk, write), (Err(5), false));
+    stuck(&bench, false);
+    for _ in 0..2 {
+        assert_eq!(bench.run(&mut disk, read).0, Ok(4096));
+    }
+    assert!(bench.image.shared.map.knows(16));
+    assert_eq!(bench.run(&mut disk, write), (Ok(4096), true));
+    disk.detach(&mut bench.ring);
+}
