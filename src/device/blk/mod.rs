@@ -33,7 +33,7 @@ use crate::memory::{Segment, Segments, copy};
 use crate::ring::{Chain, ChainQueue, Popped, RingFault};
 
 pub use config::{BlkCounters, BlkModel, BlkSetup, BlkTopology, SEG_MAX, SIZE_MAX};
-use pieces::{answer_at_once, blank, cut, last_byte};
+use pieces::{answer_at_once, blank, cut, is_short, last_byte, next_piece};
 use ranges::Progress;
 pub use ranges::RangeLimits;
 use request::{HEADER_BYTES, parse};
@@ -53,6 +53,10 @@ const SLOTS_MAX: u16 = 512;
 /// Chains popped before the first of them is looked at, so that the headers, which the guest wrote
 /// on another core, all come at the same time.
 const POPPED_MAX: usize = 16;
+
+/// What a queue hands to the host, or takes back from it, in one turn: some hosts move or encrypt
+/// data on the worker, whose other queues wait meanwhile. One more piece may go beyond it.
+const TURN_BYTES: u64 = 4 << 20;
 
 const STATUS_OK: u8 = 0;
 const STATUS_IOERR: u8 = 1;
@@ -89,6 +93,8 @@ pub struct BlkHandler {
     slots: Slots,
     /// Slots whose operation the host had no room for, in order.
     waiting: VecDeque<u16>,
+    /// Bytes that may still go to the host or come from it in this turn.
+    left: u64,
     /// Requests that a limit holds up.
     throttle: Throttle,
     /// Chains that are popped and not looked at yet; empty between polls.
@@ -129,6 +135,7 @@ impl BlkHandler {
             },
             slots: Slots::new(slots),
             waiting: VecDeque::with_capacity(usize::from(slots)),
+            left: TURN_BYTES,
             throttle: Throttle::new(limits, index, slots, Arc::clone(&counters)),
             popped: Vec::with_capacity(POPPED_MAX),
             ranges: Vec::new(),
@@ -150,6 +157,7 @@ impl BlkHandler {
         budget: usize,
     ) -> Result<usize, RingFault> {
         self.limits.capacity_bytes = self.size.end();
+        self.left = TURN_BYTES;
         let mut work = self.reap(vq, io)?;
         if self.sick.looks() && self.sick.look(&self.slots, &self.counters) {
             work += self.retry_held(vq, io);
@@ -183,7 +191,7 @@ impl BlkHandler {
         let mut popped = core::mem::take(&mut self.popped);
         let mut taken = 0;
         let mut end = Ok(());
-        while taken < budget && self.waiting.is_empty() && end.is_ok() {
+        while taken < budget && self.waiting.is_empty() && self.left > 0 && end.is_ok() {
             let limited = self.throttle.is_active();
             if limited && !self.throttle.is_open() {
                 break;
@@ -310,6 +318,7 @@ impl BlkHandler {
             &self.counters.unsupported
         };
         counter.add(1);
+        self.left = self.left.saturating_sub(chain.writable_bytes.into());
         answer_at_once(vq, chain, writable, status, 0);
         Ok(())
     }
@@ -390,49 +399,59 @@ impl BlkHandler {
         beyond
     }
 
-    /// Hands the rest of the request in slot `index` to the host.
+    /// Hands the next piece of the request in slot `index` to the host.
     fn submit(&mut self, io: &mut dyn BlkIo, index: u16) {
+        if self.left == 0 {
+            self.waiting.push_back(index);
+            return;
+        }
         let token = self.slots.token(index);
         let slot = self.slots.get(index);
-        let rest = &slot.segments[slot.next..slot.segments.len() - 1];
         let done = u64::from(slot.done);
-        let op = match slot.request {
-            Request::In { offset, .. } => BlkOp::Read {
-                offset: offset + done,
-                segments: rest,
-            },
-            Request::Out { offset, .. } => {
+        let (op, bytes) = match slot.request {
+            Request::In { offset, bytes } => {
+                let (segments, bytes) = next_piece(slot, bytes);
+                let offset = offset + done;
+                (BlkOp::Read { offset, segments }, bytes)
+            }
+            Request::Out { offset, bytes } => {
                 let durable = self.durability.now();
                 self.counters.durable_writes.add(u64::from(durable));
-                BlkOp::Write {
+                let (segments, bytes) = next_piece(slot, bytes);
+                let op = BlkOp::Write {
                     offset: offset + done,
-                    segments: rest,
+                    segments,
                     durable,
-                }
+                };
+                (op, bytes)
             }
-            Request::Flush | Request::GetId => BlkOp::Flush,
+            Request::Flush | Request::GetId => (BlkOp::Flush, 0),
             Request::Discard | Request::WriteZeroes => ranges::next_op(slot),
         };
-        if io.submit(token, op).is_err() {
+        if io.submit(token, op).is_ok() {
+            self.left = self.left.saturating_sub(bytes.into());
+        } else {
             self.waiting.push_back(index);
         }
     }
 
-    /// Hands what the host had no room for to it again. Returns how many were answered instead.
+    /// Hands what waits for the host, or for this turn, to it. Returns how many it took, or were
+    /// answered instead.
     #[cold]
     fn resubmit<Q: ChainQueue>(&mut self, vq: &mut Q, io: &mut dyn BlkIo) -> usize {
-        let mut answered = 0;
+        let mut work = 0;
         for _ in 0..self.waiting.len() {
             let Some(index) = self.waiting.pop_front() else {
                 break;
             };
-            answered += usize::from(self.submit_late(vq, io, index));
+            self.submit_late(vq, io, index);
             // Still no room: it went to the back; the order within a queue is not promised.
             if self.waiting.back() == Some(&index) {
                 break;
             }
+            work += 1;
         }
-        answered
+        work
     }
 
     /// Tries again what waits for space. Returns how many requests were answered instead, because
@@ -463,8 +482,12 @@ impl BlkHandler {
 
     fn reap<Q: ChainQueue>(&mut self, vq: &mut Q, io: &mut dyn BlkIo) -> Result<usize, RingFault> {
         let mut count = 0;
-        while let Some(completion) = io.reap() {
+        while self.left > 0
+            && let Some(completion) = io.reap()
+        {
             count += 1;
+            let moved = completion.result.unwrap_or(0);
+            self.left = self.left.saturating_sub(moved.into());
             self.complete(vq, io, completion)?;
         }
         Ok(count)
@@ -484,8 +507,8 @@ impl BlkHandler {
                 // The file ends before the disk does: somebody cut it.
                 Progress::Stuck => STATUS_IOERR,
                 Progress::More => {
-                    let ranged = matches!(slot.request, Request::Discard | Request::WriteZeroes);
-                    self.counters.short_ios.add(u64::from(!ranged));
+                    let short = is_short(slot, moved);
+                    self.counters.short_ios.add(u64::from(short));
                     self.submit(io, index);
                     return Ok(());
                 }

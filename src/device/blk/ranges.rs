@@ -160,13 +160,14 @@ fn checked(sector: u64, sectors: u32, discard: bool, limits: &Limits) -> Option<
     (inside && whole).then_some((offset, bytes))
 }
 
-/// What a request about ranges needs next: its next range, or, when all are done, a flush.
-pub(super) fn next_op(slot: &Slot) -> BlkOp<'static> {
+/// What a request about ranges needs next, and its bytes: its next range, or, when all are done, a
+/// flush.
+pub(super) fn next_op(slot: &Slot) -> (BlkOp<'static>, u32) {
     let Some(range) = slot.ranges.list.get(slot.ranges.next) else {
-        return BlkOp::Flush;
+        return (BlkOp::Flush, 0);
     };
     let (offset, bytes) = (range.offset + u64::from(slot.done), range.bytes - slot.done);
-    if slot.request == Request::Discard {
+    let op = if slot.request == Request::Discard {
         BlkOp::Discard { offset, bytes }
     } else {
         BlkOp::WriteZeroes {
@@ -174,7 +175,8 @@ pub(super) fn next_op(slot: &Slot) -> BlkOp<'static> {
             bytes,
             unmap: range.unmap,
         }
-    }
+    };
+    (op, bytes)
 }
 
 /// Where what a request needs next ends on the disk, if it is not a flush.

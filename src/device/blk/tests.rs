@@ -1,5 +1,7 @@
 //! The request queue on real rings, with a disk that misbehaves on demand.
 
+mod large;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -278,6 +280,9 @@ fn get_id_tells_the_serial_number() {
     assert_eq!(read_guest(&rig.ram, DATA, 20), b"serial-of-disk0\0\0\0\0\0");
     let id = rig.add(1, 8, 0, 4);
     assert_eq!(rig.finish(), (id, 5), "no more than there is room for");
+    let id = rig.add(2, 8, 0, 0);
+    assert_eq!(rig.finish(), (id, 1), "not even a byte");
+    assert_eq!(rig.status(2), STATUS_OK);
 }
 
 #[test]
