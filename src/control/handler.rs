@@ -201,6 +201,7 @@ impl DeviceSession {
             )));
         }
         self.runner.negotiated(features).map_err(refuse)?;
+        self.device.negotiated(features);
         // QEMU sends its features twice; nothing new can start then.
         if self.state.features.replace(features) == Some(features) {
             return Ok(());

@@ -91,6 +91,8 @@ pub trait DeviceModel: Send + Sync + core::fmt::Debug {
     /// # Errors
     /// [`ConfigWriteError`] when the bytes are outside or read-only.
     fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigWriteError>;
+    /// The driver acknowledged these features.
+    fn negotiated(&self, _features: u64) {}
     /// Whether there is a link that may come and go, of which config space tells.
     fn has_link_status(&self) -> bool {
         false

@@ -204,6 +204,8 @@ pub struct BlkModel {
     queues: Box<[Arc<BlkCounters>]>,
     /// Not `writeback` of config space; read by the workers at each write.
     write_through: Arc<AtomicBool>,
+    /// The driver can't flush, so that the cache is off whatever was chosen.
+    cacheless: AtomicBool,
     size: Arc<DiskSize>,
     born: Instant,
 }
@@ -218,6 +220,7 @@ impl BlkModel {
             setup,
             queues,
             write_through,
+            cacheless: AtomicBool::new(false),
             born: Instant::now(),
         }
     }
@@ -347,6 +350,18 @@ impl DeviceModel for BlkModel {
         bytes
     }
 
+    /// A driver that may choose, and can't flush, finds the cache off (VIRTIO 1.3 §5.2.5.2). What
+    /// one with the same features as the last chose stays: a front-end tells them anew whenever it
+    /// starts the device.
+    fn negotiated(&self, features: u64) {
+        let has = |bit: u32| features & (1 << bit) != 0;
+        let cacheless = has(VIRTIO_BLK_F_CONFIG_WCE) && !has(VIRTIO_BLK_F_FLUSH);
+        if self.cacheless.swap(cacheless, Ordering::Relaxed) != cacheless {
+            let write_through = cacheless || self.setup.write_through;
+            self.write_through.store(write_through, Ordering::Relaxed);
+        }
+    }
+
     fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigWriteError> {
         // The only field that a driver may write.
         if let (offset::WCE, &[writeback @ (0 | 1)], false) =
@@ -455,6 +470,26 @@ mod tests {
             (same.physical_block_exp, same.min_io, same.opt_io),
             (0, 1, 0)
         );
+    }
+
+    #[test]
+    fn a_driver_that_can_not_flush_finds_the_cache_off() {
+        let both = (1 << VIRTIO_BLK_F_CONFIG_WCE) | (1 << VIRTIO_BLK_F_FLUSH);
+        let model = BlkModel::new(BlkSetup::default());
+        let shows = |writeback| assert_eq!(model.config()[32], writeback);
+        model.negotiated(both);
+        shows(1);
+        model.write_config(32, &[0]).unwrap();
+        model.negotiated(both);
+        shows(0);
+        model.write_config(32, &[1]).unwrap();
+        model.negotiated(1 << VIRTIO_BLK_F_CONFIG_WCE);
+        shows(0);
+        model.write_config(32, &[1]).unwrap();
+        model.negotiated(1 << VIRTIO_BLK_F_CONFIG_WCE);
+        shows(1);
+        model.negotiated(both);
+        shows(1);
     }
 
     #[test]
