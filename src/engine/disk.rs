@@ -379,9 +379,10 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
         work
     }
 
-    fn arm(&mut self) -> Armed {
+    fn arm(&mut self, takes: bool) -> Armed {
         // With every slot taken a completion comes first, and wakes us. A limit has a time.
-        if self.host.has_done() || self.handler.has_room() && self.vring.set_kicks(true) {
+        let takes = takes && self.handler.has_room();
+        if self.host.has_done() || takes && self.vring.set_kicks(true) {
             return Armed::Work;
         }
         match self.faults.holds() {
@@ -526,7 +527,7 @@ mod tests {
             let id = driver.add(&read).unwrap();
             driver.publish();
             // As a worker does that sleeps whenever a turn found nothing.
-            while queue.poll(&mut cx, 64) > 0 || queue.arm() == Armed::Work {
+            while queue.poll(&mut cx, 64) > 0 || queue.arm(true) == Armed::Work {
                 queue.disarm();
             }
             assert_eq!(driver.used(), Some((id, 513)));
@@ -551,7 +552,7 @@ mod tests {
         queue.host = HostDisk::Uring(UringDisk::new(disk));
         let mailbox = Arc::new(Mailbox::new().unwrap());
         queue.host.attach(Some(&mut ring), &mailbox).unwrap();
-        assert_eq!(queue.arm(), Armed::Sleep);
+        assert_eq!(queue.arm(true), Armed::Sleep);
         let HostDisk::Uring(disk) = &mut queue.host else {
             unreachable!("it was just put there");
         };
@@ -561,6 +562,6 @@ mod tests {
         };
         disk.lend(&mut ring).submit(token, BlkOp::Flush).unwrap();
         assert!(!ring.has_work(), "only the next turn finds it");
-        assert_eq!(queue.arm(), Armed::Work);
+        assert_eq!(queue.arm(true), Armed::Work);
     }
 }

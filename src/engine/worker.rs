@@ -23,20 +23,14 @@ use crate::sys::uring::Uring;
 use super::endpoint::{Endpoint, GuestDisk, GuestSink, GuestSource};
 use super::fabric::{Inbound, Running};
 use super::idle::{Idle, IdlePolicy, Turn};
-use super::link::{Armed, HostPorts, Link};
+use super::link::{HostPorts, Link};
 use super::mailbox::{Command, Leave, Mailbox, NotStarted, Stopped};
+use park::raw;
 
 /// Requests that a disk queue takes in one turn, so that none starves the others.
 const DISK_BUDGET: usize = 64;
 /// What epoll says of the io_uring; of everything else it says 0.
 const URING_DONE: u64 = 1;
-/// Sleep at most this long when something may come without a kick.
-const BOUNDED_SLEEP_MS: i32 = 1;
-/// Turns after a sleep before the host's interfaces are not watched any more: more than a worker
-/// makes that sleeps now and then.
-const TURNS_WATCHED: u32 = 1024;
-/// Already there (errno 17 on every Linux).
-const EEXIST: i32 = 17;
 /// How long the end of a worker waits for operations that nobody waited for before.
 const QUIESCE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -237,7 +231,7 @@ pub(crate) struct Worker {
     epoll: Epoll,
     /// The host's interfaces are in it: see [`Worker::watch_hosts`].
     hosts_watched: bool,
-    /// Turns since the last sleep, up to [`TURNS_WATCHED`].
+    /// Turns since the last sleep, up to [`park::TURNS_WATCHED`].
     turns_awake: u32,
     /// Ends a sleep when a disk must be polled: epoll counts in milliseconds.
     alarm: TimerFd,
@@ -563,129 +557,6 @@ impl Worker {
         };
         let _ = reply.try_send(stopped);
     }
-
-    /// Turns kicks on, looks once more at everything, sleeps, and turns kicks off again.
-    fn park(&mut self) {
-        // Nobody keeps time while we sleep.
-        self.flush_calls(true);
-        self.cx.mailbox.parking().announce();
-        // Before they are looked at: a frame that comes between wakes us.
-        let watched = self.hosts_watched || self.watch_hosts(true).is_ok();
-        self.hosts_watched = watched;
-        let armed = self.arm().max(self.set_alarm());
-        if armed != Armed::Work && self.cx.mailbox.is_empty() {
-            let bounded = !watched || armed == Armed::Bounded || self.kickless > 0 || self.stopping;
-            let timeout = if bounded { BOUNDED_SLEEP_MS } else { -1 };
-            self.counters.parks.add(1);
-            self.counters.bounded_parks.add(u64::from(bounded));
-            self.sleep(timeout);
-        }
-        self.cx.mailbox.parking().awake();
-        self.turns_awake = 0;
-        for &slot in &self.started {
-            if let Some(endpoint) = &mut self.slots.0[slot].endpoint {
-                endpoint.vring().disarm();
-            }
-        }
-        self.idle.woke();
-    }
-
-    /// Sleeps until something is to be looked at, at most `timeout` ms if that is not negative.
-    fn sleep(&mut self, timeout: i32) {
-        let mut events = [EpollEvent::default(); 16];
-        loop {
-            // EINTR is a wake-up like any other: everything is polled after it.
-            let count = self.epoll.wait(timeout, &mut events).unwrap_or(0);
-            // The kernel says twice that an operation is done: when it is, and when we let it tell
-            // us. The second is known already.
-            let stale = matches!(&events[..count], [one] if one.data() == URING_DONE)
-                && !self.cx.uring.as_mut().is_some_and(Uring::has_work);
-            if !stale {
-                return;
-            }
-        }
-    }
-
-    /// Has the host's interfaces wake us, or lets them be. While somebody waits for a socket, the
-    /// kernel looks whom to wake with each frame that it has sent or received: a tenth of the time
-    /// that it has for a short one. So they are watched by who sleeps, and not for long after.
-    fn watch_hosts(&self, watch: bool) -> io::Result<()> {
-        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
-        let taps = self.ports.taps.iter().map(raw);
-        let fds = taps.chain(self.ports.xdps.iter().map(raw));
-        let mut answer = Ok(());
-        for fd in fds {
-            let how = if watch {
-                ControlOperation::Add
-            } else {
-                ControlOperation::Delete
-            };
-            match self.epoll.ctl(how, fd, event) {
-                // One queue may be there twice.
-                Err(error) if error.raw_os_error() == Some(EEXIST) => {}
-                Err(error) => answer = Err(error),
-                Ok(()) => {}
-            }
-        }
-        answer
-    }
-
-    /// A turn without sleep: after many the interfaces are let be.
-    fn stay_awake(&mut self) {
-        self.turns_awake += 1;
-        if self.turns_awake == TURNS_WATCHED {
-            // What stays in costs time and no more.
-            let _ = self.watch_hosts(false);
-            self.hosts_watched = false;
-        }
-    }
-
-    /// Sees to it that a sleep ends when some disk must be polled whatever comes. An alarm that was
-    /// set for an earlier sleep may still end this one: that does no harm.
-    fn set_alarm(&mut self) -> Armed {
-        let mut least: Option<Duration> = None;
-        for &slot in &self.disks {
-            if let Some(wait) = self.slots.disk(slot).and_then(|disk| disk.wait()) {
-                least = Some(least.map_or(wait, |least| least.min(wait)));
-            }
-        }
-        match least {
-            None => Armed::Sleep,
-            Some(Duration::ZERO) => Armed::Work,
-            Some(wait) => match self.alarm.reset(wait, None) {
-                Ok(()) => Armed::Sleep,
-                Err(_) => Armed::Bounded,
-            },
-        }
-    }
-
-    fn arm(&mut self) -> Armed {
-        let completions = self.cx.uring.as_mut().is_some_and(Uring::has_work);
-        let mut armed = if completions {
-            Armed::Work
-        } else {
-            Armed::Sleep
-        };
-        for link in &mut self.links {
-            armed = armed.max(link.arm(&mut self.slots, &mut self.ports));
-        }
-        for inbound in &mut self.inbounds {
-            if inbound.has_work() {
-                armed = Armed::Work;
-            }
-        }
-        for &slot in &self.disks {
-            let held = self.slots.0[slot].paused || self.slots.0[slot].stopping.is_some();
-            if let Some(disk) = self.slots.disk(slot).filter(|_| !held) {
-                armed = armed.max(disk.arm());
-            }
-        }
-        armed
-    }
-}
-
-fn raw(fd: &impl std::os::fd::AsRawFd) -> std::os::fd::RawFd {
-    fd.as_raw_fd()
 }
 
 /// Wakes the worker when `fd` becomes readable.
@@ -694,5 +565,6 @@ fn watch(epoll: &Epoll, fd: &impl std::os::fd::AsRawFd, how: EventSet) -> io::Re
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
 }
 
+mod park;
 #[cfg(test)]
 mod tests;

@@ -77,6 +77,22 @@ fn a_dropped_flush_is_answered_and_shown() {
     assert!(served.daemon.log().contains("faults are injected"));
 }
 
+/// The disk has nothing more to tell the worker by which it would wake up.
+#[test]
+fn what_a_disabled_queue_has_in_flight_is_answered() {
+    let keys = "backend=ram:8M,io_timeout=off,fault=delay_us=500000";
+    let served = Served::start(TempDir::new("disabled"), keys);
+    let mut front = served.open::<SplitDriver>(F_FLUSH);
+    for place in 0..4 {
+        front.post(place, FLUSH, 0, &[], 0);
+    }
+    // Time for the worker to take them, and to go to sleep.
+    (0..3).for_each(|_| assert_eq!(served.daemon.counter("disk0", "flushes"), 0));
+    front.disable();
+    let answers = front.all_answers();
+    assert!(answers.iter().all(|(_, answer)| answer.status == OK));
+}
+
 /// A daemon whose disk is well at first.
 struct Changing {
     daemon: Daemon,

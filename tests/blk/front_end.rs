@@ -186,6 +186,11 @@ impl<D: Driver> FrontEnd<D> {
         self.front.get_vring_base(0).expect("a base");
     }
 
+    /// SET_VRING_ENABLE 0: nothing new is taken.
+    pub fn disable(&mut self) {
+        self.front.set_vring_enable(0, false).unwrap();
+    }
+
     /// The queue goes on where it was stopped.
     pub fn go_on(&mut self) {
         self.front.set_vring_kick(0, &self.kick).unwrap();

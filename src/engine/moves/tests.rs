@@ -63,7 +63,7 @@ impl GuestDisk for Stubborn {
         }
         0
     }
-    fn arm(&mut self) -> Armed {
+    fn arm(&mut self, _takes: bool) -> Armed {
         Armed::Sleep
     }
     fn wait(&mut self) -> Option<Duration> {

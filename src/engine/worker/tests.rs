@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::park::TURNS_WATCHED;
 use super::*;
 use crate::host::tap::TapQueue;
 use crate::host::xdp::XdpQueue;
