@@ -13,8 +13,8 @@
 //! Rows that say adaptive have vringd sleep when there was nothing to do for a while, to compare
 //! the CPU time per request.
 //!
-//! Rows with an option of io_uring have vringd without it beside vringd with it, in a table of
-//! their own.
+//! Rows with an option of io_uring have vringd without it beside vringd with it, and rows with
+//! `packed` have split rings beside packed ones, in a table of their own.
 //!
 //! `scripts/bench blk [ROW…] [--pairs N] [--seconds S] [--dir PATH] [--write]`, where a ROW is part
 //! of a row's name: `null`, `ram`, `tmpfs`, `disk`, `sqpoll`, or `"null randread 32"`. `--dir` is
@@ -66,11 +66,14 @@ enum Medium {
 
 /// The head of the table beside other back-ends.
 const OTHERS: &str = "| load, depth, rings | vringd | qemu-storage-daemon | fio | ratio (range) | \
-                      turns | probe |\n|---|---|---|---|---|---|---|";
+                      ratio to fio | turns | probe |\n|---|---|---|---|---|---|---|---|";
 
 /// The head of the table of options.
 const OF_OPTIONS: &str = "| option: load, depth, rings | with | without | ratio (range) | turns | \
                           probe |\n|---|---|---|---|---|---|";
+
+/// What stands for a key where one side has packed rings, the other split ones.
+const PACKED: &str = "packed";
 
 /// A row of a table.
 #[derive(Clone, Copy)]
@@ -83,7 +86,7 @@ struct Case {
     shared: Option<Shared>,
     /// Sleeps when there was nothing to do for a while.
     adaptive: bool,
-    /// The key of vringd that one side has, and the other has not.
+    /// The key of vringd that one side has, and the other has not; or [`PACKED`].
     option: Option<&'static str>,
 }
 
@@ -111,6 +114,7 @@ impl Case {
     /// All rows, in the order of the tables.
     fn all() -> Vec<Case> {
         let mut cases = Case::beside_others();
+        cases.extend(Case::packed_beside_split());
         for option in ["fixed_buffers", "sqpoll"] {
             // Writes to the page cache end at the device, whenever the kernel likes.
             for (medium, rw) in [
@@ -125,6 +129,23 @@ impl Case {
             }
         }
         cases
+    }
+
+    fn packed_beside_split() -> impl Iterator<Item = Case> {
+        use Medium::{Disk, Null, Ram, Tmpfs};
+        let cases = [
+            (Null, "randread", 1),
+            (Null, "randread", 32),
+            (Null, "randread", 128),
+            (Ram, "randread", 32),
+            (Ram, "randwrite", 32),
+            (Tmpfs, "randread", 32),
+            (Disk, "randread", 32),
+        ];
+        cases.into_iter().map(|(medium, rw, depth)| Case {
+            option: Some(PACKED),
+            ..Case::new(medium, rw, depth, "packed")
+        })
     }
 
     fn beside_others() -> Vec<Case> {
@@ -146,11 +167,13 @@ impl Case {
                 cases.push(case(Disk, rw, depth, "split"));
             }
         }
-        for (rw, depth) in [("randread", 1), ("randread", 32), ("randwrite", 1)] {
-            cases.push(Case {
-                adaptive: true,
-                ..case(Disk, rw, depth, "split")
-            });
+        for rw in ["randread", "randwrite"] {
+            for depth in [1, 32] {
+                cases.push(Case {
+                    adaptive: true,
+                    ..case(Disk, rw, depth, "split")
+                });
+            }
         }
         for (queues, cores) in [(1, "1"), (4, "1"), (4, "0,1")] {
             cases.push(Case {
@@ -165,10 +188,17 @@ impl Case {
         if let Some(option) = self.option {
             let medium = match self.medium {
                 Medium::Cached => "page cache",
-                _ => "O_DIRECT",
+                Medium::Disk => "O_DIRECT",
+                Medium::Null => "null",
+                Medium::Ram => "ram",
+                Medium::Tmpfs => "tmpfs",
             };
-            let (rw, depth, format) = (self.rw, self.depth, self.format);
-            return format!("{option}: {medium} {rw} {depth} {format}");
+            let (rw, depth) = (self.rw, self.depth);
+            let format = match option {
+                PACKED => "",
+                _ => " split",
+            };
+            return format!("{option}: {medium} {rw} {depth}{format}");
         }
         let medium = match self.medium {
             Medium::Null => "null",
@@ -211,6 +241,14 @@ enum Peer {
 }
 
 impl Peer {
+    /// The rings' format in this row.
+    fn format(self, case: &Case) -> &'static str {
+        match (self, case.option) {
+            (Peer::Without, Some(PACKED)) => "split",
+            _ => case.format,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Peer::Vringd => "vringd",
@@ -336,6 +374,7 @@ impl BackEnd {
                     Medium::Disk => format!("path={path},direct=true"),
                 };
                 let option = case.option.filter(|_| peer == Peer::Vringd);
+                let option = option.filter(|option| *option != PACKED);
                 let option = option.map_or(String::new(), |option| format!(",{option}=on"));
                 let mut command = Command::new(env!("CARGO_BIN_EXE_vringd"));
                 let own = BACK_END_CORE.to_string();
@@ -411,7 +450,7 @@ fn run(peer: Peer, case: &Case, options: &Options, files: &Files) -> Rate {
     let found = object_of(
         front_end()
             .args(["--event-idx", "--rw", case.rw])
-            .args(["--format", case.format])
+            .args(["--format", peer.format(case)])
             .args(["--queues", &queues.to_string(), "--threads", "1"])
             .args(["--iodepth", &(case.depth / queues).to_string()])
             .args(["--runtime", &options.seconds.to_string()])
@@ -432,6 +471,7 @@ fn run_fio(case: &Case, options: &Options, files: &Files) -> Rate {
         Command::new("taskset")
             .args(["-c", &BACK_END_CORE.to_string(), "fio", "--name=bench"])
             .args(["--ioengine=io_uring", "--direct=1", "--bs=4k"])
+            .arg("--registerfiles=1")
             .args(["--time_based", "--output-format=json", "--ramp_time=250ms"])
             .arg(format!("--filename={}", files.path(case.medium).display()))
             .arg(format!("--rw={}", case.rw))
@@ -478,24 +518,29 @@ impl Row {
         )
     }
 
-    /// Over qemu-storage-daemon, where it takes part, or over vringd without the option.
-    fn ratio(&self) -> Option<(f64, (f64, f64))> {
-        let both = self.turns.runs[0].len() > 1;
-        both.then(|| self.turns.ratio(|rate| rate.kiops))
+    /// Over qemu-storage-daemon, where it takes part, or over vringd without the option (1), or
+    /// over fio (2).
+    fn ratio(&self, peer: usize) -> Option<(f64, (f64, f64))> {
+        let both = self.turns.runs[0].len() > peer;
+        both.then(|| self.turns.ratio(peer, |rate| rate.kiops))
+    }
+
+    fn ratio_cell(&self, peer: usize) -> String {
+        match self.ratio(peer) {
+            Some((ratio, (least, most))) => format!("{ratio:.2} ({least:.2}–{most:.2})"),
+            None => "–".to_owned(),
+        }
     }
 }
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ratio = match self.ratio() {
-            Some((ratio, (least, most))) => format!("{ratio:.2} ({least:.2}–{most:.2})"),
-            None => "–".to_owned(),
-        };
         let columns = if self.case.option.is_some() { 2 } else { 3 };
-        let cells: Vec<_> = (0..columns).map(|peer| self.cell(peer)).collect();
+        let mut cells: Vec<_> = (0..columns).map(|peer| self.cell(peer)).collect();
+        cells.extend((1..columns).map(|peer| self.ratio_cell(peer)));
         write!(
             f,
-            "| {} | {} | {ratio} | {} | {}, {:.0} ns |",
+            "| {} | {} | {} | {}, {:.0} ns |",
             self.case.name(),
             cells.join(" | "),
             self.turns.runs.len(),
@@ -559,7 +604,7 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
 fn chart_of(rows: &[&Row], pairs: usize) -> String {
     let complete = rows.iter().filter(|row| row.turns.runs.len() >= pairs);
     let bar = |row: &&Row| {
-        let (ratio, range) = row.ratio()?;
+        let (ratio, range) = row.ratio(1)?;
         Some(chart::Bar {
             panel: match row.case.medium {
                 Medium::Null => "no medium".to_owned(),

@@ -443,7 +443,7 @@ impl Row {
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [ours, theirs] = [0, 1].map(|peer| self.middle(peer));
-        let (ratio, (least, most)) = self.turns.ratio(Found::speed);
+        let (ratio, (least, most)) = self.turns.ratio(1, Found::speed);
         write!(
             f,
             "| {} | {ours} | {theirs} ({}) | {ratio:.2} ({least:.2}–{most:.2}) | {} | \

@@ -265,7 +265,7 @@ struct Row {
 
 impl Row {
     fn new(case: Case, pairs: &Turns<Mpps>) -> Self {
-        let (ratio, range) = pairs.ratio(|mpps| mpps.0);
+        let (ratio, range) = pairs.ratio(1, |mpps| mpps.0);
         Self {
             case,
             distance: pairs.distance_name(),

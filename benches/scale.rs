@@ -149,7 +149,7 @@ fn measure(case: &Case, options: &Options, dir: &BenchDir) -> Result<Vec<Turns<M
 /// The line of the table.
 fn line(case: &Case, turns: &Turns<Mpps>) -> String {
     let [this, base] = [0, 1].map(|which| median(turns.values(which, |mpps| mpps.0)));
-    let (ratio, (least, most)) = turns.ratio(|mpps| mpps.0);
+    let (ratio, (least, most)) = turns.ratio(1, |mpps| mpps.0);
     format!(
         "| {} | {this:.1} | {base:.1} | {ratio:.2} ({least:.2}–{most:.2}) | {} | {}, {:.0} ns |\n",
         case.name(),
@@ -177,7 +177,7 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
         complete &= seen.iter().any(|turns| enough(&turns));
         table.extend(seen.iter().map(|turns| line(case, turns)));
         bars.extend(seen.iter().filter(enough).map(|turns| {
-            let (ratio, range) = turns.ratio(|mpps| mpps.0);
+            let (ratio, range) = turns.ratio(1, |mpps| mpps.0);
             let format = if case.path.packed { "packed" } else { "split" };
             chart::Bar {
                 panel: format!("{format} rings"),

@@ -100,9 +100,9 @@ impl<T> Turns<T> {
         median(all.map(|probe| probe.round_trip_ns))
     }
 
-    /// The middle, the least and the greatest of the first peer's values over the second's.
-    pub(crate) fn ratio(&self, of: impl Fn(&T) -> f64) -> (f64, (f64, f64)) {
-        let ratio = |turn: &Vec<Run<T>>| of(&turn[0].value) / of(&turn[1].value);
+    /// The middle, the least and the greatest of the first peer's values over those of `peer`.
+    pub(crate) fn ratio(&self, peer: usize, of: impl Fn(&T) -> f64) -> (f64, (f64, f64)) {
+        let ratio = |turn: &Vec<Run<T>>| of(&turn[0].value) / of(&turn[peer].value);
         let ratios: Vec<f64> = self.runs.iter().map(ratio).collect();
         let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
         let greatest = ratios.iter().copied().fold(0.0, f64::max);
