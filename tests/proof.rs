@@ -1,5 +1,6 @@
 //! Proofs on disks in real guests: what a power cut leaves, what fio and file systems find again,
-//! what dm-crypt reads of an encrypted image, what an NVMe disk is polled for.
+//! what dm-crypt reads of an encrypted image, what an NVMe disk is polled for,
+//! and what a device does to others that stands still or fails.
 //!
 //! Needs what scripts/guest-image --tools needs. `VRINGD_SOAK=60` (scripts/soak) makes each load
 //! last 60 seconds; without it the runs are short.
@@ -27,4 +28,5 @@ mod proof {
     mod plain;
     mod polled;
     mod power_cut;
+    mod sick;
 }

@@ -123,6 +123,37 @@ fn give_back(pages: Segment) -> bool {
 mod tests {
     use super::*;
 
+    /// Kilobytes in huge pages of the mapping that `at` lies in.
+    fn huge_kb(at: usize) -> u64 {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines().skip_while(|line| {
+            let range = line
+                .split_whitespace()
+                .next()
+                .and_then(|it| it.split_once('-'));
+            let bound = |it: &str| usize::from_str_radix(it, 16).unwrap_or(0);
+            !range.is_some_and(|(from, to)| (bound(from)..bound(to)).contains(&at))
+        });
+        let huge = lines.find_map(|line| line.strip_prefix("AnonHugePages:"));
+        let huge = huge.and_then(|it| it.split_whitespace().next()).unwrap();
+        huge.parse().unwrap()
+    }
+
+    #[test]
+    fn a_store_is_in_huge_pages_where_the_kernel_has_them() {
+        let setting = "/sys/kernel/mm/transparent_hugepage/enabled";
+        let setting = std::fs::read_to_string(setting).unwrap_or_default();
+        if !setting.contains("[always]") && !setting.contains("[madvise]") {
+            eprintln!("no transparent huge pages here: nothing was tested");
+            return;
+        }
+        let store = Store::new(16 << 20).unwrap();
+        let whole = store.segment(0, 16 << 20);
+        copy::zero(&[whole], 0, whole.len());
+        // The first and the last may be cut, and one may not be had.
+        assert!(huge_kb(whole.base().addr()) >= 8 << 10);
+    }
+
     #[test]
     fn a_store_grows_in_its_place_and_what_is_new_is_zero() {
         let store = Store::growable(5000).unwrap();

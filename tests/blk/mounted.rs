@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::support::missing;
 use crate::support::tmp::TempDir;
 
 /// A file system that is mounted.
@@ -17,8 +18,7 @@ impl Mounted {
             .args(["-t", kind, "-o", options, "none"])
             .arg(dir.path(""));
         if !mount.status().expect("mount runs").success() {
-            eprintln!("no {kind} can be mounted here: nothing was tested");
-            return None;
+            return missing(&format!("no {kind} can be mounted here"));
         }
         Some(Mounted(dir))
     }

@@ -15,8 +15,7 @@ impl Loop {
         let name = String::from_utf8_lossy(&made.stdout).trim().to_owned();
         if !made.status.success() {
             let why = String::from_utf8_lossy(&made.stderr);
-            eprintln!("no loop devices on this machine, nothing was tested: {why}");
-            return None;
+            return super::missing(&format!("no loop devices on this machine: {why}"));
         }
         Some(Loop(name))
     }
