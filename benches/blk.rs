@@ -13,8 +13,9 @@
 //! Rows that say adaptive have vringd sleep when there was nothing to do for a while, to compare
 //! the CPU time per request.
 //!
-//! Rows with an option of io_uring have vringd without it beside vringd with it, and rows with
-//! `packed` have split rings beside packed ones, in a table of their own.
+//! Rows with an option of io_uring have vringd without it beside vringd with it, rows with
+//! `packed` split rings beside packed ones, and rows with `memcpy` a loop on core 1 that copies
+//! blocks at random, without a ring or a guest, in a table of their own.
 //!
 //! `scripts/bench blk [ROW…] [--pairs N] [--seconds S] [--dir PATH] [--write]`, where a ROW is part
 //! of a row's name: `null`, `ram`, `tmpfs`, `disk`, `sqpoll`, or `"null randread 32"`. `--dir` is
@@ -23,6 +24,8 @@
 
 #[path = "support/chart.rs"]
 mod chart;
+#[path = "support/memcpy.rs"]
+mod memcpy;
 #[path = "support/turns.rs"]
 mod turns;
 
@@ -75,6 +78,9 @@ const OF_OPTIONS: &str = "| option: load, depth, rings | with | without | ratio 
 /// What stands for a key where one side has packed rings, the other split ones.
 const PACKED: &str = "packed";
 
+/// What stands for a key where the other side is a loop that copies.
+const MEMCPY: &str = "memcpy";
+
 /// A row of a table.
 #[derive(Clone, Copy)]
 struct Case {
@@ -86,7 +92,8 @@ struct Case {
     shared: Option<Shared>,
     /// Sleeps when there was nothing to do for a while.
     adaptive: bool,
-    /// The key of vringd that one side has, and the other has not; or [`PACKED`].
+    /// The key of vringd that one side has, and the other has not; or [`PACKED`],
+    /// or [`MEMCPY`].
     option: Option<&'static str>,
 }
 
@@ -115,6 +122,10 @@ impl Case {
     fn all() -> Vec<Case> {
         let mut cases = Case::beside_others();
         cases.extend(Case::packed_beside_split());
+        cases.extend(["randread", "randwrite"].map(|rw| Case {
+            option: Some(MEMCPY),
+            ..Case::new(Medium::Ram, rw, 32, "packed")
+        }));
         for option in ["fixed_buffers", "sqpoll"] {
             // Writes to the page cache end at the device, whenever the kernel likes.
             for (medium, rw) in [
@@ -195,7 +206,7 @@ impl Case {
             };
             let (rw, depth) = (self.rw, self.depth);
             let format = match option {
-                PACKED => "",
+                PACKED | MEMCPY => "",
                 _ => " split",
             };
             return format!("{option}: {medium} {rw} {depth}{format}");
@@ -219,8 +230,10 @@ impl Case {
 
     /// Who takes part: what the others don't have is measured alone.
     fn peers(&self) -> &'static [Peer] {
-        if self.option.is_some() {
-            return &[Peer::Vringd, Peer::Without];
+        match self.option {
+            Some(MEMCPY) => return &[Peer::Vringd, Peer::Memcpy],
+            Some(_) => return &[Peer::Vringd, Peer::Without],
+            None => {}
         }
         match (self.medium, self.format) {
             (_, "packed") | (Medium::Ram, _) => &[Peer::Vringd],
@@ -236,6 +249,8 @@ enum Peer {
     Vringd,
     /// The same without the row's option.
     Without,
+    /// A loop that copies.
+    Memcpy,
     Qemu,
     Fio,
 }
@@ -253,6 +268,7 @@ impl Peer {
         match self {
             Peer::Vringd => "vringd",
             Peer::Without => "without",
+            Peer::Memcpy => "memcpy",
             Peer::Qemu => "qemu-storage-daemon",
             Peer::Fio => "fio",
         }
@@ -374,7 +390,7 @@ impl BackEnd {
                     Medium::Disk => format!("path={path},direct=true"),
                 };
                 let option = case.option.filter(|_| peer == Peer::Vringd);
-                let option = option.filter(|option| *option != PACKED);
+                let option = option.filter(|option| ![PACKED, MEMCPY].contains(option));
                 let option = option.map_or(String::new(), |option| format!(",{option}=on"));
                 let mut command = Command::new(env!("CARGO_BIN_EXE_vringd"));
                 let own = BACK_END_CORE.to_string();
@@ -430,8 +446,10 @@ impl fmt::Display for Rate {
 }
 
 fn run(peer: Peer, case: &Case, options: &Options, files: &Files) -> Rate {
-    if peer == Peer::Fio {
-        return run_fio(case, options, files);
+    match peer {
+        Peer::Fio => return run_fio(case, options, files),
+        Peer::Memcpy => return memcpy::run(case.rw == "randread", options.seconds),
+        _ => {}
     }
     let socket = files.sockets.fresh_socket();
     let back_end = BackEnd::start(peer, case, files, &socket);

@@ -352,13 +352,13 @@ impl Guest {
     pub fn memory_bytes(&self) -> u64 {
         use std::os::unix::fs::MetadataExt as _;
         let fds = format!("/proc/{}/fd", self.qemu.id());
-        let fds = std::fs::read_dir(fds).expect("QEMU runs");
+        let fds = fs::read_dir(fds).expect("QEMU runs");
         let memory = fds.flatten().find(|fd| {
-            let name = std::fs::read_link(fd.path()).unwrap_or_default();
+            let name = fs::read_link(fd.path()).unwrap_or_default();
             name.to_string_lossy().starts_with("/memfd:memory-backend")
         });
         let memory = memory.expect("guest memory in a memfd").path();
-        std::fs::metadata(memory).expect("an open file").blocks() * 512
+        fs::metadata(memory).expect("an open file").blocks() * 512
     }
 
     /// Resets the machine from outside and waits until it is up again.

@@ -5,7 +5,7 @@ use crate::host::blk::{Full, Token};
 use crate::host::ram::RamDisk;
 use crate::memory::Store;
 
-const SPACE: u64 = 64 << 20;
+const SPACE: usize = 64 << 20;
 /// Where the data of all requests is; not at the start of a page.
 const AT: u64 = (1 << 20) + 17;
 /// A turn's bytes, and the piece that may go beyond.
@@ -53,17 +53,17 @@ struct Large {
 
 impl Large {
     fn new() -> Large {
-        let ram = GuestRam::for_test(&[(0, SPACE)]);
+        let ram = GuestRam::for_test(&[(0, SPACE as u64)]);
         let memory = RingMemory::new::<Split>(&ram, 0, 64);
         let model = BlkModel::new(BlkSetup {
             name: "disk0".into(),
-            capacity_bytes: SPACE,
+            capacity_bytes: SPACE as u64,
             block_size: 512,
             queues: 1,
             ranges: RangeLimits::RAM,
             ..BlkSetup::default()
         });
-        let store = Arc::new(Store::new(SPACE).unwrap());
+        let store = Arc::new(Store::new(SPACE as u64).unwrap());
         Large {
             vq: memory.device::<Split>(false),
             driver: SplitDriver::new(&memory, false),
@@ -104,7 +104,9 @@ impl Large {
 }
 
 fn pattern(bytes: usize) -> Vec<u8> {
-    (0..bytes).map(|at| (at * 7 % 251) as u8).collect()
+    (0..bytes)
+        .map(|at| u8::try_from(at * 7 % 251).unwrap())
+        .collect()
 }
 
 #[test]
@@ -122,7 +124,10 @@ fn large_reads_and_writes_are_done_piece_by_piece() {
         write_guest(&rig.ram, HEADER, &[0; 16]);
         write_guest(&rig.ram, HEADER, &[u8::from(is_write)]);
         // Cut where no piece ends.
-        let data_bufs = [(AT, 12345), (AT + 12345, bytes as u32 - 12345)];
+        let data_bufs = [
+            (AT, 12345),
+            (AT + 12345, u32::try_from(bytes).unwrap() - 12345),
+        ];
         let bufs = [
             Buf::readable(HEADER, 16),
             Buf {
@@ -162,8 +167,8 @@ fn large_reads_and_writes_are_done_piece_by_piece() {
 #[test]
 fn large_ranges_are_zeroed_a_few_in_a_turn() {
     let mut rig = Large::new();
-    let stored = [rig.store.segment(0, SPACE as usize)];
-    copy::write(&stored, 0, &pattern(SPACE as usize));
+    let stored = [rig.store.segment(0, SPACE)];
+    copy::write(&stored, 0, &pattern(SPACE));
     write_guest(&rig.ram, HEADER, &[0; 16]);
     write_guest(&rig.ram, HEADER, &[13]);
     let sectors = 8192u32;
