@@ -86,8 +86,8 @@ pub(crate) trait GuestSink: VringEndpoint + FrameSink {
 pub(crate) trait GuestDisk: VringEndpoint {
     /// Reaps completions and takes at most `budget` new requests; returns how many of both.
     fn poll(&mut self, cx: &mut WorkerCx, budget: usize) -> usize;
-    /// Looks for what is done and not answered yet; kicks on too if it `takes` requests, unless none
-    /// could be taken anyway.
+    /// Looks for what is done and not answered yet; kicks on too if it `takes` requests, unless
+    /// none could be taken anyway.
     fn arm(&mut self, takes: bool) -> Armed;
     /// How long until it must be polled whatever comes, `None` for ever: a request may pass that a
     /// limit holds up, or requests in flight are to be looked at. Whoever asks sleeps until then.

@@ -123,6 +123,8 @@ mod body {
                 fn word(&self, which: usize) -> &$atomic {
                     #[cfg(fuzzing)]
                     crate::memory::meddle::before_read();
+                    #[cfg(test)]
+                    crate::memory::watch::touch(core::ptr::from_ref(&self.0[which]).addr());
                     &self.0[which]
                 }
 
@@ -176,6 +178,8 @@ mod body {
                     const BYTES: usize = size_of::<$word>();
                     let inside = offset.checked_add(BYTES).is_some_and(|end| end <= self.len);
                     let at = self.base.wrapping_add(offset);
+                    #[cfg(test)]
+                    crate::memory::watch::touch(at.addr());
                     assert!(
                         inside && at.addr().is_multiple_of(BYTES),
                         "ring access out of bounds"

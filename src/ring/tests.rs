@@ -6,6 +6,7 @@
 mod batches;
 mod faults;
 mod in_order;
+mod lines;
 mod resume;
 mod singles;
 mod stores;

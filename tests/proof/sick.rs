@@ -10,8 +10,8 @@ const PATIENCE: &str = "300";
 /// Waits in the guest until `condition` holds.
 fn wait(guest: &mut Guest, condition: &str) {
     guest.ok(&format!(
-        "n=0; until {condition}; do n=$((n + 1)); [ $n -lt {PATIENCE} ] || {{ cat /tmp/log; exit 1; }}; \
-         sleep 0.1; done"
+        "n=0; until {condition}; do n=$((n + 1)); [ $n -lt {PATIENCE} ] || \
+         {{ cat /tmp/log; exit 1; }}; sleep 0.1; done"
     ));
 }
 
@@ -63,8 +63,8 @@ fn a_device_that_stands_still_or_fails_harms_nobody_else() {
     });
     let linear = "linear /dev/ram0 0";
     guest.ok(&format!(
-        "for n in 0 1; do [ -e /dev/ram$n ] || mknod /dev/ram$n b 1 $n; done; export DM_DISABLE_UDEV=1; \
-         dmsetup create sick --table '0 {SECTORS} {linear}'"
+        "for n in 0 1; do [ -e /dev/ram$n ] || mknod /dev/ram$n b 1 $n; done; \
+         DM_DISABLE_UDEV=1 dmsetup create sick --table '0 {SECTORS} {linear}'"
     ));
     start(&mut guest);
     for disk in ["sick", "well"] {

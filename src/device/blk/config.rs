@@ -356,7 +356,9 @@ impl DeviceModel for BlkModel {
     fn negotiated(&self, features: u64) {
         let has = |bit: u32| features & (1 << bit) != 0;
         let cacheless = has(VIRTIO_BLK_F_CONFIG_WCE) && !has(VIRTIO_BLK_F_FLUSH);
-        if self.cacheless.swap(cacheless, Ordering::Relaxed) != cacheless {
+        // Control alone does this, one session at a time.
+        if self.cacheless.load(Ordering::Relaxed) != cacheless {
+            self.cacheless.store(cacheless, Ordering::Relaxed);
             let write_through = cacheless || self.setup.write_through;
             self.write_through.store(write_through, Ordering::Relaxed);
         }
@@ -472,6 +474,7 @@ mod tests {
         );
     }
 
+    /// VIRTIO 1.3 §5.2.5.2.
     #[test]
     fn a_driver_that_can_not_flush_finds_the_cache_off() {
         let both = (1 << VIRTIO_BLK_F_CONFIG_WCE) | (1 << VIRTIO_BLK_F_FLUSH);

@@ -86,7 +86,19 @@ pub const ALL: &[Promise] = &[
              a_disk_that_is_full_for_a_while_loses_nothing \
              what_takes_too_long_is_told_of_once_and_counted",
             "tests/blk/faults.rs: the_matrix_holds_on_a_disk_that_is_short_late_and_interrupted \
-             failures_are_told_and_change_nothing",
+             failures_are_told_and_change_nothing \
+             what_a_disabled_queue_has_in_flight_is_answered",
+        ],
+    ),
+    (
+        "A device that stands still or fails harms nobody else, and is no hang",
+        &["tests/proof/sick.rs: a_device_that_stands_still_or_fails_harms_nobody_else"],
+    ),
+    (
+        "Large requests keep nobody else waiting",
+        &[
+            "src/device/blk/tests/large.rs: large_reads_and_writes_are_done_piece_by_piece \
+             large_ranges_are_zeroed_a_few_in_a_turn",
         ],
     ),
     (

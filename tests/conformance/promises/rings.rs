@@ -308,6 +308,13 @@ pub const COSTS: &[Promise] = &[
         &["tests/tidy.rs: the_data_path_has_no_lock_and_no_read_modify_write"],
     ),
     (
+        "Few cache lines are shared per frame",
+        &[
+            "src/ring/tests/lines.rs: a_burst_touches_few_lines_of_a_packed_ring",
+            "src/ring/tests/lines.rs: a_burst_touches_few_lines_of_a_split_ring",
+        ],
+    ),
+    (
         "`vringd bench net` loads any back-end: floods, ping-pong, JSON, CPU per frame, and it \
          ends when a back-end stops",
         &[
