@@ -11,6 +11,7 @@ mod tests {
     use std::time::Duration;
 
     use super::support::daemon::Daemon;
+    use super::support::netns::Netns;
     use super::support::tmp::TempDir;
 
     const SPAN: Duration = Duration::from_secs(2);
@@ -66,6 +67,23 @@ mod tests {
         let daemon = devices(&dir, "adaptive", 16);
         let used = daemon.cpu_share(SPAN);
         assert!(used < 0.01, "{:.1} % of a core", used * 100.0);
+    }
+
+    /// Queues of a tap that no guest uses are detached, and epoll says at once that they have an
+    /// error.
+    #[test]
+    fn an_idle_tap_with_several_queues_uses_under_one_percent_of_a_core() {
+        let (dir, netns) = (TempDir::new("idle"), Netns::new());
+        let socket = dir.path("n.sock").display().to_string();
+        let net = format!(
+            "socket={socket},link=tap:vt0,queues=4,netns={}",
+            netns.name()
+        );
+        for idle in ["adaptive", "interrupt"] {
+            let daemon = Daemon::start(&["run", "--core", "1", "--idle", idle, "--net", &net]);
+            let used = daemon.cpu_share(SPAN);
+            assert!(used < 0.01, "{idle}: {:.1} % of a core", used * 100.0);
+        }
     }
 
     #[test]

@@ -138,6 +138,103 @@ mod tests {
         frame
     }
 
+    /// A daemon with a tap in a namespace whose stack says nothing by itself, a guest with all of
+    /// its queue pairs, and a socket on the tap.
+    fn tap<D: Driver>(idle: &str) -> (Daemon, FrontEnd<D>, PacketSocket, Netns, TempDir) {
+        let (dir, netns) = (TempDir::new("taps"), Netns::new());
+        netns.ok("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+        let socket = dir.path("n.sock");
+        let net = format!(
+            "name=n,socket={},link=tap:vt0,queues={PAIRS},netns={}",
+            socket.display(),
+            netns.name()
+        );
+        let daemon = Daemon::start(&["run", "--idle", idle, "--net", &net]);
+        let guest = FrontEnd::connect(&socket, PAIRS as u64);
+        let host = netns.spawn(|| PacketSocket::bind("vt0")).join().unwrap();
+        (daemon, guest, host, netns, dir)
+    }
+
+    /// Sends a datagram of each flow to the guest, who has sent none of them, and waits until all
+    /// are there, byte for byte. Returns how many came to each pair.
+    fn receive_flows<D: Driver>(
+        guest: &mut FrontEnd<D>,
+        host: &PacketSocket,
+        lap: u8,
+    ) -> [usize; PAIRS] {
+        let mut missing: Vec<_> = (0..FLOWS).map(|flow| datagram(false, flow, lap)).collect();
+        for sent in &missing {
+            host.send(&[0; VNET_HEADER], sent);
+        }
+        let mut came = [0; PAIRS];
+        while !missing.is_empty() {
+            let (pair, got) = wait_until("a datagram of each flow", PATIENCE, || {
+                (0..PAIRS).find_map(|pair| Some((pair, guest.poll(pair)?)))
+            });
+            let known = missing.iter().position(|sent| *sent == got);
+            missing.remove(known.unwrap_or_else(|| panic!("pair {pair}: {got:02x?}")));
+            came[pair] += 1;
+        }
+        came
+    }
+
+    /// Queue pairs that the guest has disabled (`ethtool -L`) get nothing, and the others all of
+    /// it.
+    fn flows_come_to_the_pairs_that_are_enabled<D: Driver>(idle: &str) {
+        let (daemon, mut guest, host, _netns, _dir) = tap::<D>(idle);
+        let spread = |came: [usize; PAIRS]| came.iter().filter(|&&count| count > 0).count();
+        let vrings = 2..2 * u32::try_from(PAIRS).unwrap();
+        for lap in 0..3 {
+            let came = receive_flows(&mut guest, &host, 2 * lap);
+            assert!(spread(came) > 1, "all pairs, lap {lap}: {came:?}");
+            vrings.clone().for_each(|index| guest.enable(index, false));
+            let came = receive_flows(&mut guest, &host, 2 * lap + 1);
+            assert_eq!(came[0], usize::from(FLOWS), "one pair, lap {lap}: {came:?}");
+            vrings.clone().for_each(|index| guest.enable(index, true));
+        }
+        assert_eq!(daemon.queue_counter("n", "rx", "drop_peer_down"), 0);
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+    }
+
+    #[test]
+    fn flows_come_to_the_pairs_that_are_enabled_split() {
+        flows_come_to_the_pairs_that_are_enabled::<SplitDriver>("interrupt");
+    }
+
+    #[test]
+    fn flows_come_to_the_pairs_that_are_enabled_packed() {
+        flows_come_to_the_pairs_that_are_enabled::<PackedDriver>("adaptive");
+    }
+
+    /// What the guest has not taken when it disables or stops a queue pair is lost, but counted.
+    #[test]
+    fn what_waits_for_a_pair_that_is_left_is_counted() {
+        const SENT: u64 = 100;
+        for stops in [false, true] {
+            let (daemon, mut guest, host, _netns, _dir) = tap::<SplitDriver>("adaptive");
+            let flow = datagram(true, 7, 0);
+            guest.transmit(1, &flow);
+            host.receive_if(|got| got == flow);
+            let answer = datagram(false, 7, 0);
+            (0..SENT).for_each(|_| host.send(&[0; VNET_HEADER], &answer));
+            // More than it has buffers for.
+            let mut taken = 0;
+            wait_until("all buffers", PATIENCE, || {
+                taken += u64::from(guest.take(1));
+                (taken == 64).then_some(())
+            });
+            match stops {
+                true => guest.stop(2),
+                false => guest.enable(2, false),
+            }
+            let lost = daemon.one_queue_counter("n", "rx_q1_drop_peer_down");
+            assert_eq!(lost, SENT - taken, "stops: {stops}");
+            let (status, log) = daemon.stop();
+            assert!(status.success(), "{log}");
+        }
+    }
+
     /// What a flow is answered comes to the pair that it was sent from last.
     fn answers_come_to_the_senders_pair<D: Driver>() {
         let (dir, netns) = (TempDir::new("taps"), Netns::new());

@@ -192,6 +192,15 @@ impl Parts {
         }
     }
 
+    /// A vring was disabled (`true`), or will be enabled again: of a tap's queues only the first
+    /// stays, and keeps its frames. What an interface has for a disabled vring its worker counts.
+    pub(super) fn paused(&self, index: u16, paused: bool) -> io::Result<()> {
+        match self {
+            Parts::Net(_, LinkSpec::Tap(_)) if index > 0 => self.served(index, !paused),
+            _ => Ok(()),
+        }
+    }
+
     /// A vring starts (`true`) or has stopped: the kernel spreads frames over a tap's attached
     /// queues, so only those that somebody reads may be attached, and an interface's frames are
     /// kept only for a guest that is there.
@@ -199,11 +208,12 @@ impl Parts {
         match self {
             Parts::Net(model, LinkSpec::Tap(tap)) if index.is_multiple_of(2) => {
                 let pair = index / 2;
-                if served
+                // What waits in the first queue of a tap when it is left is counted by who comes.
+                if (served || pair > 0)
                     && let Some(queue) = TapQueue::new(tap, pair)
                     && let Some(counters) = model.pair_counters(pair)
                 {
-                    // No worker has the vring that it would count for.
+                    // No worker has the vring that it would count for, or it is paused there.
                     let lost = queue.discard_waiting();
                     counters.rx.add_lost(DropReason::PeerDown, lost);
                 }

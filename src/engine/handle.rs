@@ -327,13 +327,23 @@ impl VringRunner for DeviceHandle {
     }
 
     fn pause(&self, index: u16, paused: bool) -> Result<(), EngineError> {
+        if !paused {
+            // Before the worker is told: it begins to wait for the host's side then.
+            let attached = self.parts.paused(index, false);
+            attached.map_err(|source| EngineError::System { index, source })?;
+        }
         let (reply, answer) = bounded(1);
         let command = Command::Pause {
             slot: self.place(index)?.slot,
             paused,
             reply,
         };
-        self.ask(index, ANSWER_WITHIN, command, &answer)
+        self.ask(index, ANSWER_WITHIN, command, &answer)?;
+        if paused {
+            // As in `end_stop`, whatever it says.
+            let _ = self.parts.paused(index, true);
+        }
+        Ok(())
     }
 
     fn set_call(

@@ -229,9 +229,9 @@ pub(crate) struct Worker {
     burst: FrameBurst,
     idle: Idle,
     epoll: Epoll,
-    /// The host's interfaces are in it: see [`Worker::watch_hosts`].
+    /// The host's interfaces are in it: see [`hosts`].
     hosts_watched: bool,
-    /// Turns since the last sleep, up to [`park::TURNS_WATCHED`].
+    /// Turns since the last sleep, up to [`hosts::TURNS_WATCHED`].
     turns_awake: u32,
     /// Ends a sleep when a disk must be polled: epoll counts in milliseconds.
     alarm: TimerFd,
@@ -390,6 +390,7 @@ impl Worker {
 
     /// Finds out which links have a turn, after vrings came, went, or were paused.
     fn find_live(&mut self) {
+        self.let_hosts_be();
         self.live.clear();
         let links = self.links.iter().enumerate();
         let live = links.filter(|(_, link)| link.is_live(&self.slots));
@@ -565,6 +566,7 @@ fn watch(epoll: &Epoll, fd: &impl std::os::fd::AsRawFd, how: EventSet) -> io::Re
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
 }
 
+mod hosts;
 mod park;
 #[cfg(test)]
 mod tests;

@@ -140,6 +140,22 @@ impl<D: Driver> FrontEnd<D> {
         queue
     }
 
+    /// SET_VRING_ENABLE.
+    pub fn enable(&self, index: u32, on: bool) {
+        self.ok(&m::enable(index, on));
+    }
+
+    /// GET_VRING_BASE.
+    pub fn stop(&self, index: u32) {
+        self.send(&m::state(m::GET_VRING_BASE, index, 0), m::VERSION);
+        self.answer();
+    }
+
+    /// Takes the frame that `pair` received, if there is one, and gives no buffer back for it.
+    pub fn take(&mut self, pair: usize) -> bool {
+        self.queues[2 * pair].driver.used().is_some()
+    }
+
     fn send(&self, message: &Message, flags: u32) {
         let fds: Vec<_> = message.fds.iter().map(|fd| fd.as_raw_fd()).collect();
         let bytes = message.bytes(flags);

@@ -1,10 +1,9 @@
 //! How a worker sleeps, and what wakes it.
 
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
+use vmm_sys_util::epoll::EpollEvent;
 
 use crate::engine::link::Armed;
 use crate::sys::uring::Uring;
@@ -13,13 +12,6 @@ use super::{URING_DONE, Worker};
 
 /// Sleep at most this long when something may come without a kick.
 const BOUNDED_SLEEP_MS: i32 = 1;
-
-/// Turns after a sleep before the host's interfaces are not watched any more: more than a worker
-/// makes that sleeps now and then.
-pub(super) const TURNS_WATCHED: u32 = 1024;
-
-/// Already there (errno 17 on every Linux).
-const EEXIST: i32 = 17;
 
 impl Worker {
     /// Turns kicks on, looks once more at everything, sleeps, and turns kicks off again.
@@ -61,40 +53,6 @@ impl Worker {
             if !stale {
                 return;
             }
-        }
-    }
-
-    /// Has the host's interfaces wake us, or lets them be. While somebody waits for a socket, the
-    /// kernel looks whom to wake with each frame that it has sent or received: a tenth of the time
-    /// that it has for a short one. So they are watched by who sleeps, and not for long after.
-    fn watch_hosts(&self, watch: bool) -> io::Result<()> {
-        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
-        let taps = self.ports.taps.iter().map(raw);
-        let fds = taps.chain(self.ports.xdps.iter().map(raw));
-        let mut answer = Ok(());
-        for fd in fds {
-            let how = if watch {
-                ControlOperation::Add
-            } else {
-                ControlOperation::Delete
-            };
-            match self.epoll.ctl(how, fd, event) {
-                // One queue may be there twice.
-                Err(error) if error.raw_os_error() == Some(EEXIST) => {}
-                Err(error) => answer = Err(error),
-                Ok(()) => {}
-            }
-        }
-        answer
-    }
-
-    /// A turn without sleep: after many the interfaces are let be.
-    pub(super) fn stay_awake(&mut self) {
-        self.turns_awake += 1;
-        if self.turns_awake == TURNS_WATCHED {
-            // What stays in costs time and no more.
-            let _ = self.watch_hosts(false);
-            self.hosts_watched = false;
         }
     }
 

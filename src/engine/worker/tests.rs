@@ -2,8 +2,10 @@
 
 use std::time::Instant;
 
-use super::park::TURNS_WATCHED;
+use super::hosts::TURNS_WATCHED;
 use super::*;
+use crate::engine::link::End;
+use crate::host::sink::SinkPort;
 use crate::host::tap::TapQueue;
 use crate::host::xdp::XdpQueue;
 use crate::sys::tap::Tap;
@@ -22,8 +24,11 @@ fn worker(tap: &Tap, xdp: &Xdp) -> Worker {
     let config = WorkerConfig {
         core: cpu::online_cores().unwrap()[0],
         policy: IdlePolicy::Adaptive,
-        slots: Vec::new(),
-        links: Vec::new(),
+        slots: vec![Running::default()],
+        links: vec![
+            Link::new(End::Tap(0), End::Sink(SinkPort::new())),
+            Link::new(End::Xdp(0), End::Vring(0)),
+        ],
         inbounds: Vec::new(),
         ports,
         uring: UringNeed::Nothing,
