@@ -17,6 +17,9 @@ use super::offload::{HEADERS_MAX, NEEDS_CSUM, Offload, has_usual_csum};
 
 /// Bytes of an Ethernet header.
 const HEADER_BYTES: u32 = 14;
+/// Frames that are made of larger ones in a turn at most: a sender that wants them tiny costs the
+/// others on its worker no more. A queue has as many chunks to send in: no frame needs more.
+const PIECES_MAX: usize = 2048;
 
 /// One queue of an interface.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub struct XdpQueue {
     down: bool,
     /// Does what senders left undone; there once one did.
     offload: Option<Box<Offload>>,
+    /// Frames that were made of larger ones in this turn.
+    pieces: usize,
 }
 
 impl XdpQueue {
@@ -45,6 +50,7 @@ impl XdpQueue {
             sending: false,
             down: false,
             offload: None,
+            pieces: 0,
         })
     }
 
@@ -88,10 +94,8 @@ impl XdpQueue {
         if frame.header.flags | frame.header.gso_type != 0 {
             undone = self.left_to_interface(frame, segments);
             if undone.is_none() {
-                return match self.complete_and_send(frame, segments) {
-                    Ok(()) => Verdict::Sent,
-                    Err(reason) => Verdict::Dropped(reason),
-                };
+                let answer = self.complete_and_send(frame, segments);
+                return answer.unwrap_or_else(Verdict::Dropped);
             }
         }
         if frame.bytes > self.frame_max {
@@ -151,7 +155,11 @@ impl XdpQueue {
 
     /// A frame whose checksum or segmentation is left to us.
     #[cold]
-    fn complete_and_send(&mut self, frame: &Frame, segments: &Segments) -> Result<(), DropReason> {
+    fn complete_and_send(
+        &mut self,
+        frame: &Frame,
+        segments: &Segments,
+    ) -> Result<Verdict, DropReason> {
         let mut offload = self.offload.take().unwrap_or_default();
         let answer = self.send_pieces(&mut offload, frame, segments);
         self.offload = Some(offload);
@@ -163,7 +171,7 @@ impl XdpQueue {
         offload: &mut Offload,
         frame: &Frame,
         segments: &Segments,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Verdict, DropReason> {
         offload.plan(frame, segments)?;
         let pieces = offload.pieces();
         let chunks_of = |index| offload.piece_bytes(index).div_ceil(self.chunk as usize);
@@ -171,6 +179,9 @@ impl XdpQueue {
         let chunks = chunks_of(0) * (pieces - 1) + chunks_of(pieces - 1);
         if offload.piece_bytes(0) > self.frame_max as usize || chunks > self.socket.chunks() {
             return Err(DropReason::TooBig);
+        }
+        if self.pieces > 0 && self.pieces + pieces > PIECES_MAX {
+            return Ok(Verdict::Retry);
         }
         if self.socket.free_chunks() < chunks && !self.make_room(chunks) {
             return Err(DropReason::HostFull);
@@ -188,13 +199,14 @@ impl XdpQueue {
             };
             self.send_parts(head, body, undone);
         }
+        self.pieces += pieces;
         let counters = self.socket.counters();
         if offload.is_segmented() {
             counters.software_segments.add(pieces as u64);
         } else {
             counters.software_csum.add(1);
         }
-        Ok(())
+        Ok(Verdict::Sent)
     }
 
     /// One frame in two parts, for which there are chunks enough.
@@ -289,6 +301,7 @@ impl FrameSink for XdpQueue {
         if self.down {
             self.flush();
         }
+        self.pieces = 0;
         for frame in frames {
             if frame.verdict == Verdict::Retry {
                 frame.verdict = if self.down {
@@ -296,8 +309,10 @@ impl FrameSink for XdpQueue {
                 } else {
                     self.send(frame, segments)
                 };
-                if frame.verdict == Verdict::Sent {
-                    frame.cast = Cast::of(frame.payload(segments));
+                match frame.verdict {
+                    Verdict::Sent => frame.cast = Cast::of(frame.payload(segments)),
+                    Verdict::Retry => break,
+                    Verdict::Dropped(_) => {}
                 }
             }
         }

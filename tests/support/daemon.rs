@@ -111,12 +111,16 @@ impl Daemon {
         let position = self.log().len();
         self.signal(libc::SIGUSR1);
         let line = self.wait_log_after(position, &format!("counters device={device} "), PATIENCE);
-        let value = line
-            .split_whitespace()
-            .find_map(|word| word.strip_prefix(&format!("{name}=")));
-        value
-            .and_then(|value| value.parse().ok())
-            .unwrap_or_else(|| panic!("no {name} in {line}"))
+        value_in(&line, name)
+    }
+
+    /// The value of a worker's counter now.
+    pub fn worker_counter(&self, worker: usize, name: &str) -> u64 {
+        let position = self.log().len();
+        self.signal(libc::SIGUSR1);
+        let needle = format!("counters worker={worker} ");
+        let line = self.wait_log_after(position, &needle, PATIENCE);
+        value_in(&line, name)
     }
 
     /// The sum over a device's queues of what is counted for each, as `name` of `rx` or `tx`.
@@ -202,6 +206,16 @@ impl Daemon {
         }
         (status, self.log())
     }
+}
+
+/// The number after `name=` in a line.
+fn value_in(line: &str, name: &str) -> u64 {
+    let value = line
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix(&format!("{name}=")));
+    value
+        .and_then(|value| value.parse().ok())
+        .unwrap_or_else(|| panic!("no {name} in {line}"))
 }
 
 impl Drop for Daemon {

@@ -121,3 +121,36 @@ fn a_daemon_without_capabilities_leaves_checksums_to_the_interface() {
     let count = exchange(&netns, &mut front_end, true);
     assert_eq!(counted(&daemon), [count, 0, 0]);
 }
+
+/// A guest that wants its frames cut into tiny pieces: the worker cuts so many in a turn, sleeps
+/// over none that wait, and loses none.
+#[test]
+fn a_guest_that_wants_tiny_segments_has_them_in_turns() {
+    /// HOST_TSO4; NEEDS_CSUM at byte 50, TCPV4, 54 bytes of headers, segments of 8.
+    const TSO: u64 = 1 << 11;
+    const HEADER: [u8; 12] = [1, 1, 54, 0, 8, 0, 34, 0, 16, 0, 0, 0];
+    const PAYLOAD: u16 = 16_000;
+    const FRAMES: usize = 32;
+    let (netns, dir) = (cable(1, 1500), TempDir::new("xdptiny"));
+    let socket = dir.path("net0.sock");
+    let net = format!("name=net0,socket={},link=xdp:xa", socket.display());
+    let arguments = ["run", "--core", "1", "--idle", "interrupt", "--net", &net];
+    let daemon = Daemon::start_in(&netns, &arguments);
+    let mut front_end = FrontEnd::<SplitDriver>::connect_with(&socket, 1, CSUM | TSO);
+    let mut frame = [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat();
+    frame.extend([8, 0, 0x45, 0]);
+    frame.extend((40 + PAYLOAD).to_be_bytes());
+    frame.extend([0, 9, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
+    frame.extend([0x12, 0x34, 0, 9, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0]);
+    frame.extend([0; 4]);
+    frame.resize(54 + usize::from(PAYLOAD), 7);
+    let turns = || daemon.worker_counter(0, "busy_turns");
+    let before = turns();
+    front_end.transmit_all(0, &HEADER, &[&frame[..]; FRAMES]);
+    let turns = turns() - before;
+    let pieces = FRAMES as u64 * u64::from(PAYLOAD) / 8;
+    assert_eq!(counted(&daemon), [0, 0, pieces]);
+    // A frame in each, and the last of them may not be counted yet.
+    assert!(turns + 1 >= FRAMES as u64, "{pieces} segments in {turns} turns");
+    assert_eq!(daemon.counter("net0", "tx_frames"), FRAMES as u64);
+}

@@ -5,6 +5,7 @@ use std::net::UdpSocket;
 use std::process::Command;
 
 use super::*;
+use crate::host::net::decided;
 use crate::sys::xdp::TxCsum;
 
 /// Bytes of the headers of a datagram, and where its checksum begins.
@@ -381,5 +382,32 @@ fn checksums_that_not_every_interface_finds_are_made_here() {
         assert_eq!(send(&mut queue, &[(out, whole)]), refused);
         assert_eq!(counted(&xdp)[OFFLOADED..=SOFTWARE], [all, all]);
         assert_eq!(counted(&xdp)[SEGMENTS], 0);
+    });
+}
+
+/// A sender that wants its frames cut into the smallest pieces gets so many of them in a turn, and
+/// the others in the next ones.
+#[test]
+fn tiny_segments_are_cut_in_turns() {
+    in_private_netns(|| {
+        let (xdp, mut queue) = csum_port(TxCsum::Software, false, 1500);
+        let ram = GuestRam::for_test(&[(0, RAM)]);
+        let (header, bytes) = large(17_000, 20);
+        let pieces = 17_000 / 20;
+        let mut burst = burst(&ram, &vec![bytes; 32], 5000);
+        for frame in &mut burst.frames {
+            frame.header = header;
+        }
+        let (mut sent, mut turns) = (0, 0);
+        while sent < burst.frames.len() {
+            let verdicts = transmit(&mut queue, &mut burst);
+            let now = decided(&burst.frames);
+            assert!(verdicts[..now].iter().all(|v| *v == Verdict::Sent));
+            assert!(verdicts[now..].iter().all(|v| *v == Verdict::Retry));
+            assert_eq!(now - sent, PIECES_MAX / pieces);
+            (sent, turns) = (now, turns + 1);
+        }
+        assert_eq!(turns, 16);
+        assert_eq!(counted(&xdp), [0, 0, 32 * pieces as u64]);
     });
 }
