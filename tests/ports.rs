@@ -153,10 +153,23 @@ mod tests {
         let ipv6 = [&[0x60; 8][..], &[0xfd, 0], &[0; 13], &[7], &[9; 40]].concat();
         let arp = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &mac(IP), &[10, 0, 0, 7]].concat();
         let arp = [&arp[..], &[0; 6], &[10, 0, 0, 9]].concat();
+        let neighbour = [&ipv6[..40], &[136, 0, 0, 0, 0x60, 0, 0, 0], &ipv6[8..24]].concat();
+        let neighbour = [&neighbour[..], &[2, 1], &mac(IP)].concat();
+        let neighbour = with(neighbour, 4, &[0, 32, 58, 255]);
+        let options = [58, 0, 1, 4, 0, 0, 0, 0];
+        let hidden = [&neighbour[..40], &options, &neighbour[40..]].concat();
         let (v4, v6, resolve) = ([0x08, 0x00], [0x86, 0xdd], [0x08, 0x06]);
         let mut refused = 0;
         for (kind, good, wrong) in [
-            (v4, &ipv4, vec![with(ipv4.clone(), 15, &[8])]),
+            (
+                v4,
+                &ipv4,
+                vec![
+                    with(ipv4.clone(), 15, &[8]),
+                    // From no address, and not to get one.
+                    with(ipv4.clone(), 12, &[0; 4]),
+                ],
+            ),
             (v6, &ipv6, vec![with(ipv6.clone(), 23, &[8])]),
             (
                 resolve,
@@ -165,6 +178,20 @@ mod tests {
                     with(arp.clone(), 17, &[8]),
                     // Another's Ethernet address.
                     with(arp.clone(), 13, &[9]),
+                ],
+            ),
+            (
+                v6,
+                &neighbour,
+                vec![
+                    // Another's IP address; another's Ethernet address.
+                    with(neighbour.clone(), 63, &[8]),
+                    with(neighbour.clone(), 71, &[9]),
+                    // From a router.
+                    with(neighbour.clone(), 40, &[134]),
+                    with(neighbour.clone(), 40, &[137]),
+                    // Behind another header.
+                    with(hidden, 4, &[0, 40, 0, 255]),
                 ],
             ),
         ] {

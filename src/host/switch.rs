@@ -37,8 +37,11 @@ const PRIORITY: u16 = 0xf000;
 const FRONT: usize = 16;
 /// How many frames ahead the first lines are asked for.
 const PREFETCH_FRAMES: usize = 8;
-/// Bytes of a frame that are looked at at most: Ethernet, one tag, IPv6.
-const LOOK: usize = 64;
+/// Bytes between the fronts of frames: a line of the cache.
+const PLACE: usize = 64;
+/// Bytes of a frame that a filter looks at: Ethernet, one tag, IPv6, and a message of neighbour
+/// discovery with five options.
+const LOOK: usize = 128;
 
 /// What is chosen about a port.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -95,6 +98,8 @@ pub struct Ways {
     alone: Vec<(u16, u16)>,
     /// The front of frames, as it was when it was looked at, and tags put in.
     fronts: Bounce,
+    /// The same of frames that a filter was asked about.
+    filtered: Bounce,
     tags: Bounce,
     tags_used: usize,
     /// The headers of frames that are to be segmented, as they were looked at; there once one was.
@@ -113,7 +118,8 @@ impl Ways {
                 .map(|_| Vec::with_capacity(BURST_FRAMES_MAX))
                 .collect(),
             alone: Vec::with_capacity(BURST_FRAMES_MAX),
-            fronts: Bounce::new(BURST_FRAMES_MAX * LOOK),
+            fronts: Bounce::new(BURST_FRAMES_MAX * PLACE),
+            filtered: Bounce::new(BURST_FRAMES_MAX * LOOK),
             tags: Bounce::new(BURST_FRAMES_MAX * TAG),
             tags_used: 0,
             heads: None,
@@ -521,7 +527,7 @@ impl Switch {
         if !rules.filter.allows(from, rest) {
             return Err(DropReason::Spoofed);
         }
-        let place = ways.fronts.segment().skip(index * LOOK).take(len);
+        let place = ways.filtered.segment().skip(index * LOOK).take(len);
         copy::write(&[place], 0, &bytes[..len]);
         put_front(frame, place, segments).ok_or(DropReason::TooBig)?;
         Ok(front)
@@ -629,7 +635,7 @@ fn pin(
 ) -> bool {
     let tagged = Front::new(words).kind == TYPE_VLAN;
     let len = if tagged { FRONT + 2 } else { FRONT };
-    let place = ways.fronts.segment().skip(index * LOOK);
+    let place = ways.fronts.segment().skip(index * PLACE);
     let place = place.take(len.min(frame.bytes as usize));
     copy::put_front(&place, words);
     if tagged {

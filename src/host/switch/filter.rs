@@ -6,6 +6,31 @@ const TYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const TYPE_ARP: [u8; 2] = [0x08, 0x06];
 const TYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
+/// Hardware and protocol type, and the lengths of their addresses.
+const ARP_KINDS: [u8; 6] = [0, 1, 8, 0, 6, 4];
+const ARP_REQUEST: [u8; 2] = [0, 1];
+const UDP: u8 = 17;
+/// From 68 to 67.
+const DHCP_PORTS: [u8; 4] = [0, 68, 0, 67];
+
+/// Headers of IPv6 that say what the next one is (RFC 8200).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+const ICMPV6: u8 = 58;
+/// Neighbour discovery (RFC 4861): messages, and options.
+const ROUTER_SOLICITATION: u8 = 133;
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+const REDIRECT: u8 = 137;
+const SOURCE_LINK: u8 = 1;
+const TARGET_LINK: u8 = 2;
+/// Who listens to which groups (RFC 2710 and 3810): reports, and the end of it.
+const MLD_REPORTS: [u8; 3] = [131, 132, 143];
+
 /// The addresses that frames may claim to come from; empty lists allow all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
@@ -35,74 +60,146 @@ impl Filter {
         let Some((kind, packet)) = rest.split_first_chunk::<2>() else {
             return false;
         };
-        match *kind {
-            TYPE_IPV4 => v4(packet, 12).is_some_and(|ip| self.has_v4(ip)),
-            // Sender's hardware and protocol address (RFC 826, Ethernet and IPv4).
-            TYPE_ARP => {
-                packet.get(8..14) == Some(&from) && v4(packet, 14).is_some_and(|ip| self.has_v4(ip))
+        let allows = match *kind {
+            TYPE_IPV4 => self.allows_v4(packet),
+            TYPE_ARP => self.allows_arp(from, packet),
+            TYPE_IPV6 => self.allows_v6(from, packet),
+            _ => None,
+        };
+        allows == Some(true)
+    }
+
+    /// `None` here and below: what would have to be looked at is not there.
+    fn allows_v4(&self, packet: &[u8]) -> Option<bool> {
+        let source = v4(packet, 12)?;
+        if !source.is_unspecified() {
+            return Some(self.has(source));
+        }
+        // A station that has no address yet may ask for one (RFC 2131), in a whole datagram.
+        let whole = u16::from_be_bytes(array(packet, 6)?) & 0x3fff == 0;
+        let ports: [u8; 4] = array(packet, usize::from(packet[0] & 0xf) * 4)?;
+        Some(whole && packet[9] == UDP && ports == DHCP_PORTS)
+    }
+
+    /// RFC 826 for Ethernet and IPv4: the sender's addresses are its own, or it asks whether one
+    /// that may be its own is free (RFC 5227).
+    fn allows_arp(&self, from: [u8; 6], packet: &[u8]) -> Option<bool> {
+        if array(packet, 0)? != ARP_KINDS || array(packet, 8)? != from {
+            return Some(false);
+        }
+        let (sender, target) = (v4(packet, 14)?, v4(packet, 24)?);
+        let probes = array(packet, 6)? == ARP_REQUEST && self.has(target);
+        Some(self.has(sender) || (sender.is_unspecified() && probes))
+    }
+
+    fn allows_v6(&self, from: [u8; 6], packet: &[u8]) -> Option<bool> {
+        let source = Ipv6Addr::from(array::<16>(packet, 8)?);
+        if !source.is_unspecified() && !self.has(source) {
+            return Some(false);
+        }
+        let upper = Upper::find(packet)?;
+        let kind = match upper.icmpv6 {
+            Some(at) => Some(*packet.get(at)?),
+            None => None,
+        };
+        match kind {
+            Some(ROUTER_ADVERTISEMENT | REDIRECT) => Some(false),
+            // Behind another header nobody needs them, and few who guard a network find them.
+            Some(ROUTER_SOLICITATION | SOLICITATION | ADVERTISEMENT) if upper.is_behind => {
+                Some(false)
             }
-            TYPE_IPV6 => {
-                let source = packet.get(8..24).and_then(|bytes| bytes.try_into().ok());
-                source.is_some_and(|bytes: [u8; 16]| self.has_v6(Ipv6Addr::from(bytes)))
+            Some(ROUTER_SOLICITATION) => own_link_options(from, packet, 48),
+            Some(ADVERTISEMENT) if source.is_unspecified() => Some(false),
+            Some(kind @ (SOLICITATION | ADVERTISEMENT)) => {
+                let target = Ipv6Addr::from(array::<16>(packet, 48)?);
+                // The question whether an address is free comes from none (RFC 4862).
+                let is_own = kind == ADVERTISEMENT || source.is_unspecified();
+                if is_own && !self.has(target) {
+                    return Some(false);
+                }
+                own_link_options(from, packet, 64)
             }
-            _ => false,
+            _ if !source.is_unspecified() => Some(true),
+            // To be heard by groups, an address is not needed (RFC 3810).
+            Some(kind) => Some(MLD_REPORTS.contains(&kind)),
+            None => Some(false),
         }
     }
 
-    /// A station that has no address yet may ask for one.
-    fn has_v4(&self, ip: Ipv4Addr) -> bool {
-        ip.is_unspecified() || self.ip.contains(&IpAddr::V4(ip))
+    fn has(&self, ip: impl Into<IpAddr>) -> bool {
+        self.ip.contains(&ip.into())
     }
+}
 
-    fn has_v6(&self, ip: Ipv6Addr) -> bool {
-        ip.is_unspecified() || self.ip.contains(&IpAddr::V6(ip))
+/// What an IPv6 packet carries behind the headers that say how it goes.
+struct Upper {
+    /// Where an ICMPv6 message begins, if it carries one and this is where that begins.
+    icmpv6: Option<usize>,
+    /// There are headers before it.
+    is_behind: bool,
+}
+
+impl Upper {
+    /// `None` when the headers go on behind what there is.
+    fn find(packet: &[u8]) -> Option<Upper> {
+        let (mut next, mut at) = (*packet.get(6)?, 40);
+        loop {
+            let [following, length, high, low]: [u8; 4] = match next {
+                HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION => {
+                    array(packet, at)?
+                }
+                _ => {
+                    return Some(Upper {
+                        icmpv6: (next == ICMPV6).then_some(at),
+                        is_behind: at > 40,
+                    });
+                }
+            };
+            at += match next {
+                // Not the first one: what it goes on with began in another.
+                FRAGMENT if u16::from_be_bytes([high, low]) >> 3 > 0 => {
+                    return Some(Upper {
+                        icmpv6: None,
+                        is_behind: true,
+                    });
+                }
+                FRAGMENT => 8,
+                AUTHENTICATION => (usize::from(length) + 2) * 4,
+                _ => (usize::from(length) + 1) * 8,
+            };
+            next = following;
+        }
     }
+}
+
+/// Whether the options from `at` on of a neighbour discovery message (RFC 4861, section 4.6) tell
+/// no link-layer address but `from`.
+fn own_link_options(from: [u8; 6], packet: &[u8], mut at: usize) -> Option<bool> {
+    let end = 40 + usize::from(u16::from_be_bytes(array(packet, 4)?));
+    while at < end {
+        let [kind, units]: [u8; 2] = array(packet, at)?;
+        if units == 0 {
+            return Some(false);
+        }
+        if matches!(kind, SOURCE_LINK | TARGET_LINK)
+            && (units != 1 || array(packet, at + 2)? != from)
+        {
+            return Some(false);
+        }
+        at += usize::from(units) * 8;
+    }
+    // An option that ends behind the packet, or behind what is looked at, is none.
+    Some(at == end && packet.len() >= end)
+}
+
+/// The bytes of `packet` from `at` on.
+fn array<const N: usize>(packet: &[u8], at: usize) -> Option<[u8; N]> {
+    packet.get(at..at + N)?.try_into().ok()
 }
 
 fn v4(packet: &[u8], at: usize) -> Option<Ipv4Addr> {
-    let bytes: [u8; 4] = packet.get(at..at + 4)?.try_into().ok()?;
-    Some(Ipv4Addr::from(bytes))
+    array::<4>(packet, at).map(Ipv4Addr::from)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
-
-    fn packet(kind: [u8; 2], source_at: usize, source: &[u8]) -> Vec<u8> {
-        let mut packet = vec![0; 60];
-        packet[..2].copy_from_slice(&kind);
-        packet[2 + source_at..2 + source_at + source.len()].copy_from_slice(source);
-        packet
-    }
-
-    #[test]
-    fn only_own_addresses_pass() {
-        let v6: Ipv6Addr = "fd00::7".parse().unwrap();
-        let filter = Filter {
-            mac: vec![OWN],
-            ip: vec!["10.0.0.7".parse().unwrap(), IpAddr::V6(v6)],
-        };
-        let ipv4 = |last| packet(TYPE_IPV4, 12, &[10, 0, 0, last]);
-        assert!(filter.allows(OWN, &ipv4(7)));
-        assert!(!filter.allows(OWN, &ipv4(8)));
-        assert!(!filter.allows([2, 0, 0, 0, 0, 2], &ipv4(7)));
-        assert!(filter.allows(OWN, &packet(TYPE_IPV4, 12, &[0; 4])), "DHCP");
-        assert!(filter.allows(OWN, &packet(TYPE_IPV6, 8, &v6.octets())));
-        assert!(!filter.allows(OWN, &packet(TYPE_IPV6, 8, &[1; 16])));
-        assert!(!filter.allows(OWN, &[0x88, 0xcc, 0, 0]), "LLDP is not IP");
-        assert!(!filter.allows(OWN, &ipv4(7)[..10]), "cut short");
-        let mut arp = packet(TYPE_ARP, 14, &[10, 0, 0, 7]);
-        assert!(!filter.allows(OWN, &arp), "another's hardware address");
-        arp[10..16].copy_from_slice(&OWN);
-        assert!(filter.allows(OWN, &arp));
-        arp[19] = 8;
-        assert!(!filter.allows(OWN, &arp));
-    }
-
-    #[test]
-    fn without_lists_all_pass() {
-        assert!(Filter::default().allows([9; 6], &[]));
-    }
-}
+mod tests;
