@@ -6,6 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 
 /// Entries that share a line of the cache, and compete when it is full.
 const WAYS: usize = 4;
@@ -32,12 +33,30 @@ impl Station {
     pub(super) fn of(vlan: u16, [a, b, c, d, e, f]: [u8; 6]) -> Station {
         Station::new(vlan, u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
     }
+}
+
+/// What a station's line follows from, with its address: chosen anew for each table, so that nobody
+/// can pick addresses that share a line.
+#[derive(Debug)]
+struct Keys {
+    mask: u64,
+    factor: u64,
+}
+
+impl Keys {
+    fn random() -> Keys {
+        let random = RandomState::new();
+        Keys {
+            mask: random.hash_one(1),
+            factor: random.hash_one(2) | 1,
+        }
+    }
 
     #[inline]
-    fn hash(self) -> u64 {
-        // Fibonacci hashing, twice folded: addresses differ in their last bytes as a rule.
-        let mixed = (self.0 ^ (self.0 >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        mixed ^ (mixed >> 32)
+    #[expect(clippy::cast_possible_truncation, reason = "both halves are taken")]
+    fn hash(&self, station: Station) -> u64 {
+        let wide = u128::from(station.0 ^ self.mask) * u128::from(self.factor);
+        wide as u64 ^ (wide >> 64) as u64
     }
 }
 
@@ -56,6 +75,7 @@ struct Line([Entry; WAYS]);
 #[derive(Debug)]
 pub(super) struct Fdb {
     lines: Box<[Line]>,
+    keys: Keys,
     /// Ports of the stations for good whose lines have enough of those: asked when a line does not
     /// know a station, and never learned there.
     others: BTreeMap<u64, u16>,
@@ -67,6 +87,7 @@ impl Fdb {
     pub(super) fn new(ageing: u32) -> Fdb {
         Fdb {
             lines: (0..ENTRIES / WAYS).map(|_| Line::default()).collect(),
+            keys: Keys::random(),
             others: BTreeMap::new(),
             ageing,
         }
@@ -98,7 +119,7 @@ impl Fdb {
     /// The port of `station`, if it is known and not too old.
     #[inline]
     pub(super) fn find(&self, station: Station, now: u32) -> Option<u16> {
-        let hash = station.hash();
+        let hash = self.keys.hash(station);
         let known = |entry: &&Entry| entry.station.load(Relaxed) == station.0;
         let Some(entry) = self.line(hash).iter().find(known) else {
             return self.other(station);
@@ -116,7 +137,7 @@ impl Fdb {
     /// `station` was seen at `port`.
     #[inline]
     pub(super) fn learn(&self, station: Station, port: u16, now: u32) {
-        let hash = station.hash();
+        let hash = self.keys.hash(station);
         let line = self.line(hash);
         let known = |entry: &&Entry| entry.station.load(Relaxed) == station.0;
         match line.iter().find(known) {
@@ -130,28 +151,61 @@ impl Fdb {
                 }
             }
             None if self.other(station).is_some() => {}
-            None => insert(line, station, Fdb::value(hash, port, now), now),
+            None => self.insert(hash, station, port, now),
         }
     }
 
     /// `station` is at `port` for good.
     pub(super) fn fix(&mut self, station: Station, port: u16) {
-        let hash = station.hash();
+        let hash = self.keys.hash(station);
         let line = self.line(hash);
         if line.iter().any(|entry| entry.station() == station.0) {
             return;
         }
         let is_fixed = |entry: &&Entry| entry.station() != 0 && entry.seen() == FOREVER;
         if line.iter().filter(is_fixed).count() < FIXED_WAYS {
-            insert(line, station, Fdb::value(hash, port, FOREVER), 0);
+            self.insert(hash, station, port, FOREVER);
         } else {
             self.others.entry(station.0).or_insert(port);
         }
     }
 
+    /// Writes down a station that its line does not know. It takes the place of nobody; of one of
+    /// its own port; of one of the port that has the most in the line: who sends from many
+    /// addresses makes the switch forget his own, and nobody else's. Among equals the one goes that
+    /// was not seen for the longest.
+    #[cold]
+    fn insert(&self, hash: u64, station: Station, port: u16, time: u32) {
+        let line = self.line(hash);
+        let is_learned = |entry: &&Entry| entry.station() != 0 && entry.seen() != FOREVER;
+        let at = |port| {
+            line.iter()
+                .filter(is_learned)
+                .filter(move |e| e.port() == port)
+        };
+        // When one is put there for good, none is learned.
+        let now = if time == FOREVER { 0 } else { time };
+        let victim = line.iter().max_by_key(|entry| {
+            let (seen, own) = (entry.seen(), entry.port() == port);
+            match entry.station() {
+                0 => (3, 0, 0),
+                // Fewer than there are entries.
+                _ if seen == FOREVER => (0, 0, 0),
+                _ if self.is_old(seen, now) => (3, 0, 0),
+                _ if own => (2, 0, now.saturating_sub(seen)),
+                _ => (1, at(entry.port()).count(), now.saturating_sub(seen)),
+            }
+        });
+        if let Some(entry) = victim {
+            entry.value.store(0, Relaxed);
+            entry.station.store(station.0, Relaxed);
+            entry.value.store(Fdb::value(hash, port, time), Relaxed);
+        }
+    }
+
     /// Forgets that `station` was seen at `port`, unless it is there for good.
     pub(super) fn forget(&self, station: Station, port: u16) {
-        let hash = station.hash();
+        let hash = self.keys.hash(station);
         let known = |entry: &&Entry| entry.station() == station.0;
         if let Some(entry) = self.line(hash).iter().find(known)
             && let Some((at, seen)) = Fdb::read(hash, entry.value.load(Relaxed))
@@ -172,21 +226,11 @@ impl Entry {
     fn seen(&self) -> u32 {
         (self.value.load(Relaxed) >> 32) as u32
     }
-}
 
-/// Takes the place of nobody in `line`, or of the station that was not seen for the longest.
-#[cold]
-fn insert(line: &[Entry; WAYS], station: Station, value: u64, now: u32) {
-    let age = |entry: &&Entry| match (entry.station(), entry.seen()) {
-        (0, _) => u32::MAX,
-        // Fewer than there are entries.
-        (_, FOREVER) => 0,
-        (_, seen) => 1 + now.saturating_sub(seen).min(u32::MAX - 2),
-    };
-    if let Some(entry) = line.iter().max_by_key(age) {
-        entry.value.store(0, Relaxed);
-        entry.station.store(station.0, Relaxed);
-        entry.value.store(value, Relaxed);
+    /// Where the station is, if there is one.
+    #[expect(clippy::cast_possible_truncation, reason = "a field of a word")]
+    fn port(&self) -> u16 {
+        self.value.load(Relaxed) as u16
     }
 }
 
@@ -255,17 +299,66 @@ mod tests {
     }
 
     /// Stations of one line.
-    fn of_one_line(count: usize) -> Vec<Station> {
+    fn of_one_line(fdb: &Fdb, count: usize) -> Vec<Station> {
         let lines = u64::try_from(ENTRIES / WAYS).unwrap();
         let all = (0..1 << 20).map(station);
-        let of_one = all.filter(|station| station.hash() % lines == 7);
+        let of_one = all.filter(|&station| fdb.keys.hash(station) % lines == 7);
         of_one.take(count).collect()
+    }
+
+    #[test]
+    fn a_port_with_many_stations_makes_the_table_forget_its_own() {
+        let fdb = Fdb::new(300);
+        for quiet in 0..100 {
+            fdb.learn(station(quiet), 1, 0);
+        }
+        for number in 0..100_000 {
+            fdb.learn(station(1000 + number), 2, 1 + number / 1000);
+        }
+        for quiet in 0..100 {
+            assert_eq!(fdb.find(station(quiet), 100), Some(1), "{quiet}");
+        }
+    }
+
+    #[test]
+    fn the_port_with_the_most_stations_in_a_line_makes_room_for_another() {
+        let fdb = Fdb::new(300);
+        let stations = of_one_line(&fdb, 6);
+        for (at, port) in [1, 2, 2, 3].into_iter().enumerate() {
+            fdb.learn(stations[at], port, u32::try_from(at).unwrap());
+        }
+        let found = |now| -> Vec<_> { stations.iter().map(|&s| fdb.find(s, now)).collect() };
+        fdb.learn(stations[4], 4, 10);
+        let known = [Some(1), None, Some(2), Some(3), Some(4), None];
+        assert_eq!(found(10), known, "the older one of port 2");
+        // Those that the switch would not find any more go first.
+        fdb.learn(stations[3], 3, 200);
+        fdb.learn(stations[4], 4, 200);
+        fdb.learn(stations[2], 2, 200);
+        fdb.learn(stations[5], 2, 310);
+        let known = [None, None, Some(2), Some(3), Some(4), Some(2)];
+        assert_eq!(found(310), known);
+    }
+
+    #[test]
+    fn no_two_tables_have_the_same_lines() {
+        let [one, other] = [Fdb::new(300), Fdb::new(300)];
+        let alike = (0..1000)
+            .map(station)
+            .filter(|&station| one.keys.hash(station) % 4096 == other.keys.hash(station) % 4096);
+        assert!(alike.count() < 20);
+        let mut lines: Vec<_> = (0..4096)
+            .map(|number| one.keys.hash(station(number)) % 4096)
+            .collect();
+        lines.sort_unstable();
+        lines.dedup();
+        assert!(lines.len() > 2000, "{} lines for 4096", lines.len());
     }
 
     #[test]
     fn no_station_that_is_fixed_is_lost_and_others_are_still_learned() {
         let mut fdb = Fdb::new(300);
-        let stations = of_one_line(3 * WAYS);
+        let stations = of_one_line(&fdb, 3 * WAYS);
         let (fixed, others) = stations.split_at(2 * WAYS);
         for (port, station) in (0..).zip(fixed) {
             fdb.fix(*station, port);

@@ -494,6 +494,32 @@ fn what_was_looked_at_is_what_is_given() {
     }
 }
 
+/// Who sends from many addresses sees nothing of what others send each other.
+#[test]
+fn what_is_for_a_station_stays_private_whoever_sends_from_many_addresses() {
+    const C: [u8; 6] = [2, 0, 0, 0, 0, 0xc];
+    let mut bench = Bench::new(vec![access(1), access(1), access(1)]);
+    let talk = |bench: &mut Bench| {
+        let to_b = bench.ports(2, &ethernet(B, C, None, 46));
+        let to_c = bench.ports(1, &ethernet(C, B, None, 46));
+        [to_b, to_c]
+    };
+    talk(&mut bench)[1].clone().unwrap();
+    for number in 0..100_000u32 {
+        let [a, b, c, d] = number.to_be_bytes();
+        let sent = ethernet(B, [6, 1, a, b, c, d], None, 46);
+        assert_eq!(bench.ports(0, &sent), Ok(vec![1]), "after {number}");
+        if number % 25_000 == 24_999 {
+            bench.now += 3;
+            assert_eq!(
+                talk(&mut bench),
+                [Ok(vec![1]), Ok(vec![2])],
+                "after {number}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_second_tag_never_becomes_the_first() {
     let mut bench = Bench::new(vec![
