@@ -564,8 +564,9 @@ fn log_counters(running: &Running) {
         for queue in uplink.counters.by_queue() {
             tracing::info!("xstats device={name} {}", join(queue));
         }
-        let counters = join(uplink.counters.totals());
-        tracing::info!("counters device={name} {counters}");
+        let mut counters = uplink.counters.totals();
+        counters.extend(uplink.host_counters());
+        tracing::info!("counters device={name} {}", join(counters));
     }
     for (number, counters) in running.engine.counters().into_iter().enumerate() {
         tracing::info!("counters worker={number} {}", join(counters));

@@ -235,6 +235,30 @@ mod tests {
         }
     }
 
+    /// While the guest gives no buffers the tap is not read; what its queue has no room for then,
+    /// the kernel drops, and the daemon tells how much of it.
+    #[test]
+    fn what_the_kernel_drops_for_want_of_buffers_is_counted() {
+        const SENT: u64 = 300;
+        let (daemon, mut guest, host, netns, _dir) = tap::<SplitDriver>("adaptive");
+        netns.ok("ip link set vt0 txqueuelen 20");
+        let frame = datagram(false, 1, 0);
+        (0..SENT).for_each(|_| host.send(&[0; VNET_HEADER], &frame));
+        let dropped = daemon.counter("n", "tap_rx_dropped");
+        // The guest and the queue have room for so many; one more may be on its way.
+        assert!((SENT - 64 - 20 - 1..SENT).contains(&dropped), "{dropped}");
+        for _ in dropped..SENT {
+            let got = wait_until("what was not dropped", PATIENCE, || {
+                (0..PAIRS).find_map(|pair| guest.poll(pair))
+            });
+            assert!(got == frame);
+        }
+        assert_eq!(daemon.counter("n", "tap_rx_dropped"), dropped);
+        assert!((0..PAIRS).all(|pair| guest.poll(pair).is_none()));
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+    }
+
     /// What a flow is answered comes to the pair that it was sent from last.
     fn answers_come_to_the_senders_pair<D: Driver>() {
         let (dir, netns) = (TempDir::new("taps"), Netns::new());

@@ -17,11 +17,11 @@ use crate::host::switch::{PortRules, Switch};
 use crate::host::tap::{self, TapQueue};
 use crate::host::xdp::XdpQueue;
 use crate::ring::{Areas, RingFault, RingFormat};
-use crate::sync::Counter;
 use crate::sys::tap::Tap;
-use crate::sys::xdp::{OffloadCounters, Xdp};
+use crate::sys::xdp::Xdp;
 
 use super::backing::Backing;
+use super::counted;
 use super::disk::DiskQueue;
 use super::endpoint::Endpoint;
 use super::fabric::{Fabric, Gate, Inbound, LANE_PARCELS, Lane, Outlet, Running, lane};
@@ -162,24 +162,8 @@ impl Parts {
     /// What the host counts, by name.
     pub(super) fn host_counters(&self) -> Vec<(&'static str, u64)> {
         match self {
-            Parts::Net(_, LinkSpec::Xdp(xdp)) => {
-                let all = xdp.statistics();
-                let sum = |of: fn(&OffloadCounters) -> &Counter| {
-                    xdp.counters().iter().map(|one| of(one).get()).sum()
-                };
-                vec![
-                    ("xdp_tx_offloaded_csum", sum(|one| &one.offloaded_csum)),
-                    ("xdp_tx_software_csum", sum(|one| &one.software_csum)),
-                    (
-                        "xdp_tx_software_segments",
-                        sum(|one| &one.software_segments),
-                    ),
-                    ("xdp_rx_dropped", all.rx_dropped),
-                    ("xdp_rx_ring_full", all.rx_ring_full),
-                    ("xdp_fill_ring_empty", all.fill_ring_empty),
-                    ("xdp_tx_invalid", all.tx_invalid),
-                ]
-            }
+            Parts::Net(_, LinkSpec::Tap(tap)) => counted::of_tap(tap),
+            Parts::Net(_, LinkSpec::Xdp(xdp)) => counted::of_xdp(xdp),
             _ => Vec::new(),
         }
     }

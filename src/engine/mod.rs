@@ -13,6 +13,7 @@
 mod backing;
 mod batch;
 mod build;
+mod counted;
 mod disk;
 mod endpoint;
 mod fabric;

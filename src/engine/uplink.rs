@@ -14,6 +14,7 @@ use crate::sys::tap::Tap;
 use crate::sys::xdp::Xdp;
 
 use super::build::EngineOptions;
+use super::counted;
 use super::link::HostPorts;
 
 /// The interface behind an uplink.
@@ -49,6 +50,14 @@ impl Uplink {
                 tap.set_attached(0, true)
             }
             Host::Xdp(xdp) => xdp.set_receiving(0, true),
+        }
+    }
+
+    /// What the kernel counts of its interface, by name.
+    pub fn host_counters(&self) -> Vec<(&'static str, u64)> {
+        match &self.host {
+            Host::Tap(tap) => counted::of_tap(tap),
+            Host::Xdp(xdp) => counted::of_xdp(xdp),
         }
     }
 }

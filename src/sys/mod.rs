@@ -20,6 +20,8 @@ pub mod link;
 pub mod listen;
 #[expect(unsafe_code, reason = "fcntl with a lock")]
 pub mod lock;
+#[expect(unsafe_code, reason = "socket calls")]
+mod netlink;
 #[expect(unsafe_code, reason = "setns")]
 pub mod netns;
 pub mod panics;

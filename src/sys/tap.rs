@@ -14,8 +14,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::memory::{Segment, Segments, copy};
 
+mod dropped;
 mod place;
 
+use dropped::Dropped;
 pub use place::{TapPlace, TapSource};
 
 use super::ifreq::{IfReq, InterfaceSocket, bad_name, check};
@@ -178,6 +180,8 @@ pub struct Tap {
     created: bool,
     /// Bytes of the virtio-net header before each frame.
     header: Arc<AtomicUsize>,
+    /// What the kernel drops for want of a reader, where it can be asked.
+    dropped: Option<Dropped>,
 }
 
 impl Tap {
@@ -278,6 +282,7 @@ impl Tap {
             multi_queue,
             created,
             header: Arc::new(AtomicUsize::new(VNET_HEADER)),
+            dropped: None,
         })
     }
 
@@ -289,6 +294,12 @@ impl Tap {
     /// Whether the device was created here, and goes when it is closed.
     pub fn is_created(&self) -> bool {
         self.created
+    }
+
+    /// Frames that the kernel has dropped since [`Tap::open_at`], because a queue of the interface
+    /// was full. `None` where it can't be asked: of descriptors it does not tell the namespace.
+    pub fn dropped(&self) -> Option<u64> {
+        self.dropped.as_ref()?.count().ok()
     }
 
     /// Number of queues.

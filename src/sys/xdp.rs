@@ -21,7 +21,6 @@ mod bpf;
 mod busy;
 mod locked;
 mod metadata;
-mod netlink;
 mod passed;
 mod ring;
 mod socket;

@@ -151,6 +151,9 @@ fn a_guest_that_wants_tiny_segments_has_them_in_turns() {
     let pieces = FRAMES as u64 * u64::from(PAYLOAD) / 8;
     assert_eq!(counted(&daemon), [0, 0, pieces]);
     // A frame in each, and the last of them may not be counted yet.
-    assert!(turns + 1 >= FRAMES as u64, "{pieces} segments in {turns} turns");
+    assert!(
+        turns + 1 >= FRAMES as u64,
+        "{pieces} segments in {turns} turns"
+    );
     assert_eq!(daemon.counter("net0", "tx_frames"), FRAMES as u64);
 }

@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicUsize;
 use crate::sys::netns;
 use crate::sys::socket::{self, close_on_exec};
 
+use super::dropped::{Dropped, Side};
 use super::{FLAGS, Tap, TapError, VNET_HEADER, check, check_name, check_queues, failed};
 use crate::sys::ifreq::{IfReq, InterfaceSocket};
 
@@ -70,10 +71,12 @@ impl Tap {
                 if place.persist && tap.created {
                     tap.keep()?;
                 }
-                Ok(tap)
+                Ok(tap.with_dropped(Side::Sent))
             }
             TapSource::Fds(fds) => Tap::inherited(fds),
-            TapSource::Macvtap(name) => Tap::macvtap(name, queues, mtu),
+            TapSource::Macvtap(name) => {
+                Ok(Tap::macvtap(name, queues, mtu)?.with_dropped(Side::Received))
+            }
         };
         match &place.netns {
             None => open(),
@@ -85,6 +88,12 @@ impl Tap {
                 }),
             },
         }
+    }
+
+    /// The same, with what the kernel drops counted from now on, if it can be asked.
+    fn with_dropped(mut self, side: Side) -> Tap {
+        self.dropped = Dropped::open(&self.name, side).ok();
+        self
     }
 
     /// Has the interface stay when its last queue is closed.
@@ -162,6 +171,7 @@ impl Tap {
             multi_queue,
             created: false,
             header: Arc::new(AtomicUsize::new(VNET_HEADER)),
+            dropped: None,
         }
     }
 }

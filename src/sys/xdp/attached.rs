@@ -3,24 +3,16 @@
 use std::io;
 
 use super::Mode;
-use super::netlink::{ask, attribute};
+use crate::sys::netlink::{Netlink, attribute};
 
-/// Bytes of `ifinfomsg`.
-const INTERFACE: usize = 16;
 /// IFLA_XDP, and in it IFLA_XDP_ATTACHED.
 const XDP: u16 = 43;
 const ATTACHED: u16 = 2;
 
 /// Where the program of interface number `index` runs; `None` when it has none.
 pub(super) fn mode(index: u32) -> io::Result<Option<Mode>> {
-    // Family and type come first, flags last.
-    let mut body = [0; INTERFACE];
-    body[4..8].copy_from_slice(&index.to_ne_bytes());
-    let (kind, answer) = ask(libc::NETLINK_ROUTE, libc::RTM_GETLINK, &body)?;
-    match answer.get(INTERFACE..) {
-        Some(attributes) if kind == libc::RTM_NEWLINK => Ok(read(attributes)),
-        _ => Err(io::Error::other("an answer about something else")),
-    }
+    let attributes = Netlink::new(libc::NETLINK_ROUTE)?.interface(index)?;
+    Ok(read(&attributes))
 }
 
 /// What the attributes of an interface say.

@@ -7,7 +7,7 @@
 
 use std::io;
 
-use super::netlink::{ask, attribute};
+use crate::sys::netlink::{Netlink, attribute};
 
 /// Bytes before each frame that is sent (`tx_metadata_len`): a cache line, so that frames begin
 /// with one.
@@ -76,13 +76,14 @@ impl Undone {
 pub(super) fn is_announced(index: u32) -> io::Result<bool> {
     let mut name = generic(GET_FAMILY);
     put(&mut name, FAMILY_NAME, b"netdev\0");
-    let (_, answer) = ask(libc::NETLINK_GENERIC, CONTROL, &name)?;
+    let netlink = Netlink::new(libc::NETLINK_GENERIC)?;
+    let (_, answer) = netlink.ask(CONTROL, &name)?;
     let family = of_answer(&answer, FAMILY_ID).and_then(|id| id.first_chunk().copied());
     let family = family.ok_or_else(|| io::Error::other("a family without a number"))?;
     let mut device = generic(GET_DEVICE);
     put(&mut device, DEVICE_INDEX, &index.to_ne_bytes());
     let family = u16::from_ne_bytes(family);
-    let (_, answer) = ask(libc::NETLINK_GENERIC, family, &device)?;
+    let (_, answer) = netlink.ask(family, &device)?;
     Ok(has_checksum(&answer))
 }
 

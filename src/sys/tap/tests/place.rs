@@ -254,3 +254,39 @@ fn what_is_no_macvtap_is_refused() {
         );
     });
 }
+
+#[test]
+fn what_the_kernel_drops_is_counted_from_the_start() {
+    use crate::sys::testnet::{DEADLINE, PacketSocket, VNET_HEADER};
+    in_private_netns(|| {
+        // The stack says nothing by itself.
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        ip("link add v0 type veth peer name v1");
+        let index = index();
+        ip(&format!(
+            "link add link v0 name mv0 index {index} type macvtap mode passthru"
+        ));
+        ip("tuntap add dev old0 mode tap");
+        for name in ["v0", "v1", "mv0", "old0"] {
+            ip(&format!("link set {name} txqueuelen 5 up"));
+        }
+        let old = TapSource::Name("old0".to_owned());
+        let macvtap = TapSource::Macvtap("mv0".to_owned());
+        for (source, from) in [(&old, "old0"), (&macvtap, "v1")] {
+            for sent in [20, 30] {
+                let tap = open(source.clone(), None, 1).unwrap();
+                let queue = tap.queue(0).unwrap();
+                assert_eq!(tap.dropped(), Some(0), "{source}, {sent}");
+                let socket = PacketSocket::bind(from);
+                (0..sent).for_each(|_| socket.send(&[0; VNET_HEADER], &[2; 60]));
+                let begun = std::time::Instant::now();
+                while tap.dropped() != Some(sent - 5) {
+                    assert!(begun.elapsed() < DEADLINE, "{source}: {:?}", tap.dropped());
+                }
+                assert_eq!(queue.discard_waiting(), 5, "{source}");
+            }
+        }
+        let tap = Tap::open("other0", 1, None).unwrap();
+        assert_eq!(tap.dropped(), None, "nobody has asked for it");
+    });
+}
