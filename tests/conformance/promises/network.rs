@@ -17,6 +17,29 @@ pub const ALL: &[Promise] = &[
         ],
     ),
     (
+        "`persist`: a tap that outlives the daemon",
+        &[
+            "src/sys/tap/tests.rs: an_existing_tap_stays_as_persistent_as_it_was \
+             a_tap_that_is_made_to_stay_stays_and_is_used_again",
+        ],
+    ),
+    (
+        "Queue pairs are switched on and off under load (`ethtool -L`)",
+        &[
+            "tests/guest.rs: queue_pairs_are_changed_under_load",
+            "tests/taps.rs: flows_come_to_the_pairs_that_are_enabled_split \
+             flows_come_to_the_pairs_that_are_enabled_packed \
+             what_waits_for_a_pair_that_is_left_is_counted",
+        ],
+    ),
+    (
+        "No loss that no counter tells: what the kernel drops at a tap, too",
+        &[
+            "tests/taps.rs: what_the_kernel_drops_for_want_of_buffers_is_counted",
+            "src/sys/tap/tests/place.rs: what_the_kernel_drops_is_counted_from_the_start",
+        ],
+    ),
+    (
         "`macvtap:NAME`",
         &[
             "tests/taps.rs: a_macvtap_is_opened_by_name_or_by_the_shell",
@@ -31,13 +54,31 @@ pub const ALL: &[Promise] = &[
              frames_go_both_ways_and_nothing_outlives_the_daemon_with_packed_rings \
              frames_of_9000_bytes_go_both_ways each_queue_pair_has_a_queue_of_the_interface",
             "src/host/xdp/tests.rs: frames_go_both_ways_in_generic_mode",
+            "tests/guest.rs: a_guest_reaches_an_interface_through_af_xdp",
         ],
     ),
     (
-        "`xdp:IFACE:fd=N:map=N`, a daemon without capabilities",
+        "`busy_poll`",
+        &["src/host/xdp/tests.rs: frames_go_both_ways_through_a_socket_that_is_polled_busily"],
+    ),
+    (
+        "`tx_csum`: checksums that a guest leaves undone are made, or left to the interface",
+        &[
+            "src/host/xdp/tests/csum.rs: \
+             checksums_are_made_here_where_the_driver_does_not_announce_them \
+             a_checksum_that_is_left_to_the_kernel_is_made_where_the_frame_leaves_it \
+             segments_are_cut_here_and_their_checksums_left_to_the_kernel",
+            "src/sys/xdp/tests.rs: checksums_are_left_to_who_makes_them",
+            "tests/xdp/csum.rs: checksums_are_made_by_the_daemon_or_left_to_the_interface \
+             a_daemon_without_capabilities_leaves_checksums_to_the_interface",
+        ],
+    ),
+    (
+        "`xdp:IFACE:fd=N:map=N`, `fdname=`, a daemon without capabilities",
         &[
             "tests/xdp/passed.rs: a_daemon_without_capabilities_moves_frames_both_ways \
-             a_daemon_without_capabilities_moves_frames_on_two_queues",
+             a_daemon_without_capabilities_moves_frames_on_two_queues \
+             a_daemon_finds_descriptors_by_the_names_that_its_service_manager_tells",
         ],
     ),
     (
@@ -60,6 +101,31 @@ pub const ALL: &[Promise] = &[
             "tests/rings/switch.rs: everybody_reaches_everybody \
              one_port_without_buffers_stalls_nobody vlans_with_queues",
             "tests/lan.rs: two_guests_talk_through_a_switch",
+            "tests/ports.rs: every_port_has_what_was_chosen_for_it",
+        ],
+    ),
+    (
+        "`allow_ip`: a guest tells others of no address but its own",
+        &["src/host/switch/filter/tests.rs: only_own_addresses_pass \
+             arp_tells_own_addresses_and_nothing_else \
+             neighbours_tell_own_addresses_and_nothing_else \
+             neighbours_are_not_believed_behind_other_headers \
+             who_has_no_address_may_ask_for_one_and_say_nothing_else"],
+    ),
+    (
+        "No guest makes a switch or a worker forget the others",
+        &[
+            "src/host/switch/tests.rs: \
+             what_is_for_a_station_stays_private_whoever_sends_from_many_addresses",
+            "src/host/xdp/tests/csum.rs: tiny_segments_are_cut_in_turns",
+            "tests/xdp/csum.rs: a_guest_that_wants_tiny_segments_has_them_in_turns",
+        ],
+    ),
+    (
+        "MTU from 68 to 65535",
+        &[
+            "tests/rings/sizes.rs: a_wire_takes_what_a_frame_can_be_on_every_ring_and_worker \
+             a_switch_port_is_given_what_its_mtu_allows_on_every_ring",
         ],
     ),
     (
@@ -75,7 +141,7 @@ pub const ALL: &[Promise] = &[
         "Uplinks: an interface of the host at a switch",
         &[
             "tests/uplink.rs: frames_find_their_port_split frames_find_their_port_packed \
-             an_uplink_has_a_vlan_and_a_rate",
+             what_a_guest_leaves_undone_is_done_for_a_cable an_uplink_has_a_vlan_and_a_rate",
         ],
     ),
     (
@@ -112,11 +178,56 @@ pub const ALL: &[Promise] = &[
         ],
     ),
     (
-        "Open vSwitch with DPDK at both ends, restarts of either side",
+        "Interop 1: Open vSwitch with DPDK at both ends of a wire and of a switch, on one and two \
+         queue pairs; a trunk; restarts of either side",
         &[
-            "tests/ovs.rs: traffic_outlives_restarts_of_either_side_split \
-             traffic_outlives_restarts_of_either_side_packed the_mtu_goes_up_and_down_split \
-             the_mtu_goes_up_and_down_packed",
+            "tests/ovs.rs: over_a_wire_split over_a_wire_split_two_pairs over_a_wire_packed \
+             over_a_wire_packed_two_pairs through_a_switch_split through_a_switch_split_two_pairs \
+             through_a_switch_packed through_a_switch_packed_two_pairs \
+             a_trunk_carries_its_vlans_and_no_other traffic_outlives_restarts_of_either_side_split \
+             traffic_outlives_restarts_of_either_side_packed \
+             a_daemon_that_listens_gets_its_front_ends_back",
+            "scripts/interop",
+        ],
+    ),
+    (
+        "Interop 2: the vhost-user cases of Open vSwitch's own tests, with the roles changed",
+        &[
+            "tests/ovs.rs: ports_that_connect_come_and_go ports_that_listen_come_and_go \
+             a_port_goes_under_traffic_and_comes_back_split \
+             a_port_goes_under_traffic_and_comes_back_packed the_mtu_goes_up_and_down_split \
+             the_mtu_goes_up_and_down_packed guests_made_of_testpmd_and_taps_ping_each_other",
+        ],
+    ),
+    (
+        "Interop 3: DPDK's test plans for vhost: restarts, several queues, front-end to front-end, \
+         frames queued before the start, pages of 4 KiB, counters",
+        &[
+            "tests/plans.rs: restarts_of_port_front_end_and_daemon_lose_no_ring \
+             every_byte_goes_from_one_front_end_to_the_other path_05_split_mergeable \
+             path_06_split path_07_split_vector_rx path_08_split_in_order_mergeable \
+             path_09_split_in_order \
+             sizes_and_kinds_of_addresses_are_counted_as_they_were_sent",
+            "tests/testpmd.rs: echoes_64_and_1518_bytes_and_loses_none \
+             brings_back_every_byte_in_order every_one_of_eight_packed_queues_moves_frames \
+             every_one_of_eight_split_queues_moves_frames \
+             packed_rings_of_odd_size_lose_no_frame guest_memory_in_4_kib_pages_works_as_well",
+        ],
+    ),
+    (
+        "Interop 4: a guest of QEMU on one port, Open vSwitch on the other",
+        &[
+            "tests/ovs.rs: a_guest_on_packed_rings_and_ovs_are_on_one_wire \
+             a_guest_at_an_access_port_reaches_a_vlan_of_ovs",
+        ],
+    ),
+    (
+        "Interop 5: every VLAN at every port, by the frames that are seen",
+        &[
+            "tests/vlan.rs: no_frame_leaves_its_vlan_on_packed_rings \
+             no_frame_leaves_its_vlan_on_split_rings",
+            "tests/vlan/known.rs: no_frame_for_a_known_station_leaves_its_vlan_split \
+             no_frame_for_a_known_station_leaves_its_vlan_packed",
         ],
     ),
     (
