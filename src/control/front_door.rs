@@ -14,6 +14,7 @@ use std::sync::{Arc, MutexGuard};
 
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
+use crate::engine::BlockingFd;
 use crate::memory::RegionInfo;
 use crate::sys::peer::{self, Arrivals, Ready};
 
@@ -101,6 +102,9 @@ pub enum SessionEnd {
         .0.gpa, .0.size, .0.mmap_offset
     )]
     Torn(RegionInfo),
+    /// A worker slept in an fd of the front-end.
+    #[error(transparent)]
+    Blocking(BlockingFd),
     /// The front-end broke the protocol, or can't be answered.
     #[error("{request}: {reason}")]
     Protocol {

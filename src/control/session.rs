@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -20,6 +21,10 @@ use super::front_door::{FrontDoor, SessionEnd, Shared, lock};
 use super::handler::DeviceSession;
 use super::state::{SessionFds, SessionState};
 
+/// After a front-end has put a worker to sleep: nobody is served so long, or it could do so again
+/// at once, and again.
+const BARRED_FOR: Duration = Duration::from_secs(5);
+
 /// Where connections come from.
 pub trait FrontEnds: Send {
     /// The next one; `None` when `wake` becomes readable first, or when it is worth a look.
@@ -28,7 +33,8 @@ pub trait FrontEnds: Send {
     /// When there will be no more.
     fn next(&mut self, wake: &Wake) -> io::Result<Option<UnixStream>>;
 
-    /// Until [`FrontEnds::next`] is called again, nobody can connect.
+    /// Until [`FrontEnds::next`] is called again, nobody can connect; or is served, where somebody
+    /// else listens.
     fn close(&mut self);
 }
 
@@ -103,6 +109,9 @@ pub fn spawn(
     if let Some(medium) = &medium {
         wake.also(medium.news())?;
     }
+    if let Some(bell) = served.runner.bell() {
+        wake.also(bell)?;
+    }
     let sessions = Sessions {
         name: format!("{} {}", served.device.kind(), served.device.name()),
         wake,
@@ -111,6 +120,7 @@ pub fn spawn(
         link,
         medium,
         was_up: true,
+        barred_until: None,
     };
     std::thread::Builder::new()
         .name(name)
@@ -127,6 +137,8 @@ struct Sessions {
     wake: Wake,
     /// The link, as the log has it.
     was_up: bool,
+    /// Nobody is served before, because of what the last front-end did.
+    barred_until: Option<Instant>,
 }
 
 impl Sessions {
@@ -139,7 +151,15 @@ impl Sessions {
                     self.tell(true);
                     let (end, stopped) = self.serve(socket);
                     clean = stopped;
-                    tracing::info!("{}: session ended: {end}", self.name);
+                    if matches!(end, SessionEnd::Blocking(_)) {
+                        tracing::warn!(
+                            "{}: session ended: {end}; no other for {BARRED_FOR:?}",
+                            self.name
+                        );
+                        self.barred_until = Some(Instant::now() + BARRED_FOR);
+                    } else {
+                        tracing::info!("{}: session ended: {end}", self.name);
+                    }
                     self.tell(false);
                     if matches!(end, SessionEnd::Exit) {
                         return clean;
@@ -176,9 +196,16 @@ impl Sessions {
                 tracing::info!("{}: link is {what}", self.name);
             }
             self.was_up = seen.up;
+            // Of vrings that could not be stopped: of no session any more.
+            self.served.runner.session_over();
+            let now = Instant::now();
+            self.barred_until = self.barred_until.filter(|until| *until > now);
             if closed {
                 self.front_ends.close();
                 self.wake.wait()?;
+            } else if let Some(until) = self.barred_until {
+                self.front_ends.close();
+                self.wake.wait_within(until - now)?;
             } else if let Some(socket) = self.front_ends.next(&self.wake)? {
                 return Ok(Some(socket));
             }
@@ -200,6 +227,9 @@ impl Sessions {
         let news = |session: &Shared| match wake.exits() {
             Ok(true) => Some(SessionEnd::Exit),
             Ok(false) => {
+                if let Some(fd) = served.runner.blocking() {
+                    return Some(SessionEnd::Blocking(fd));
+                }
                 let seen = look(&mut link.watch, wake, name);
                 if link.ends_session && seen.was_down {
                     return Some(SessionEnd::LinkDown);
@@ -283,6 +313,9 @@ fn serve_while(
     let stopped = session.stop_all().is_ok();
     // The socket was shut down for it.
     let end = session.torn().map_or(end, SessionEnd::Torn);
+    // It may have hung up before we could.
+    let blocking = served.runner.session_over();
+    let end = blocking.map_or(end, SessionEnd::Blocking);
     (end, stopped)
 }
 

@@ -67,8 +67,11 @@ impl FrontEnds for Listening {
         self.listener.insert(listener).accept_or_exit(wake)
     }
 
+    /// What somebody else has opened can't be opened again: there connections wait.
     fn close(&mut self) {
-        self.listener = None;
+        if matches!(self.socket.source, SocketSource::Path(_)) {
+            self.listener = None;
+        }
     }
 }
 

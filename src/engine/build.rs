@@ -34,6 +34,7 @@ use super::placement::{worker_of, workers_of};
 use super::places::places_of;
 use super::runner::VringSetup;
 use super::started::Vring;
+use super::telling::{Blocking, Teller, Watch};
 use super::topology::{Placement, Topology, groups};
 use super::uplink::{HostEnd, HostOutlet, Uplink};
 use super::worker::{UringNeed, Worker, WorkerConfig, WorkerCounters};
@@ -89,6 +90,7 @@ impl Parts {
     pub(super) fn endpoint<F: RingFormat>(
         &self,
         setup: VringSetup,
+        teller: Teller,
         areas: Areas,
         label: String,
         place: &Place,
@@ -100,6 +102,7 @@ impl Parts {
         let limits = self.model().ring_options().calls;
         let vring = Vring::<F>::new(
             setup,
+            teller,
             areas,
             label,
             Arc::clone(&counters),
@@ -294,6 +297,8 @@ impl Member {
 pub struct Engine {
     workers: Vec<(Arc<Mailbox>, JoinHandle<()>, Arc<WorkerCounters>)>,
     retire: Option<JoinHandle<()>>,
+    /// Sees to it that none of them sleeps in an fd of a front-end.
+    watch: Watch,
 }
 
 /// What a worker will be made of.
@@ -338,16 +343,20 @@ impl Engine {
             .collect();
         join_all(&mut plans, &mut places, &devices, options)?;
         let handle = |(number, (device, places)): (usize, (Member, _))| {
-            Arc::new(DeviceHandle::new(number, device, places, options))
+            let blocking = Arc::new(Blocking::new()?);
+            let handle = DeviceHandle::new(number, device, places, blocking, options);
+            Ok(Arc::new(handle))
         };
         let each = devices.into_iter().zip(places).enumerate();
-        let handles: Vec<_> = each.map(handle).collect();
+        let handles: Vec<_> = each.map(handle).collect::<io::Result<_>>()?;
         let (retired, receive): (Sender<Retired>, Receiver<Retired>) = bounded(RETIRED_MAX);
         let retire = std::thread::Builder::new()
             .name("retire".into())
             .spawn(move || receive.into_iter().for_each(drop))?;
+        let mailboxes = plans.iter().map(|plan| Arc::clone(&plan.mailbox));
         let mut engine = Engine {
             workers: Vec::new(),
+            watch: Watch::begin(mailboxes.collect())?,
             retire: Some(retire),
         };
         for (plan, &core) in plans.into_iter().zip(&options.cores) {
@@ -405,6 +414,8 @@ impl Engine {
         for (_, thread, _) in self.workers.drain(..) {
             let _ = thread.join();
         }
+        // Until here one of them might have slept.
+        drop(self.watch);
         if let Some(retire) = self.retire.take() {
             let _ = retire.join();
         }

@@ -290,6 +290,7 @@ impl<F: RingFormat> DiskQueue<F> {
 
 impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
     fn attach(&mut self, cx: &mut WorkerCx) -> io::Result<()> {
+        self.vring.served_by(&cx.mailbox);
         self.host.attach(cx.uring.as_mut(), &cx.mailbox)?;
         for ram in self.tables() {
             self.host.pin(cx.uring.as_mut(), ram);
@@ -403,6 +404,7 @@ mod tests {
     use super::*;
     use crate::device::blk::{BlkModel, BlkSetup};
     use crate::engine::runner::{VringAddr, VringSetup};
+    use crate::engine::telling::{Blocking, Teller};
     use crate::host::blk::{BlkOp, Token};
     use crate::host::fault::{FaultPlan, Faults};
     use crate::memory::{Segments, Store};
@@ -442,8 +444,10 @@ mod tests {
             err: None,
         };
         let areas = memory.areas::<F>();
+        let teller = Teller::new(0, Arc::new(Blocking::new().unwrap()));
         let vring = Vring::new(
             setup,
+            teller,
             areas,
             "disk0".into(),
             Arc::clone(counters),

@@ -20,9 +20,7 @@ use super::worker::{UringNeed, WorkerCx};
 /// What every endpoint can do.
 pub(crate) trait VringEndpoint: Send + core::fmt::Debug {
     /// On the worker, before the first poll: takes what only the worker may make.
-    fn attach(&mut self, _cx: &mut WorkerCx) -> io::Result<()> {
-        Ok(())
-    }
+    fn attach(&mut self, cx: &mut WorkerCx) -> io::Result<()>;
     /// On the worker, after the last poll.
     fn detach(&mut self, _cx: &mut WorkerCx) {}
     /// The kick fd, if there is one.

@@ -4,6 +4,7 @@
 //! waits for answers with a deadline. What comes back is dropped here, off the polling cores.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -19,8 +20,9 @@ use super::build::{EngineOptions, Member, Parts};
 use super::fabric::Running;
 use super::mailbox::{CallFds, Command, Leave, Mailbox, Stopped};
 use super::moves::Moves;
-use super::runner::{EngineError, VringAddr, VringRunner, VringSetup};
+use super::runner::{BlockingFd, EngineError, VringAddr, VringRunner, VringSetup};
 use super::started::VringCounters;
+use super::telling::{Blocking, Teller};
 use super::topology::Topology;
 
 /// How long a worker may take to answer anything but a stop: many turns of the longest loop.
@@ -54,6 +56,8 @@ pub struct DeviceHandle {
     /// The group in which each vring is, or was last.
     pub(super) group: Vec<AtomicUsize>,
     pub(super) started: Vec<AtomicBool>,
+    /// An fd of the session that a worker slept in.
+    blocking: Arc<Blocking>,
     pub(super) cores: Vec<usize>,
     pub(super) topology: Topology,
     /// How a disk's vrings go from one worker to another.
@@ -72,6 +76,7 @@ impl DeviceHandle {
         number: usize,
         device: Member,
         places: Vec<Vec<Place>>,
+        blocking: Arc<Blocking>,
         options: &EngineOptions,
     ) -> DeviceHandle {
         let vrings = places.first().map_or(0, Vec::len);
@@ -80,6 +85,7 @@ impl DeviceHandle {
             moves: Moves::new(number, &device.cores, vrings, options),
             parts: device.parts,
             places,
+            blocking,
             group: (0..vrings).map(|_| AtomicUsize::new(0)).collect(),
             started: (0..vrings).map(|_| AtomicBool::new(false)).collect(),
             cores: options.cores.clone(),
@@ -230,6 +236,7 @@ impl DeviceHandle {
             |of: fn(&VringCounters) -> u64| self.vrings().map(|place| of(&place.counters)).sum();
         let mut counters = vec![
             ("calls", sum(|c| c.calls.get())),
+            ("blocked_calls", sum(|c| c.blocked.get())),
             ("ring_faults", sum(|c| c.faults.get())),
             (
                 "vrings_remote_memory",
@@ -294,12 +301,15 @@ impl VringRunner for DeviceHandle {
         self.features.store(setup.features, Ordering::Relaxed);
         place.size.store(setup.size, Ordering::Relaxed);
         let label = format!("{} vring {index}", self.name);
+        let teller = Teller::new(index, Arc::clone(&self.blocking));
         let endpoint = if Self::is_packed(setup.features) {
             let areas = Self::areas::<Packed>(&setup)?;
-            self.parts.endpoint::<Packed>(setup, areas, label, place)
+            self.parts
+                .endpoint::<Packed>(setup, teller, areas, label, place)
         } else {
             let areas = Self::areas::<Split>(&setup)?;
-            self.parts.endpoint::<Split>(setup, areas, label, place)
+            self.parts
+                .endpoint::<Split>(setup, teller, areas, label, place)
         };
         let endpoint = endpoint.map_err(|fault| EngineError::Ring { index, fault })?;
         self.parts
@@ -381,5 +391,17 @@ impl VringRunner for DeviceHandle {
 
     fn negotiated(&self, features: u64) -> io::Result<()> {
         self.parts.negotiated(features)
+    }
+
+    fn bell(&self) -> Option<RawFd> {
+        Some(self.blocking.bell())
+    }
+
+    fn blocking(&self) -> Option<BlockingFd> {
+        self.blocking.find()
+    }
+
+    fn session_over(&self) -> Option<BlockingFd> {
+        self.blocking.forget()
     }
 }

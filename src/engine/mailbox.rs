@@ -17,6 +17,7 @@ use crate::ring::Areas;
 use crate::sync::parking::Parking;
 
 use super::endpoint::Endpoint;
+use super::telling::Telling;
 
 /// Commands waiting at most. Each session has one outstanding, so this many sessions can ask one
 /// worker at the same moment before any has to wait.
@@ -117,6 +118,7 @@ pub(crate) struct Retired {
 pub(crate) struct Mailbox {
     queue: ArrayQueue<Command>,
     parking: Parking,
+    telling: Telling,
     wake: EventFd,
 }
 
@@ -130,6 +132,7 @@ impl Mailbox {
         Ok(Mailbox {
             queue: ArrayQueue::new(COMMANDS_MAX),
             parking: Parking::new(),
+            telling: Telling::default(),
             wake: EventFd::new(flags)?,
         })
     }
@@ -174,6 +177,11 @@ impl Mailbox {
     /// The worker's side of parking.
     pub(crate) fn parking(&self) -> &Parking {
         &self.parking
+    }
+
+    /// What the worker tells a front-end.
+    pub(crate) fn telling(&self) -> &Telling {
+        &self.telling
     }
 
     /// What the worker sleeps on.

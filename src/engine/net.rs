@@ -1,5 +1,6 @@
 //! `NetTx` and `NetRx`: the two vrings of a queue pair, as a source and a sink of frames.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,11 @@ impl<F: RingFormat> FrameSource for NetTx<F> {
 }
 
 impl<F: RingFormat> VringEndpoint for NetTx<F> {
+    fn attach(&mut self, cx: &mut WorkerCx) -> io::Result<()> {
+        self.vring.served_by(&cx.mailbox);
+        Ok(())
+    }
+
     fn kick(&self) -> Option<&EventFd> {
         self.vring.kick()
     }
@@ -282,6 +288,11 @@ impl<F: RingFormat> FrameSink for NetRx<F> {
 }
 
 impl<F: RingFormat> VringEndpoint for NetRx<F> {
+    fn attach(&mut self, cx: &mut WorkerCx) -> io::Result<()> {
+        self.vring.served_by(&cx.mailbox);
+        Ok(())
+    }
+
     fn kick(&self) -> Option<&EventFd> {
         self.vring.kick()
     }

@@ -1,5 +1,6 @@
 //! `VringRunner`: what control asks of the engine, vring by vring. Cold, blocking, with deadlines.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -94,6 +95,37 @@ pub enum EngineError {
     },
 }
 
+/// A kind of fd that a front-end is told by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FdKind {
+    /// Used buffer notifications.
+    Call,
+    /// Told when the ring breaks.
+    Err,
+}
+
+impl core::fmt::Display for FdKind {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            FdKind::Call => "call",
+            FdKind::Err => "err",
+        })
+    }
+}
+
+/// An fd of a front-end that a worker slept in, until it was interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "vring {vring}: a worker slept in its {kind} fd, whose O_NONBLOCK was cleared and whose \
+     counter was filled"
+)]
+pub struct BlockingFd {
+    /// Vring index.
+    pub vring: u16,
+    /// Which of its fds.
+    pub kind: FdKind,
+}
+
 /// What control asks of the engine for one device. Calls block until the worker has answered.
 ///
 /// The index is below [`crate::device::DeviceModel::vrings_max`]; control has checked that.
@@ -149,4 +181,20 @@ pub trait VringRunner: Send + Sync + core::fmt::Debug {
     /// # Errors
     /// The host's refusal.
     fn negotiated(&self, features: u64) -> std::io::Result<()>;
+
+    /// Readable when [`VringRunner::blocking`] has something to tell; `None` where it never has.
+    fn bell(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// An fd of the session that a worker slept in. Nothing is told over any fd of the session
+    /// then, which should end.
+    fn blocking(&self) -> Option<BlockingFd> {
+        None
+    }
+
+    /// The session is over: the next one may be told again. What [`VringRunner::blocking`] was.
+    fn session_over(&self) -> Option<BlockingFd> {
+        None
+    }
 }

@@ -12,15 +12,19 @@ use crate::device::CallLimits;
 use crate::memory::GuestRam;
 use crate::ring::{Areas, RingConfig, RingFault, RingFormat, Virtqueue, VringBase};
 use crate::sync::Counter;
+use crate::sys::eventfd::Told;
 
-use super::mailbox::CallFds;
-use super::runner::VringSetup;
+use super::mailbox::{CallFds, Mailbox};
+use super::runner::{FdKind, VringSetup};
+use super::telling::Teller;
 
 /// What is counted per vring. One writer: the worker that owns it.
 #[derive(Debug, Default)]
 pub(crate) struct VringCounters {
     /// Calls made.
     pub calls: Counter,
+    /// Calls and words of a broken ring that a worker slept in, until it was interrupted.
+    pub blocked: Counter,
     /// Times that the ring broke.
     pub faults: Counter,
     /// Requests in flight now; disks only.
@@ -33,6 +37,7 @@ pub(crate) struct Vring<F: RingFormat> {
     pub(crate) vq: Virtqueue<F>,
     fds: CallFds,
     kick: Option<EventFd>,
+    teller: Teller,
     counters: Arc<VringCounters>,
     /// For the one log line of a broken ring.
     label: String,
@@ -56,6 +61,7 @@ impl<F: RingFormat> Vring<F> {
     /// A vring over `areas`, standing where `setup` says. `label` names it in the log.
     pub(crate) fn new(
         setup: VringSetup,
+        teller: Teller,
         areas: Areas,
         label: String,
         counters: Arc<VringCounters>,
@@ -82,6 +88,7 @@ impl<F: RingFormat> Vring<F> {
                 err: setup.err,
             },
             kick: setup.kick,
+            teller,
             counters,
             label,
             reported: false,
@@ -144,11 +151,19 @@ impl<F: RingFormat> Vring<F> {
         }
     }
 
+    /// From now on the worker of `mailbox` serves it.
+    pub(crate) fn served_by(&mut self, mailbox: &Arc<Mailbox>) {
+        self.teller.served_by(mailbox);
+    }
+
     fn call(&mut self) {
         if let Some(call) = &self.fds.call {
-            // A saturated counter has called the driver already.
-            let _ = call.write(1);
-            self.counters.calls.add(1);
+            match self.teller.tell(call, FdKind::Call) {
+                None => {}
+                Some(Told::Interrupted) => self.counters.blocked.add(1),
+                // A counter that is full has called the driver already.
+                Some(_) => self.counters.calls.add(1),
+            }
         }
     }
 
@@ -162,8 +177,10 @@ impl<F: RingFormat> Vring<F> {
                 "{}: ring broken by its driver and stopped: {fault}",
                 self.label
             );
-            if let Some(err) = &self.fds.err {
-                let _ = err.write(1);
+            if let Some(err) = &self.fds.err
+                && self.teller.tell(err, FdKind::Err) == Some(Told::Interrupted)
+            {
+                self.counters.blocked.add(1);
             }
         }
     }

@@ -268,6 +268,7 @@ impl Worker {
 
     fn new(config: WorkerConfig) -> io::Result<Worker> {
         cpu::pin_to_core(config.core).map_err(io::Error::other)?;
+        config.mailbox.telling().begin()?;
         let epoll = Epoll::new()?;
         watch(&epoll, config.mailbox.wake_fd(), EventSet::EDGE_TRIGGERED)?;
         let alarm = TimerFd::new()?;

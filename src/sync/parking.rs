@@ -32,6 +32,11 @@ impl Parking {
         self.parked.store(false, Ordering::Relaxed);
     }
 
+    /// Whoever wants to know it: whether the consumer sleeps, or is about to.
+    pub(crate) fn is_parked(&self) -> bool {
+        self.parked.load(Ordering::Relaxed)
+    }
+
     /// Producer, after its message is in the queue: whether the consumer has to be woken.
     pub(crate) fn must_wake(&self) -> bool {
         // Orders the message before the look at `parked`; pairs with the fence in `announce`.

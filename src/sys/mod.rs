@@ -10,10 +10,12 @@ pub mod connect;
 pub mod cpu;
 #[expect(unsafe_code, reason = "statx, ioctl")]
 pub mod disk;
-#[expect(unsafe_code, reason = "fcntl, ownership of a descriptor")]
+#[expect(unsafe_code, reason = "fcntl, write, ownership of a descriptor")]
 pub mod eventfd;
 #[expect(unsafe_code, reason = "ioctls that take pointers")]
 mod ifreq;
+#[expect(unsafe_code, reason = "sigaction, pthread_sigmask, tgkill")]
+pub mod interrupt;
 pub mod key;
 #[expect(unsafe_code, reason = "a netlink socket")]
 pub mod link;

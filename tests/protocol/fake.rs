@@ -5,13 +5,14 @@
 //! memory table while a vring is started.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::SegQueue;
-use vmm_sys_util::eventfd::EventFd;
-use vringd::engine::{EngineError, VringAddr, VringRunner, VringSetup};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vringd::engine::{BlockingFd, EngineError, FdKind, VringAddr, VringRunner, VringSetup};
 use vringd::memory::GuestRam;
 use vringd::ring::{Areas, Packed, Split};
 
@@ -61,6 +62,10 @@ pub struct FakeRunner {
     vrings: Vec<Vring>,
     /// Stops meet their deadline, as with a disk that does not answer.
     pub stuck: AtomicBool,
+    /// A worker slept in an fd.
+    pub blocking: AtomicBool,
+    /// What is readable then.
+    pub bell: EventFd,
 }
 
 impl FakeRunner {
@@ -72,6 +77,8 @@ impl FakeRunner {
             events,
             vrings,
             stuck,
+            blocking: AtomicBool::new(false),
+            bell: EventFd::new(EFD_NONBLOCK).unwrap(),
         };
         (Arc::new(runner), told)
     }
@@ -198,5 +205,22 @@ impl VringRunner for FakeRunner {
     fn negotiated(&self, features: u64) -> io::Result<()> {
         self.tell(Event::Negotiated(features));
         Ok(())
+    }
+
+    fn bell(&self) -> Option<RawFd> {
+        Some(self.bell.as_raw_fd())
+    }
+
+    fn blocking(&self) -> Option<BlockingFd> {
+        let (vring, kind) = (1, FdKind::Call);
+        let blocks = self.blocking.load(SeqCst);
+        blocks.then_some(BlockingFd { vring, kind })
+    }
+
+    fn session_over(&self) -> Option<BlockingFd> {
+        let found = self.blocking();
+        self.blocking.store(false, SeqCst);
+        let _ = self.bell.read();
+        found
     }
 }

@@ -1,7 +1,11 @@
 //! One front-end after another on the same device, and the crate's own front-end.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
@@ -29,7 +33,7 @@ fn watch(socket: &UnixStream) -> Sender<()> {
     alive
 }
 
-fn memory(file: &std::fs::File, gpa: u64, size: u64) -> VhostUserMemoryRegionInfo {
+fn memory(file: &File, gpa: u64, size: u64) -> VhostUserMemoryRegionInfo {
     VhostUserMemoryRegionInfo {
         guest_phys_addr: gpa,
         memory_size: size,
@@ -101,8 +105,9 @@ fn the_crates_front_end_is_served_with_every_message_that_is_offered() {
     assert!(session.leave().1);
 }
 
-/// Connections as the test makes them; none is the end, as when `exit` was written.
-struct Connections(Receiver<Option<UnixStream>>, EventFd);
+/// Connections as the test makes them; none is the end, as when `exit` was written. Tells when
+/// nobody can connect any more.
+struct Connections(Receiver<Option<UnixStream>>, EventFd, Sender<()>);
 
 impl session::FrontEnds for Connections {
     fn next(&mut self, _: &Wake) -> std::io::Result<Option<UnixStream>> {
@@ -113,7 +118,73 @@ impl session::FrontEnds for Connections {
         Ok(next)
     }
 
-    fn close(&mut self) {}
+    fn close(&mut self) {
+        self.2.send(()).unwrap();
+    }
+}
+
+/// Everything that vring 0 needs, with its ring in `ram`.
+fn run_first(peer: &Peer, ram: &File, base: u32) {
+    let region = m::Region {
+        gpa: 0,
+        size: RAM,
+        offset: 0,
+        file: ram,
+    };
+    peer.negotiate(m::F_PROTOCOL_FEATURES | m::F_VERSION_1, m::P_ALL);
+    peer.ok(&region.add());
+    peer.ok(&m::enable(0, true));
+    peer.ok(&m::state(m::SET_VRING_NUM, 0, 256));
+    peer.ok(&m::addr(0));
+    peer.ok(&m::state(m::SET_VRING_BASE, 0, base));
+    peer.ok(&m::vring_fd(m::SET_VRING_KICK, 0, Some(&eventfd())));
+}
+
+/// A front-end whose call fd a worker slept in has no session any more, and gets no other at once:
+/// not when the bell rings, nor when it hangs up before.
+#[test]
+fn a_front_end_that_held_a_worker_up_is_not_served_again_at_once() {
+    for hangs_up in [false, true] {
+        let device = disk();
+        let (runner, events) = FakeRunner::new(device.vrings_max());
+        let fake = Arc::clone(&runner);
+        let served = Served { device, runner };
+        let (connect, connections) = unbounded::<Option<UnixStream>>();
+        let (close, closed) = unbounded();
+        let exit = eventfd();
+        let waiting = connections.clone();
+        let accept = Box::new(Connections(connections, exit.try_clone().unwrap(), close));
+        let link = session::Link::default();
+        let thread = session::spawn(served, accept, link, exit.try_clone().unwrap()).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        connect.send(Some(theirs)).unwrap();
+        let peer = Peer::new(ours);
+        run_first(&peer, &file(RAM), 0);
+        let mut peer = Some(peer);
+        let next = || events.recv_timeout(TIMEOUT).unwrap();
+        while !matches!(next(), Event::Start(_)) {}
+        fake.blocking.store(true, SeqCst);
+        match hangs_up {
+            true => drop(peer.take()),
+            false => fake.bell.write(1).unwrap(),
+        }
+        assert_eq!(next(), Event::Stop(0));
+        if let Some(peer) = peer {
+            assert_eq!(
+                (&peer.0).read(&mut [0]).unwrap(),
+                0,
+                "its connection is closed"
+            );
+        }
+        // It waits here: nobody is asked for the next connection, and the exit is obeyed.
+        closed.recv_timeout(TIMEOUT).unwrap();
+        let (_again, theirs) = UnixStream::pair().unwrap();
+        connect.send(Some(theirs)).unwrap();
+        exit.write(1).unwrap();
+        assert!(join(thread), "everything was stopped");
+        assert!(!fake.blocking.load(SeqCst), "it is forgotten");
+        assert_eq!(waiting.len(), 1, "nobody was served");
+    }
 }
 
 #[test]
@@ -123,16 +194,11 @@ fn one_front_end_after_another_is_served_and_the_second_waits_for_the_first() {
     let served = Served { device, runner };
     let (connect, connections) = unbounded::<Option<UnixStream>>();
     let exit = eventfd();
-    let accept = Box::new(Connections(connections, exit.try_clone().unwrap()));
+    let (close, _closed) = unbounded();
+    let accept = Box::new(Connections(connections, exit.try_clone().unwrap(), close));
     let link = session::Link::default();
     let thread = session::spawn(served, accept, link, exit.try_clone().unwrap()).unwrap();
     let ram = file(RAM);
-    let region = m::Region {
-        gpa: 0,
-        size: RAM,
-        offset: 0,
-        file: &ram,
-    };
     let mut peers: Vec<Peer> = Vec::new();
     for _ in 0..3 {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -140,14 +206,8 @@ fn one_front_end_after_another_is_served_and_the_second_waits_for_the_first() {
         peers.push(Peer::new(ours));
     }
     for (number, peer) in peers.into_iter().enumerate() {
-        peer.negotiate(m::F_PROTOCOL_FEATURES | m::F_VERSION_1, m::P_ALL);
-        peer.ok(&region.add());
-        peer.ok(&m::enable(0, true));
-        peer.ok(&m::state(m::SET_VRING_NUM, 0, 256));
-        peer.ok(&m::addr(0));
         let base = u32::try_from(number).unwrap();
-        peer.ok(&m::state(m::SET_VRING_BASE, 0, base));
-        peer.ok(&m::vring_fd(m::SET_VRING_KICK, 0, Some(&eventfd())));
+        run_first(&peer, &ram, base);
         // Gone without a word, as after SIGKILL.
         drop(peer);
         let next = || events.recv_timeout(TIMEOUT).unwrap();

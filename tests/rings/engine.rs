@@ -8,15 +8,17 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vringd::device::DeviceModel;
 use vringd::device::blk::{BlkModel, BlkSetup};
 use vringd::engine::{
-    Backing, DeviceHandle, Engine, EngineOptions, IdlePolicy, Member, Parts, VringAddr,
-    VringRunner, VringSetup,
+    Backing, BlockingFd, DeviceHandle, Engine, EngineOptions, FdKind, IdlePolicy, Member, Parts,
+    VringAddr, VringRunner, VringSetup,
 };
 use vringd::memory::{GuestRam, Store};
 use vringd::ring::RingFormat;
+use vringd::sys::eventfd::make_blocking;
 use vringd::testing::driver::{
     Buf, Calls, Driver, PackedDriver, RingMemory, SplitDriver, UVA, read_guest, write_guest,
 };
 
+use super::port::fresh;
 use crate::support::deadline::wait_until;
 
 const RAM: u64 = 0x20_0000;
@@ -216,6 +218,8 @@ both! {
     a_vring_without_a_call_fd_works_and_gets_one_later
     a_vring_without_a_kick_fd_is_polled
     a_call_fd_that_is_full_stops_nobody
+    a_call_fd_that_blocks_and_is_full_stops_nobody
+    an_err_fd_that_blocks_and_is_full_stops_nobody
     a_ring_that_breaks_tells_its_err_fd_once_and_the_other_goes_on
     the_memory_table_is_exchanged_under_load
 }
@@ -307,6 +311,83 @@ fn a_call_fd_that_is_full_stops_nobody<D: Driver>() {
         assert_eq!(machine.await_used(0), (id, 513));
     }
     assert_eq!(full.read().unwrap(), u64::MAX - 1);
+}
+
+/// Makes `fd` one that sleeps in a write, after it was passed.
+fn spoil(fd: &EventFd) {
+    fd.write(u64::MAX - 1).unwrap();
+    make_blocking(fd).unwrap();
+}
+
+/// Queue 1, on the same worker, is served, and after its session is over queue 0 is, too.
+fn goes_on<D: Driver>(mut machine: Machine<D>, spoiled: FdKind, kick: &EventFd) {
+    for number in 8..16 {
+        let id = machine.post(1, number, false);
+        kick.write(1).unwrap();
+        assert_eq!(machine.await_used(1), (id, 513));
+    }
+    let fd = BlockingFd {
+        vring: 0,
+        kind: spoiled,
+    };
+    let blocked = || machine.handle.blocking();
+    assert_eq!(wait_until("it is told", PATIENCE, blocked), fd);
+    assert_eq!(machine.counter("blocked_calls"), 1, "and no other is tried");
+    for index in machine.started.drain(..) {
+        machine.handle.stop(index).unwrap();
+    }
+    assert_eq!(machine.handle.session_over(), Some(fd));
+    assert_eq!(machine.handle.blocking(), None);
+    let call = eventfd();
+    machine.drivers[0] = fresh(&machine.rings[0]);
+    let fds = Fds {
+        kick: Some(kick),
+        call: Some(&call),
+        err: None,
+    };
+    machine.start(0, &fds);
+    let id = machine.post(0, 0, false);
+    kick.write(1).unwrap();
+    assert_eq!(machine.await_used(0), (id, 513));
+    wait_until("the next session is called", PATIENCE, || call.read().ok());
+    assert_eq!(machine.counter("blocked_calls"), 1);
+}
+
+fn a_call_fd_that_blocks_and_is_full_stops_nobody<D: Driver>() {
+    let mut machine = Machine::<D>::new();
+    let (kick, call) = (eventfd(), eventfd());
+    let fds = Fds {
+        kick: Some(&kick),
+        call: Some(&call),
+        err: None,
+    };
+    machine.start(0, &fds);
+    machine.start(1, &fds);
+    spoil(&call);
+    for number in 0..4 {
+        let id = machine.post(0, number, false);
+        kick.write(1).unwrap();
+        assert_eq!(machine.await_used(0), (id, 513));
+    }
+    goes_on(machine, FdKind::Call, &kick);
+}
+
+fn an_err_fd_that_blocks_and_is_full_stops_nobody<D: Driver>() {
+    let mut machine = Machine::<D>::new();
+    let (kick, err) = (eventfd(), eventfd());
+    let fds = Fds {
+        kick: Some(&kick),
+        call: None,
+        err: Some(&err),
+    };
+    machine.start(0, &fds);
+    machine.start(1, &Fds { err: None, ..fds });
+    spoil(&err);
+    let nowhere = [Buf::readable(1 << 40, 16), Buf::writable(DATA, 513)];
+    machine.drivers[0].add(&nowhere).unwrap();
+    machine.drivers[0].publish();
+    kick.write(1).unwrap();
+    goes_on(machine, FdKind::Err, &kick);
 }
 
 fn a_ring_that_breaks_tells_its_err_fd_once_and_the_other_goes_on<D: Driver>() {

@@ -284,6 +284,17 @@ pub const BROKEN: &[Promise] = &[
         ],
     ),
     (
+        "A call or err fd that was made blocking again, and is full: the worker goes on, the \
+         session ends, the next one waits",
+        &[
+            "tests/rings/engine.rs: a_call_fd_that_blocks_and_is_full_stops_nobody \
+             an_err_fd_that_blocks_and_is_full_stops_nobody",
+            "tests/protocol/life.rs: \
+             a_front_end_that_held_a_worker_up_is_not_served_again_at_once",
+            "src/sys/interrupt.rs: a_write_that_sleeps_ends_and_a_thread_that_does_not_goes_on",
+        ],
+    ),
+    (
         "A ring that breaks takes nothing from its neighbours: payload, rate, turns",
         &[
             "tests/rings/neighbour.rs: one_broken_split_ring_disturbs_nobody \
