@@ -62,6 +62,8 @@ mod tests {
     const TX: u64 = 0x10_0000;
     const RX: u64 = 0x20_0000;
     const TABLES: u64 = 0x30_0000;
+    /// Where two regions meet, behind the tables.
+    const SEAM: u64 = 0x38_0000;
     const RAM: u64 = 0x40_0000;
     const BUFFER: u64 = 0x800;
 
@@ -86,6 +88,8 @@ mod tests {
         Chained,
         /// The same in an indirect table.
         Indirect,
+        /// In a table of which an entry lies in two regions.
+        Spanning,
         /// Larger than a receive buffer.
         Merged,
         /// To be cut in two, which the receiver did not acknowledge.
@@ -94,7 +98,7 @@ mod tests {
 
     impl<D: Driver> Echo<D> {
         fn new(more: u64) -> Echo<D> {
-            let ram = GuestRam::for_test(&[(0, RAM)]);
+            let ram = GuestRam::for_test(&[(0, SEAM), (SEAM, RAM - SEAM)]);
             let tx = RingMemory::new::<D::Format>(&ram, 0, SIZE);
             let at = tx.end::<D::Format>().next_multiple_of(4096);
             let rx = RingMemory::new::<D::Format>(&ram, at, SIZE);
@@ -129,6 +133,8 @@ mod tests {
                         let table = TABLES + number * 64;
                         self.tx_driver.add_indirect(&pieces, table)
                     }
+                    // The second of its three entries.
+                    Frames::Spanning => self.tx_driver.add_indirect(&pieces, SEAM - 24),
                     Frames::Merged => self.tx_driver.add(&[Buf::readable(at, 0x1000)]),
                     Frames::Cut => {
                         let packet = Packet::new(false, false, 2800);
@@ -213,6 +219,7 @@ mod tests {
             Frames::Single,
             Frames::Chained,
             Frames::Indirect,
+            Frames::Spanning,
             Frames::Merged,
         ] {
             echo.bursts(frames);
