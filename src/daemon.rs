@@ -355,6 +355,7 @@ fn ring_options(rings: RingsConfig) -> RingOptions {
     };
     RingOptions {
         ring_reset: rings.ring_reset,
+        memory_files: rings.memory_files,
         calls: rings.calls.map(limits),
     }
 }

@@ -215,13 +215,15 @@ pub struct PortRates {
     pub egress: Rates,
 }
 
-/// What is chosen about the virtqueues of a device.
+/// What is chosen about the virtqueues of a device, and their memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct RingsConfig {
     /// The driver may reset single virtqueues.
     pub ring_reset: bool,
     /// Calls to the driver are put off.
     pub calls: Option<CallsConfig>,
+    /// Guest memory may be in files that are not kept in memory.
+    pub memory_files: bool,
 }
 
 /// How long calls to the driver are put off.

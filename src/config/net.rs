@@ -57,6 +57,7 @@ struct RawNet {
     stations: Option<Vec<String>>,
     cores: Option<Vec<u64>>,
     ring_reset: Option<bool>,
+    memory_files: Option<bool>,
     call_max_used: Option<u64>,
     call_max_us: Option<u64>,
     socket_owner: Option<TextOrNumber>,
@@ -124,7 +125,11 @@ pub(super) fn net(
             .transpose()
             .map_err(in_key("mac"))?,
         mtu,
-        rings: ring_options(table, raw.ring_reset, [raw.call_max_used, raw.call_max_us])?,
+        rings: ring_options(
+            table,
+            [raw.ring_reset, raw.memory_files],
+            [raw.call_max_used, raw.call_max_us],
+        )?,
     })
 }
 

@@ -651,4 +651,7 @@ fn calls_are_put_off_where_a_limit_is_given() {
         Some((2, 1))
     );
     assert!(rings("socket=/n,link=echo,ring_reset=true").ring_reset);
+    assert!(rings("socket=/n,link=echo,memory_files=true").memory_files);
+    let disk = blk_flags("socket=/b,backend=null:1M,memory_files=true").unwrap();
+    assert!(disk.blks[0].rings.memory_files && !disk.blks[0].rings.ring_reset);
 }

@@ -6,7 +6,7 @@ use super::{LinkConfig, NetConfig, UplinkConfig};
 use crate::host::switch::PORTS_MAX;
 
 /// Keys that only a port with a front-end has.
-const OF_GUESTS: [&str; 15] = [
+const OF_GUESTS: [&str; 16] = [
     "socket",
     "mode",
     "queues",
@@ -14,6 +14,7 @@ const OF_GUESTS: [&str; 15] = [
     "hold_us",
     "cores",
     "ring_reset",
+    "memory_files",
     "call_max_used",
     "call_max_us",
     "socket_owner",

@@ -91,6 +91,7 @@ struct RawBlk {
     group: Option<String>,
     cores: Option<Vec<u64>>,
     ring_reset: Option<bool>,
+    memory_files: Option<bool>,
     call_max_used: Option<u64>,
     call_max_us: Option<u64>,
     socket_owner: Option<TextOrNumber>,
@@ -380,13 +381,15 @@ pub(super) fn device_cores(
     })
 }
 
-/// The keys about virtqueues; `calls` are `call_max_used` and `call_max_us`.
+/// The keys about virtqueues and their memory; `switches` are `ring_reset` and `memory_files`,
+/// `calls` are `call_max_used` and `call_max_us`.
 pub(super) fn ring_options(
     table: &Table,
-    ring_reset: Option<bool>,
+    switches: [Option<bool>; 2],
     calls: [Option<u64>; 2],
 ) -> Result<RingsConfig, ConfigError> {
     let in_key = |key: &'static str| move |problem| table.key_error(key, problem);
+    let [ring_reset, memory_files] = switches;
     let [used, micros] = calls;
     let limits = CallsConfig {
         max_used: bounded(used.unwrap_or(CALL_USED_MAX), 1, CALL_USED_MAX)
@@ -398,6 +401,7 @@ pub(super) fn ring_options(
     };
     Ok(RingsConfig {
         ring_reset: ring_reset.unwrap_or(false),
+        memory_files: memory_files.unwrap_or(false),
         calls: (used.is_some() || micros.is_some()).then_some(limits),
     })
 }
@@ -417,11 +421,10 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
         (Some(path), None) => check_disk(path).map_err(in_key("path"))?,
         (None, Some(backend)) => parse_backend(&backend, block_size).map_err(in_key("backend"))?,
     };
-    if raw.direct.is_some() && !matches!(backend, BlkBackend::Path(_)) {
-        return Err(table.key_error("direct", Problem::OnlyWith("path")));
-    }
-    if raw.lock.is_some() && !matches!(backend, BlkBackend::Path(_)) {
-        return Err(table.key_error("lock", Problem::OnlyWith("path")));
+    let of_files = raw.direct.map(|_| "direct");
+    let of_files = of_files.or(raw.lock.as_ref().map(|_| "lock"));
+    if let Some(key) = of_files.filter(|_| !matches!(backend, BlkBackend::Path(_))) {
+        return Err(table.key_error(key, Problem::OnlyWith("path")));
     }
     let serial = match raw.serial {
         None => name.chars().take(SERIAL_MAX).collect(),
@@ -450,6 +453,7 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
     let encrypt = encrypt::check(table, encrypt, &backend, block_size)?;
     let format = (raw.format.as_deref(), raw.backing_dir);
     let io = [raw.iopoll, raw.sqpoll, raw.fixed_buffers];
+    let calls = [raw.call_max_used, raw.call_max_us];
     Ok(BlkConfig {
         name,
         socket: socket_config(table, socket, machine)?,
@@ -470,7 +474,7 @@ fn blk(table: &Table, machine: &Machine, engine: &EngineConfig) -> Result<BlkCon
         block_size,
         limits: limits::blk_limits(table, rates, raw.group)?,
         cores: device_cores(table, raw.cores.as_deref(), engine)?,
-        rings: ring_options(table, raw.ring_reset, [raw.call_max_used, raw.call_max_us])?,
+        rings: ring_options(table, [raw.ring_reset, raw.memory_files], calls)?,
     })
 }
 

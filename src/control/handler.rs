@@ -146,7 +146,9 @@ impl DeviceSession {
                 mmap_offset: info.mmap_offset,
                 file: Arc::clone(file),
             });
-        session.ram = Arc::new(GuestRam::map(specs.collect(), None).map_err(refuse)?);
+        let specs: Vec<_> = specs.collect();
+        session.check_files(&specs)?;
+        session.ram = Arc::new(GuestRam::map(specs, None).map_err(refuse)?);
         session.state = state;
         session.fds = fds;
         for vring in &mut session.state.vrings {
@@ -267,9 +269,21 @@ impl DeviceSession {
 
     /// Exchanges the whole memory table.
     pub(super) fn set_mem_table(&mut self, specs: Vec<RegionSpec>) -> Answer<()> {
+        self.check_files(&specs)?;
         let ram = GuestRam::map(specs, Some(&self.ram)).map_err(refuse)?;
         self.state.repeated_regions.clear();
         self.use_memory(ram)
+    }
+
+    /// Memory that may wait for a disk is taken only where the operator wants it: a worker that
+    /// touches it waits, too, with all devices that it serves.
+    fn check_files(&self, specs: &[RegionSpec]) -> Answer<()> {
+        if self.device.ring_options().memory_files {
+            return Ok(());
+        }
+        let mut each = specs.iter();
+        each.try_for_each(RegionSpec::stays_in_memory)
+            .map_err(refuse)
     }
 
     /// The connection on which the front-end shows its memory.
@@ -303,6 +317,7 @@ impl DeviceSession {
                 "ADD_MEM_REG: all {MEM_SLOTS} memory slots are in use"
             )));
         }
+        self.check_files(core::slice::from_ref(&spec))?;
         let ram = self.ram.with_region(spec).map_err(refuse)?;
         self.use_memory(ram)
     }

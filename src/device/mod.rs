@@ -50,13 +50,15 @@ pub struct CallLimits {
     pub wait: Duration,
 }
 
-/// What an operator may choose about the vrings of a device.
+/// What an operator may choose about the vrings of a device, and the memory that they are in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RingOptions {
     /// VIRTIO_F_RING_RESET is offered.
     pub ring_reset: bool,
     /// Calls are put off; without it every burst that the driver wants to hear of is told at once.
     pub calls: Option<CallLimits>,
+    /// Guest memory may be in files that are not kept in memory: touching it may wait for a disk.
+    pub memory_files: bool,
 }
 
 impl RingOptions {

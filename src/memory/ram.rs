@@ -54,6 +54,15 @@ impl RegionSpec {
             mmap_offset: self.mmap_offset,
         }
     }
+
+    /// Sees to it that touching the region waits for no disk: its pages stay in memory.
+    ///
+    /// # Errors
+    /// [`MemoryError::OnDisk`] of a file that can be written out and read again,
+    /// [`MemoryError::Map`] when the system does not tell what it is.
+    pub fn stays_in_memory(&self) -> Result<(), MemoryError> {
+        super::region::check_kind(self)
+    }
 }
 
 /// Why a memory table was refused.
@@ -89,6 +98,17 @@ pub enum MemoryError {
         offset: u64,
         /// Bytes in the file.
         file: u64,
+    },
+    /// The file behind the region is not kept in memory.
+    #[error(
+        "memory region at gpa {gpa:#x} is a file on {file_system}, which may wait for a disk when \
+         it is touched: it takes a memfd, a file on tmpfs or hugetlbfs, or memory_files = true"
+    )]
+    OnDisk {
+        /// Guest physical address.
+        gpa: u64,
+        /// The kind of file system, or its number where we have no name for it.
+        file_system: String,
     },
     /// `mmap` or a system call around it failed.
     #[error("memory region at gpa {gpa:#x} can't be mapped: {source}")]

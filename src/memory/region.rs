@@ -162,6 +162,52 @@ fn check_against_file(spec: &RegionSpec, stat: &libc::stat) -> Result<(), Memory
     }
 }
 
+/// File systems whose files have their pages in memory and nowhere else, but for swap.
+const IN_MEMORY: [i64; 2] = [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC];
+
+/// Others that a front-end might have a file on.
+const KNOWN: [(i64, &str); 6] = [
+    (libc::EXT4_SUPER_MAGIC, "ext4"),
+    (libc::XFS_SUPER_MAGIC, "xfs"),
+    (libc::BTRFS_SUPER_MAGIC, "btrfs"),
+    (libc::NFS_SUPER_MAGIC, "nfs"),
+    (libc::OVERLAYFS_SUPER_MAGIC, "overlay"),
+    (libc::FUSE_SUPER_MAGIC, "fuse"),
+];
+
+/// Refuses a regular file whose pages may have to be read from somewhere. A character device has no
+/// such pages; what is neither can't be mapped at all, which [`check_against_file`] says.
+pub(super) fn check_kind(spec: &RegionSpec) -> Result<(), MemoryError> {
+    let failed = |source| MemoryError::Map {
+        gpa: spec.gpa,
+        source,
+    };
+    let kind = fstat(&spec.file).map_err(failed)?.st_mode & libc::S_IFMT;
+    let on = fstatfs(&spec.file).map_err(failed)?.f_type;
+    if kind != libc::S_IFREG || IN_MEMORY.contains(&on) {
+        return Ok(());
+    }
+    let known = KNOWN.iter().find(|(magic, _)| *magic == on);
+    let file_system = match known {
+        Some((_, name)) => (*name).to_owned(),
+        None => format!("a file system of type {on:#x}"),
+    };
+    Err(MemoryError::OnDisk {
+        gpa: spec.gpa,
+        file_system,
+    })
+}
+
+fn fstatfs(file: &File) -> std::io::Result<libc::statfs> {
+    // SAFETY: all-zero bytes are a valid `statfs`.
+    let mut stat: libc::statfs = unsafe { core::mem::zeroed() };
+    // SAFETY: the fd is open for the whole call and `stat` is writable.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(stat)
+}
+
 fn fstat(file: &File) -> std::io::Result<libc::stat> {
     // SAFETY: all-zero bytes are a valid `stat`.
     let mut stat: libc::stat = unsafe { core::mem::zeroed() };
@@ -175,15 +221,9 @@ fn fstat(file: &File) -> std::io::Result<libc::stat> {
 /// Page size of the file system below `file`: 2 MiB or 1 GiB on hugetlbfs, else the base page.
 fn page_bytes(file: &File) -> u64 {
     const BASE_PAGE: u64 = 4096;
-    // SAFETY: all-zero bytes are a valid `statfs`.
-    let mut stat: libc::statfs = unsafe { core::mem::zeroed() };
-    // SAFETY: the fd is open for the whole call and `stat` is writable.
-    let failed = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } < 0;
-    if failed || stat.f_type != libc::HUGETLBFS_MAGIC {
-        return BASE_PAGE;
-    }
-    u64::try_from(stat.f_bsize)
-        .ok()
+    let huge = fstatfs(file).ok();
+    let huge = huge.filter(|stat| stat.f_type == libc::HUGETLBFS_MAGIC);
+    huge.and_then(|stat| u64::try_from(stat.f_bsize).ok())
         .filter(|page| page.is_power_of_two())
         .unwrap_or(BASE_PAGE)
 }

@@ -12,13 +12,13 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use vringd::control::session::{Served, serve};
-use vringd::device::DeviceModel;
 use vringd::device::blk::{BlkModel, BlkSetup};
 use vringd::device::net::{LinkInfo, NetModel, NetOptions, Offloads};
+use vringd::device::{DeviceModel, RingOptions};
+use vringd::memory::memfd;
 
 use super::fake::{Event, FakeRunner, Started};
 use super::message::{self as m, Message, Region};
-use crate::support::tmp::TempDir;
 
 /// For whatever the back-end does by itself.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,8 +26,12 @@ pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub const RAM: u64 = 8 * m::STRIDE;
 
 pub fn disk() -> Arc<dyn DeviceModel> {
+    disk_with(RingOptions::default())
+}
+
+pub fn disk_with(rings: RingOptions) -> Arc<dyn DeviceModel> {
     Arc::new(BlkModel::new(BlkSetup {
-        rings: vringd::device::RingOptions::default(),
+        rings,
         name: "disk0".into(),
         capacity_bytes: 1 << 20,
         block_size: 512,
@@ -40,7 +44,7 @@ pub fn disk() -> Arc<dyn DeviceModel> {
 
 pub fn nic() -> Arc<dyn DeviceModel> {
     Arc::new(NetModel::new(NetOptions {
-        rings: vringd::device::RingOptions::default(),
+        rings: RingOptions::default(),
         name: "net0".into(),
         queue_pairs: 2,
         mac: None,
@@ -50,14 +54,9 @@ pub fn nic() -> Arc<dyn DeviceModel> {
     }))
 }
 
-/// A file of `bytes` zeros without a name.
+/// A file in memory of `bytes` zeros.
 pub fn file(bytes: u64) -> File {
-    let dir = TempDir::new("ram");
-    let mut options = File::options();
-    let options = options.read(true).write(true).create_new(true);
-    let file = options.open(dir.path("ram")).unwrap();
-    file.set_len(bytes).unwrap();
-    file
+    memfd(bytes).unwrap()
 }
 
 pub fn eventfd() -> EventFd {
@@ -232,7 +231,12 @@ impl Session {
 
     /// A disk with everything negotiated, packed or split, and its memory set.
     pub fn ready(packed: bool) -> Session {
-        let session = Session::start(disk());
+        Session::ready_with(packed, RingOptions::default())
+    }
+
+    /// The same of a disk with these options.
+    pub fn ready_with(packed: bool, rings: RingOptions) -> Session {
+        let session = Session::start(disk_with(rings));
         let format = if packed { m::F_RING_PACKED } else { 0 };
         let features = m::F_PROTOCOL_FEATURES | m::F_VERSION_1 | format;
         session.peer.negotiate(features, m::P_ALL);

@@ -2,11 +2,15 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::process::Command;
+
+use vringd::device::RingOptions;
 
 use super::fake::Event;
 use super::front_end::{RAM, Session, TIMEOUT, file};
 use super::message::{self as m, Message, Region};
 use crate::support::deadline::wait_until;
+use crate::support::tmp::unique;
 
 const PAGE: u64 = 4096;
 
@@ -43,6 +47,58 @@ fn impossible_regions_are_refused_and_the_table_stays() {
     session.quiet();
     let good = region(&page, far, PAGE, 0);
     peer.ok(&good.add());
+    assert_eq!(session.next(), Event::Swap(0, 2));
+    session.leave();
+}
+
+/// A file on the file system that this is built on, and whether that is on a disk.
+fn file_on_disk(bytes: u64) -> (File, bool) {
+    let dir = env!("CARGO_TARGET_TMPDIR");
+    let path = format!("{dir}/memory-{}", unique());
+    let mut options = File::options();
+    let options = options.read(true).write(true).create_new(true);
+    let file = options.open(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    file.set_len(bytes).unwrap();
+    let stat = Command::new("stat").args(["-f", "-c", "%T", dir]).output();
+    (file, stat.unwrap().stdout != b"tmpfs\n")
+}
+
+#[test]
+fn memory_in_a_file_on_disk_is_refused_unless_the_operator_wants_it() {
+    let (on_disk, is_on_disk) = file_on_disk(PAGE);
+    let on_disk = region(&on_disk, 1 << 30, PAGE, 0);
+    let session = Session::ready(false);
+    session.run_vring(0, 0);
+    // Files there are regular, wherever this is built.
+    let proc = File::open("/proc/version").unwrap();
+    let of_proc = region(&proc, 1 << 31, PAGE, 0);
+    session.peer.refused(&of_proc.add());
+    session.logged("is a file on a file system of type 0x9fa0");
+    if is_on_disk {
+        session.peer.refused(&on_disk.add());
+        session.logged("ADD_MEM_REG: memory region at gpa 0x40000000 is a file on ");
+        let both = m::mem_table(&[session.region(), on_disk]);
+        session.peer.refused(&both);
+        session.logged("SET_MEM_TABLE: memory region at gpa 0x40000000 is a file on ");
+    }
+    // What has no pages that could be written out.
+    let zeros = File::options().read(true).write(true).open("/dev/zero");
+    let zeros = zeros.unwrap();
+    session.quiet();
+    session.peer.ok(&region(&zeros, 1 << 31, PAGE, 0).add());
+    assert_eq!(session.next(), Event::Swap(0, 2));
+    session.leave();
+
+    let session = Session::ready_with(
+        false,
+        RingOptions {
+            memory_files: true,
+            ..RingOptions::default()
+        },
+    );
+    session.run_vring(0, 0);
+    session.peer.ok(&on_disk.add());
     assert_eq!(session.next(), Event::Swap(0, 2));
     session.leave();
 }
@@ -165,6 +221,7 @@ fn guest_memory_is_unmapped_when_the_session_has_ended() {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let inode = inode.to_string();
         maps.lines()
+            .filter(|line| line.contains("/memfd:"))
             .any(|line| line.split_whitespace().nth(4) == Some(&inode))
     };
     assert!(is_mapped());

@@ -295,6 +295,11 @@ pub const BROKEN: &[Promise] = &[
         ],
     ),
     (
+        "Guest memory that may have to be read from a disk is refused, unless it is wanted",
+        &["tests/protocol/memory.rs: \
+             memory_in_a_file_on_disk_is_refused_unless_the_operator_wants_it"],
+    ),
+    (
         "A ring that breaks takes nothing from its neighbours: payload, rate, turns",
         &[
             "tests/rings/neighbour.rs: one_broken_split_ring_disturbs_nobody \
