@@ -9,8 +9,8 @@ use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::thread;
 
 use super::format::{Areas, RingConfig, RingFormat, VringBase};
-use super::{ChainId, Packed, Split};
-use crate::memory::Area;
+use super::{ChainId, Packed, Single, Split};
+use crate::memory::{Area, Segment};
 
 const AVAIL_BIT: u64 = 1 << (48 + 7);
 const USED_BIT: u64 = 1 << (48 + 15);
@@ -191,6 +191,76 @@ fn loom_packed_pop_sees_what_the_driver_wrote() {
             assert_eq!((head.desc.addr, head.desc.len), (0x1000, 64));
             assert_eq!(shared.payload.load(Ordering::Relaxed), 7);
         }
+        driver.join().unwrap();
+    });
+}
+
+/// What the device takes of two chains at once is whole, whether it is one of them or both.
+fn singles_are_whole<F: RingFormat>(show: fn(&Shared)) {
+    loom::model(move || {
+        let (shared, mut ring) = shared::<F>();
+        let guest = Arc::clone(&shared);
+        let driver = thread::spawn(move || {
+            guest.payload.store(7, Ordering::Relaxed);
+            show(&guest);
+        });
+        let mut out = [Single::EMPTY, Single::EMPTY];
+        let mut at = 0;
+        let taken = ring.take_singles(false, &mut out, |id, desc| {
+            at += 1;
+            assert_eq!((desc.addr, desc.len), (0x1000 * at, 64), "chain {at}");
+            assert_eq!(shared.payload.load(Ordering::Relaxed), 7);
+            Some(Single::new(id, Segment::EMPTY))
+        });
+        assert_eq!(taken as u64, at);
+        driver.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_split_singles_are_whole_when_they_are_seen() {
+    singles_are_whole::<Split>(|guest| {
+        for (slot, at) in [(0, 0x1000), (1, 0x2000)] {
+            guest.desc.store64(16 * slot, at);
+            guest.desc.store64(16 * slot + 8, 64);
+        }
+        guest.driver.store16(4, 0);
+        guest.driver.store16(6, 1);
+        guest.driver.store16_release(2, 2);
+    });
+}
+
+/// Each by itself: the driver shows the second after the first.
+#[test]
+fn loom_packed_singles_are_whole_when_they_are_seen() {
+    singles_are_whole::<Packed>(|guest| {
+        for (slot, at) in [(0, 0x1000), (1, 0x2000)] {
+            guest.desc.store64(16 * slot, at);
+            guest.desc.store64_release(16 * slot + 8, AVAIL_BIT | 64);
+        }
+    });
+}
+
+/// As `loom_packed_publish_shows_buffers_and_elements`, where the elements behind the first are
+/// stored straight into the ring.
+#[test]
+fn loom_packed_singles_are_shown_with_the_first() {
+    loom::model(|| {
+        let (shared, mut ring) = shared::<Packed>();
+        let guest = Arc::clone(&shared);
+        let driver = thread::spawn(move || {
+            let first = guest.desc.load64(8);
+            fence(Ordering::Acquire);
+            if first & USED_BIT != 0 {
+                assert_eq!(guest.payload.load(Ordering::Relaxed), 7, "the buffer");
+                let second = guest.desc.load64(24);
+                assert_eq!(second & USED_BIT, USED_BIT, "the second element is there");
+                assert_eq!(second & 0xffff, 9, "with its length");
+            }
+        });
+        shared.payload.store(7, Ordering::Relaxed);
+        ring.put_used_singles([(0, 8), (1, 9)].into_iter());
+        ring.publish();
         driver.join().unwrap();
     });
 }
