@@ -254,7 +254,10 @@ fn sets() -> Vec<u64> {
             .sum::<u64>()
     };
     let alone = [ANY_LAYOUT, ORDER_PLATFORM].map(|bit| bit | feature::VERSION_1);
-    (0..1 << BITS.len()).map(set).chain(alone).collect()
+    // A legacy driver's (VIRTIO 1.3 §2.7.4.3), with the shorter header and with the longer one.
+    let legacy = [0, feature::MRG_RXBUF].map(|bit| bit | ANY_LAYOUT);
+    let all = (0..1 << BITS.len()).map(set);
+    all.chain(alone).chain(legacy).collect()
 }
 
 fn frames_move_with_every_set<D: Driver>() {

@@ -6,7 +6,7 @@ pub const UNDERSTOOD: &[Promise] = &[
     (
         "Split and packed rings with every set of INDIRECT_DESC (also a direct descriptor before a \
          table), EVENT_IDX, IN_ORDER, MRG_RXBUF, NOTIFICATION_DATA and VERSION_1, and with \
-         ORDER_PLATFORM and ANY_LAYOUT",
+         ORDER_PLATFORM and ANY_LAYOUT, legacy drivers too",
         &[
             "tests/rings/features.rs: frames_move_with_every_set_of_features_on_split_rings \
              frames_move_with_every_set_of_features_on_packed_rings",
@@ -23,7 +23,8 @@ pub const UNDERSTOOD: &[Promise] = &[
         ],
     ),
     (
-        "RING_RESET: one virtqueue stops and starts anew while the others run",
+        "RING_RESET: one virtqueue stops and starts anew while the others run, with chains in \
+         flight, with every set of INDIRECT_DESC, EVENT_IDX and IN_ORDER",
         &[
             "tests/reset.rs: a_virtqueue_is_reset_under_traffic_split \
              a_virtqueue_is_reset_under_traffic_packed",
