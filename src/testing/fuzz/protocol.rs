@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::bounded;
@@ -26,6 +27,10 @@ const MESSAGES_MAX: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes of guest memory behind a descriptor.
 const MEMORY: u64 = 1 << 20;
+
+/// What an input begins with whose engine does not do all that it is asked for; behind it which of
+/// the first sixteen things, in turns, a bit each.
+const FAILS: u8 = 0xfe;
 
 /// Plays `data` to a session. Returns how many messages and pieces were sent.
 ///
@@ -62,12 +67,23 @@ fn play(data: &[u8]) -> usize {
         mac: None,
         mtu: None,
         offloads: Offloads::CSUM_TSO,
-        link: LinkInfo::default(),
+        // Its config space changes, which a front-end may want to be told.
+        link: LinkInfo {
+            has_status: true,
+            ..LinkInfo::default()
+        },
         rings: RingOptions::default(),
     });
+    let (fails, data) = match *data {
+        [FAILS, low, high, ref rest @ ..] => (u16::from_le_bytes([low, high]), rest),
+        _ => (0, data),
+    };
     let served = Served {
         device: Arc::new(model) as Arc<dyn DeviceModel>,
-        runner: Arc::new(Runner),
+        runner: Arc::new(Runner {
+            fails,
+            asked: AtomicU32::new(0),
+        }),
     };
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let exit = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
@@ -174,9 +190,13 @@ fn state(request: u8, index: u32, num: u32) -> Vec<u8> {
     )
 }
 
+/// The protocol features of every session, and BACKEND_REQ.
+const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16;
+const BACKEND_REQ: u64 = 1 << 5;
+
 /// What every session begins with: features, owner, protocol features, number of queues.
 fn beginning() -> Vec<u8> {
-    let protocol = [1 | 1 << 3 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16];
+    let protocol = [PROTOCOL];
     [
         message(1, &[], 0),
         message(3, &[], 0),
@@ -229,7 +249,17 @@ pub fn protocol_seeds() -> Vec<(String, Vec<u8>)> {
     let (first, second) = (vring(0), vring(1));
     // Two kinds of descriptor along with a message that takes none.
     let stray = message(20, &[0; 8], 5 | 6 << 3);
-    let seeds: [(&str, &[&[u8]]); 5] = [
+    // A channel that is told what changes, twice, and something else in its place.
+    let channel = [
+        message(16, &words(&[PROTOCOL | BACKEND_REQ]), 0),
+        message(21, &[], 6),
+        message(21, &[], 6),
+        message(21, &[], 2),
+        message(21, &[], 0),
+    ]
+    .concat();
+    let seeds: [(&str, &[&[u8]]); 6] = [
+        ("channel", &[&channel, &table(2), &first, &rest, &end(0)]),
         (
             "whole",
             &[&table(2), &first, &second, &rest, &end(0), &end(1)],
@@ -241,12 +271,44 @@ pub fn protocol_seeds() -> Vec<(String, Vec<u8>)> {
     ];
     let seed =
         |(name, parts): (&str, &[&[u8]])| (name.to_owned(), [&begin, &parts.concat()[..]].concat());
-    seeds.into_iter().map(seed).collect()
+    let mut seeds: Vec<_> = seeds.into_iter().map(seed).collect();
+    // The first vring starts; what fails is another table for it, its pause, and a stop.
+    let calls = message(13, &words(&[0]), 5);
+    for (name, fails) in [
+        ("no-start", 0b1),
+        ("no-table", 0b10),
+        ("no-call", 0b100),
+        ("no-pause", 0b1000),
+        ("no-stop", 0b1_0000),
+    ] {
+        let parts = [&[FAILS, fails, 0], &begin[..], &table(2), &first, &table(2)];
+        let parts = [&parts.concat()[..], &calls, &end(0), &first, &rest].concat();
+        seeds.push((name.to_owned(), parts));
+    }
+    seeds
 }
 
-/// Takes vrings whose areas are in memory and forgets them.
+/// Takes vrings whose areas are in memory and forgets them; stops each somewhere else. Does not do
+/// what it was told to fail in.
 #[derive(Debug)]
-struct Runner;
+struct Runner {
+    /// The nth thing that it is asked for, of sixteen in turns, is not done where this bit is set.
+    fails: u16,
+    asked: AtomicU32,
+}
+
+impl Runner {
+    /// The number of what it is asked for, if that is to be done.
+    fn next(&self, index: u16) -> Result<u32, EngineError> {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        if self.fails >> (number % 16) & 1 == 0 {
+            Ok(number)
+        } else {
+            let waited_ms = 0;
+            Err(EngineError::Timeout { index, waited_ms })
+        }
+    }
+}
 
 fn find(index: u16, size: u16, ram: &Arc<GuestRam>, at: VringAddr) -> Result<(), EngineError> {
     Areas::find::<Split>(ram, size, at.desc, at.driver, at.device)
@@ -256,27 +318,30 @@ fn find(index: u16, size: u16, ram: &Arc<GuestRam>, at: VringAddr) -> Result<(),
 
 impl VringRunner for Runner {
     fn start(&self, setup: VringSetup) -> Result<(), EngineError> {
+        self.next(setup.index)?;
         find(setup.index, setup.size, &setup.ram, setup.addr)
     }
 
-    fn stop(&self, _index: u16) -> Result<u32, EngineError> {
-        Ok(0)
+    fn stop(&self, index: u16) -> Result<u32, EngineError> {
+        // Any base is one that a packed ring can stand at, if not a split one.
+        Ok(self.next(index)?.wrapping_mul(0x9e37_79b1))
     }
 
-    fn pause(&self, _index: u16, _paused: bool) -> Result<(), EngineError> {
-        Ok(())
+    fn pause(&self, index: u16, _paused: bool) -> Result<(), EngineError> {
+        self.next(index).map(drop)
     }
 
     fn set_call(
         &self,
-        _index: u16,
+        index: u16,
         _call: Option<EventFd>,
         _err: Option<EventFd>,
     ) -> Result<(), EngineError> {
-        Ok(())
+        self.next(index).map(drop)
     }
 
     fn swap(&self, index: u16, ram: Arc<GuestRam>, addr: VringAddr) -> Result<(), EngineError> {
+        self.next(index)?;
         find(index, 1, &ram, addr)
     }
 
