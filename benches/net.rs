@@ -31,6 +31,8 @@ mod frames;
 mod net;
 #[path = "../tests/support/mod.rs"]
 mod support;
+#[path = "support/table.rs"]
+mod table;
 #[path = "support/turns.rs"]
 mod turns;
 
@@ -44,6 +46,7 @@ use serde_json::Value;
 use support::netns::Netns;
 use support::ovs::{Ovs, OvsConfig};
 use support::testpmd::{self, RingPath};
+use table::Table;
 use turns::{Arguments, BACK_END_CORE, BenchDir, FRONT_END_CORE, Run, Turns, in_turns, median};
 use vringd::testing::probe::ProbeError;
 
@@ -480,52 +483,27 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
         }
         rows.extend(lines);
     }
-    println!("{HEAD}{}", rows.join("\n"));
+    println!("{HEAD}\n{}", rows.join("\n"));
     Ok(complete)
 }
 
 /// The table's first lines.
 const HEAD: &str = "| load | vringd | beside | ratio (range) | pairs | probe |\n\
-                    |---|---|---|---|---|---|\n";
+                    |---|---|---|---|---|---|";
 
 /// What was measured takes the place of what stands there for the same loads.
 fn write_docs(new: &[String], pairs: usize) -> Result<(), String> {
-    let old = turns::table_in_docs("net")?;
-    let old: Vec<_> = old.lines().map(str::to_owned).collect();
-    let of = |lines: &[String], name: &str| -> Vec<String> {
-        let is_its = |line: &&String| line.starts_with(&format!("| {name} |"));
-        lines.iter().filter(is_its).cloned().collect()
+    let all = Case::all(None);
+    let at = |cells: &[&str]| all.iter().position(|case| case.name() == cells[0]);
+    let table = Table {
+        name: "net",
+        head: HEAD,
+        title: "Frames per second, or round trips, vringd / what is beside it",
+        pairs,
     };
-    let mut table = HEAD.to_owned();
-    let mut bars = Vec::new();
-    for case in Case::all(None) {
-        let mut lines = of(new, &case.name());
-        if lines.is_empty() {
-            lines = of(&old, &case.name());
-        }
-        for line in lines {
-            table.push_str(&format!("{line}\n"));
-            bars.extend(bar(&case, &line, pairs));
-        }
-    }
-    let title = "Frames per second, or round trips, vringd / what is beside it";
-    turns::write_docs("net", &table, &chart::svg(title, &bars))
-}
-
-/// The bar of a line of the table; the chart has those with all pairs.
-fn bar(case: &Case, line: &str, pairs: usize) -> Option<chart::Bar> {
-    let cells: Vec<_> = line.split('|').map(str::trim).collect();
-    let &[_, name, _, _, ratio, made, probe, _] = cells.as_slice() else {
-        return None;
-    };
-    let (ratio, range) = ratio.strip_suffix(')')?.split_once(" (")?;
-    let (least, most) = range.split_once('–')?;
-    let (distance, _) = probe.split_once(',')?;
-    (made.parse::<usize>().ok()? >= pairs).then_some(chart::Bar {
-        panel: case.panel().to_owned(),
-        label: format!("{name} ({distance})"),
-        ratio: ratio.parse().ok()?,
-        range: (least.parse().ok()?, most.parse().ok()?),
+    table.write(new, at, |cells| {
+        let panel = at(cells).map_or("", |at| all[at].panel());
+        (panel.to_owned(), cells[0].to_owned())
     })
 }
 

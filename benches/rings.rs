@@ -13,9 +13,11 @@
 //! its round trip is what is measured. `--size mix` has `vringd bench net` for a front-end, which
 //! sends 7 frames of 64 bytes, 4 of 590 and 1 of 1518 in rotation. `--link wire` and `--link
 //! switch` join two ports instead, whose front-ends one testpmd loops: both directions are counted
-//! together, and DPDK forwards between two `net_vhost` ports. `--write` measures all ten paths at
-//! 64, 256 and 1518 bytes and puts table and chart into docs/performance.md; with `--size mix`
-//! those, with `--frames` 64 bytes alone, in a table of their own.
+//! together, and DPDK forwards between two `net_vhost` ports. `--idle adaptive` has vringd sleep
+//! when there was nothing to do for a while; rows say so. `--write` puts each row that was measured
+//! into a table and a chart of docs/performance.md, at once, and leaves the others; without a PATH
+//! it measures all ten, and without `--size` at 64, 256 and 1518 bytes. Rows with `--size mix` and
+//! those with `--frames` (64 bytes) are in tables of their own.
 
 #[path = "support/chart.rs"]
 mod chart;
@@ -23,6 +25,8 @@ mod chart;
 mod generator;
 #[path = "support/net.rs"]
 mod net;
+#[path = "support/table.rs"]
+mod table;
 #[path = "../tests/support/testpmd.rs"]
 mod testpmd;
 #[path = "support/turns.rs"]
@@ -32,9 +36,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use net::{BackEnd, Link, Load, Mpps, vhost};
+use table::Table;
 use testpmd::RingPath;
 use turns::{Arguments, BenchDir, Run, Turns, in_turns, median};
 use vringd::testing::probe::ProbeError;
@@ -47,6 +52,7 @@ struct Options {
     sizes: Vec<Size>,
     /// Put the results into the documentation, between the marks of this name.
     write: Option<&'static str>,
+    idle: Idle,
     seconds: Duration,
     null: bool,
     against: Option<PathBuf>,
@@ -75,6 +81,40 @@ impl FromStr for Size {
     }
 }
 
+/// What vringd's worker does without frames.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Idle {
+    Spin,
+    Adaptive,
+}
+
+impl Idle {
+    fn parse(name: &str) -> Result<Self, String> {
+        match name {
+            "spin" => Ok(Self::Spin),
+            "adaptive" => Ok(Self::Adaptive),
+            _ => Err(format!("--idle is spin or adaptive, not {name:?}")),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Spin => "spin",
+            Self::Adaptive => "adaptive",
+        }
+    }
+
+    /// What a row says of it behind its path.
+    fn mark(self) -> &'static str {
+        match self {
+            Self::Spin => "",
+            Self::Adaptive => ADAPTIVE,
+        }
+    }
+}
+
+const ADAPTIVE: &str = ", adaptive";
+
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -101,7 +141,7 @@ fn frames(list: &str) -> Result<Vec<u32>, String> {
 
 impl Options {
     fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
-        let more = ["--against", "--frames", "--size", "--link"];
+        let more = ["--against", "--frames", "--size", "--link", "--idle"];
         let mut arguments = Arguments::parse(args, &more)?;
         let null = arguments.take("--null");
         let value = |option| arguments.value(option);
@@ -110,6 +150,7 @@ impl Options {
             path.ok_or(format!("{text:?} is neither an option nor a path, 1 to 10"))
         };
         let mut options = Self {
+            idle: value("--idle").map_or(Ok(Idle::Spin), Idle::parse)?,
             link: value("--link").map_or(Ok(Link::Echo), Link::parse)?,
             paths: arguments.parts.iter().map(path).collect::<Result<_, _>>()?,
             pairs: arguments.pairs,
@@ -121,20 +162,7 @@ impl Options {
             frames: value("--frames").map_or(Ok(vec![FULL]), frames)?,
         };
         if options.write.is_some() {
-            options.paths = (1..=10).filter_map(RingPath::number).collect();
-            if options.sizes == [Size::Mix] {
-                options.write = Some("rings-mix");
-                // What the generator's rings are like decides, not DPDK's code for them.
-                options.paths = [1, 3, 5, 8]
-                    .into_iter()
-                    .filter_map(RingPath::number)
-                    .collect();
-            } else if options.frames == [FULL] {
-                options.sizes = [64, 256, 1518].map(Size::Bytes).into();
-            } else {
-                options.write = Some("rings-frames");
-                options.sizes = vec![Size::Bytes(64)];
-            }
+            options.of_docs(arguments.value("--size").is_some())?;
         }
         if options.paths.is_empty() {
             options.paths = [1, 5].into_iter().filter_map(RingPath::number).collect();
@@ -143,6 +171,28 @@ impl Options {
             return Err("--size mix is for --link echo".to_owned());
         }
         Ok(options)
+    }
+
+    /// What `--write` says of what else was not said.
+    fn of_docs(&mut self, sized: bool) -> Result<(), String> {
+        if self.null || self.against.is_some() || self.link != Link::Echo {
+            let reason = "--null, --against and --link are not for the documentation";
+            return Err(format!("{reason}: leave out --write"));
+        }
+        let mut paths: Vec<u8> = (1..=10).collect();
+        if self.sizes == [Size::Mix] {
+            self.write = Some("rings-mix");
+            // What the generator's rings are like decides, not DPDK's code for them.
+            paths = vec![1, 3, 5, 8];
+        } else if self.frames != [FULL] {
+            self.write = Some("rings-frames");
+        } else if !sized {
+            self.sizes = [64, 256, 1518].map(Size::Bytes).into();
+        }
+        if self.paths.is_empty() {
+            self.paths = paths.into_iter().filter_map(RingPath::number).collect();
+        }
+        Ok(())
     }
 
     /// What is measured, in the order of the table.
@@ -197,7 +247,12 @@ fn start(peer: Peer, options: &Options, sockets: &[PathBuf]) -> BackEnd {
         Peer::Vringd | Peer::Other => {
             let other = other.filter(|_| matches!(peer, Peer::Other));
             let command = Command::new(other.unwrap_or(&this));
-            BackEnd::vringd(command, "spin", options.link.options(), sockets)
+            BackEnd::vringd(
+                command,
+                options.idle.name(),
+                options.link.options(),
+                sockets,
+            )
         }
     }
 }
@@ -211,7 +266,23 @@ struct Case {
     frames: u32,
 }
 
-fn run(peer: Peer, case: &Case, options: &Options, dir: &BenchDir) -> Mpps {
+/// What a run found.
+#[derive(Clone, Copy)]
+struct Found {
+    mpps: f64,
+    /// The worker's turns, those that moved something and those that did not, in millions a second;
+    /// nothing of DPDK's, and where our own front-end is the load.
+    turns: [f64; 2],
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Mpps(self.mpps).fmt(f)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "turns are far below 2^53")]
+fn run(peer: Peer, case: &Case, options: &Options, dir: &BenchDir) -> Found {
     let sockets = options.link.sockets(dir);
     let back_end = start(peer, options, &sockets);
     let Case { path, size, frames } = case;
@@ -225,7 +296,17 @@ fn run(peer: Peer, case: &Case, options: &Options, dir: &BenchDir) -> Mpps {
                 time,
                 listens: false,
             };
-            net::looped(back_end, &sockets, load)
+            let look = |back_end: &mut BackEnd| (Instant::now(), back_end.turns());
+            let (mpps, [before, after]) = net::looped_between(back_end, &sockets, load, look);
+            let micros = (after.0 - before.0).as_secs_f64() * 1e6;
+            let rate = |at: usize| match (before.1, after.1) {
+                (Some(before), Some(after)) => (after[at] - before[at]) as f64 / micros,
+                _ => f64::NAN,
+            };
+            Found {
+                mpps: mpps.0,
+                turns: [0, 1].map(rate),
+            }
         }
         Size::Mix => {
             let load = generator::Load {
@@ -235,13 +316,16 @@ fn run(peer: Peer, case: &Case, options: &Options, dir: &BenchDir) -> Mpps {
                 frames: *frames,
                 time,
             };
-            generator::flooded(back_end, &sockets, load)
+            Found {
+                mpps: generator::flooded(back_end, &sockets, load).0,
+                turns: [f64::NAN; 2],
+            }
         }
     }
 }
 
 /// Runs both in turns.
-fn pairs(case: &Case, options: &Options, dir: &BenchDir) -> Result<Vec<Turns<Mpps>>, ProbeError> {
+fn pairs(case: &Case, options: &Options, dir: &BenchDir) -> Result<Vec<Turns<Found>>, ProbeError> {
     let peers = [options.ours(), options.theirs()];
     let names = peers.map(|peer| options.name(peer));
     let Case { path, size, frames } = case;
@@ -252,112 +336,95 @@ fn pairs(case: &Case, options: &Options, dir: &BenchDir) -> Result<Vec<Turns<Mpp
 }
 
 /// A line of the table.
-struct Row {
-    case: Case,
-    distance: &'static str,
-    probe_ns: f64,
-    /// Medians of both, in Mpps.
-    mpps: [f64; 2],
-    ratio: f64,
-    range: (f64, f64),
-    pairs: usize,
-}
-
-impl Row {
-    fn new(case: Case, pairs: &Turns<Mpps>) -> Self {
-        let (ratio, range) = pairs.ratio(1, |mpps| mpps.0);
-        Self {
-            case,
-            distance: pairs.distance_name(),
-            probe_ns: pairs.probe_ns(),
-            mpps: [0, 1].map(|peer| median(pairs.values(peer, |mpps| mpps.0))),
-            ratio,
-            range,
-            pairs: pairs.runs.len(),
-        }
-    }
-
-    fn path(&self) -> String {
-        let path = &self.case.path;
-        format!("{} {}", path.number, path.name)
-    }
-}
-
-impl fmt::Display for Row {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "| {} | {} | {} | {} | {} | {:.2} ({:.2}–{:.2}) | {} | {}, {:.0} ns |",
-            self.path(),
-            self.case.size,
-            self.case.frames,
-            digits(self.mpps[0]),
-            digits(self.mpps[1]),
-            self.ratio,
-            self.range.0,
-            self.range.1,
-            self.pairs,
-            self.distance,
-            self.probe_ns,
-        )
-    }
+fn line(case: &Case, idle: Idle, pairs: &Turns<Found>) -> String {
+    let [ours, theirs] = [0, 1].map(|peer| median(pairs.values(peer, |found| found.mpps)));
+    let [busy, empty] = [0, 1].map(|at| median(pairs.values(0, |found| found.turns[at])));
+    let (ratio, (least, most)) = pairs.ratio(1, |found| found.mpps);
+    format!(
+        "| {} {}{} | {} | {} | {} | {} | {} | {} | {ratio:.2} ({least:.2}–{most:.2}) | {} | \
+         {}, {:.0} ns |",
+        case.path.number,
+        case.path.name,
+        idle.mark(),
+        case.size,
+        case.frames,
+        digits(ours),
+        digits(theirs),
+        digits(busy),
+        digits(empty),
+        pairs.runs.len(),
+        pairs.distance_name(),
+        pairs.probe_ns(),
+    )
 }
 
 /// Three digits: a rate of one frame at a time is some hundredths of that of a thousand.
 fn digits(mpps: f64) -> String {
+    if mpps.is_nan() {
+        return "–".to_owned();
+    }
     let places = if mpps < 10.0 { 2 } else { 1 };
     format!("{mpps:.places$}")
 }
 
 fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let dir = BenchDir::new(&std::env::temp_dir())?;
+    let head = head(options);
     let mut rows = Vec::new();
     let mut complete = true;
     for case in options.cases() {
         let by_distance = pairs(&case, options, &dir)?;
         complete &= by_distance.iter().any(|c| c.runs.len() >= options.pairs);
         let seen = by_distance.iter().filter(|c| !c.runs.is_empty());
-        rows.extend(seen.map(|class| Row::new(case, class)));
+        let lines: Vec<_> = seen.map(|class| line(&case, options.idle, class)).collect();
+        if let Some(name) = options.write {
+            write_docs(name, &head, &lines, options.pairs)?;
+        }
+        rows.extend(lines);
     }
-    let table = table(options, &rows);
-    print!("{table}");
-    if let Some(name) = options.write {
-        write_docs(name, &table, &rows, options.pairs)?;
-    }
+    println!("{head}\n{}", rows.join("\n"));
     Ok(complete)
 }
 
-fn table(options: &Options, rows: &[Row]) -> String {
+/// The table's first lines.
+fn head(options: &Options) -> String {
     let [ours, theirs] = [options.ours(), options.theirs()].map(|peer| options.name(peer));
-    let mut table = format!(
-        "| path | bytes | in flight | {ours}, Mpps | {theirs}, Mpps | ratio (range) | pairs | \
-         probe |\n\
-         |---|---|---|---|---|---|---|---|\n"
-    );
-    for row in rows {
-        table.push_str(&format!("{row}\n"));
-    }
-    table
+    format!(
+        "| path | bytes | in flight | {ours}, Mpps | {theirs}, Mpps | busy turns, M/s | \
+         empty turns, M/s | ratio (range) | pairs | probe |\n\
+         |---|---|---|---|---|---|---|---|---|---|"
+    )
 }
 
-/// Puts table and chart into docs/performance.md. The chart has the rows with all pairs: the others
-/// say what was seen in passing.
-fn write_docs(name: &str, table: &str, rows: &[Row], pairs: usize) -> Result<(), String> {
-    let bars: Vec<_> = rows
-        .iter()
-        .filter(|row| row.pairs >= pairs)
-        .map(|row| chart::Bar {
-            panel: match row.case.frames {
-                FULL => format!("{} bytes", row.case.size),
-                frames => format!("{frames} in flight"),
-            },
-            label: format!("{} ({})", row.path(), row.distance),
-            ratio: row.ratio,
-            range: row.range,
-        })
-        .collect();
-    let title = "Frames per second, vringd / net_vhost";
-    turns::write_docs(name, table, &chart::svg(title, &bars))
+/// What a row is about, and where it stands: by size, then by path.
+fn rank(cells: &[&str]) -> Option<(u32, u8, bool, u32)> {
+    let &[path, size, frames, ..] = cells else {
+        return None;
+    };
+    let bytes = match size.parse().ok()? {
+        Size::Bytes(bytes) => bytes,
+        Size::Mix => 0,
+    };
+    let number = path.split(' ').next()?.parse().ok()?;
+    let is_adaptive = path.ends_with(ADAPTIVE);
+    Some((bytes, number, is_adaptive, frames.parse().ok()?))
+}
+
+fn write_docs(name: &str, head: &str, new: &[String], pairs: usize) -> Result<(), String> {
+    let table = Table {
+        name,
+        head,
+        title: "Frames per second, vringd / net_vhost",
+        pairs,
+    };
+    table.write(new, rank, |cells| {
+        let (path, size, frames) = (cells[0], cells[1], cells[2]);
+        let panel = match frames.parse() {
+            Ok(FULL) => format!("{size} bytes"),
+            _ => format!("{frames} in flight"),
+        };
+        (panel, path.to_owned())
+    })
 }
 
 fn main() -> ExitCode {

@@ -7,8 +7,8 @@
 //!
 //! `scripts/bench scale [ROW…] [--pairs N] [--seconds S] [--against BINARY] [--write]`, where a ROW
 //! is part of a row's name: `devices`, `"64 devices"`, `packed`. `--against` compares each row with
-//! what another build of vringd does under the same load. `--write` measures all rows and puts
-//! table and chart into docs/performance.md.
+//! what another build of vringd does under the same load. `--write` puts each row that was measured
+//! into the table and the chart of docs/performance.md, at once; the others stay.
 
 #[path = "support/chart.rs"]
 mod chart;
@@ -16,6 +16,8 @@ mod chart;
 mod generator;
 #[path = "support/net.rs"]
 mod net;
+#[path = "support/table.rs"]
+mod table;
 #[path = "../tests/support/testpmd.rs"]
 mod testpmd;
 #[path = "support/turns.rs"]
@@ -27,6 +29,7 @@ use std::time::Duration;
 
 use generator::Load;
 use net::{BackEnd, Mpps};
+use table::Table;
 use testpmd::RingPath;
 use turns::{Arguments, BenchDir, Run, Turns, in_turns, median};
 use vringd::testing::probe::ProbeError;
@@ -119,9 +122,8 @@ impl Options {
         if arguments.write && against.is_some() {
             return Err("--against is not for the documentation: leave out --write".to_owned());
         }
-        let rows = arguments.rows(Case::all(), Case::name)?;
         Ok(Self {
-            rows: if arguments.write { Case::all() } else { rows },
+            rows: arguments.rows(Case::all(), Case::name)?,
             pairs: arguments.pairs,
             seconds: arguments.seconds,
             against: against.map(PathBuf::from),
@@ -151,7 +153,7 @@ fn line(case: &Case, turns: &Turns<Mpps>) -> String {
     let [this, base] = [0, 1].map(|which| median(turns.values(which, |mpps| mpps.0)));
     let (ratio, (least, most)) = turns.ratio(1, |mpps| mpps.0);
     format!(
-        "| {} | {this:.1} | {base:.1} | {ratio:.2} ({least:.2}–{most:.2}) | {} | {}, {:.0} ns |\n",
+        "| {} | {this:.1} | {base:.1} | {ratio:.2} ({least:.2}–{most:.2}) | {} | {}, {:.0} ns |",
         case.name(),
         turns.runs.len(),
         turns.distance_name(),
@@ -159,40 +161,49 @@ fn line(case: &Case, turns: &Turns<Mpps>) -> String {
     )
 }
 
+/// The table's first lines, beside `other`.
+fn head(other: &str) -> String {
+    format!(
+        "| load | Mpps | {other}, Mpps | ratio (range) | pairs | probe |\n\
+         |---|---|---|---|---|---|"
+    )
+}
+
 fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let dir = BenchDir::new(&std::env::temp_dir())?;
-    let other = match &options.against {
+    let head = head(&match &options.against {
         None => "one device, rings of 256".to_owned(),
         Some(build) => build.display().to_string(),
-    };
-    let mut table = format!(
-        "| load | Mpps | {other}, Mpps | ratio (range) | pairs | probe |\n\
-         |---|---|---|---|---|---|\n"
-    );
-    let mut bars = Vec::new();
+    });
+    let mut rows = Vec::new();
     let mut complete = true;
     for case in &options.rows {
         let seen = measure(case, options, &dir)?;
-        let enough = |turns: &&Turns<Mpps>| turns.runs.len() >= options.pairs;
-        complete &= seen.iter().any(|turns| enough(&turns));
-        table.extend(seen.iter().map(|turns| line(case, turns)));
-        bars.extend(seen.iter().filter(enough).map(|turns| {
-            let (ratio, range) = turns.ratio(1, |mpps| mpps.0);
-            let format = if case.path.packed { "packed" } else { "split" };
-            chart::Bar {
-                panel: format!("{format} rings"),
-                label: format!("{} ({})", case.name(), turns.distance_name()),
-                ratio,
-                range,
-            }
-        }));
+        complete &= seen.iter().any(|turns| turns.runs.len() >= options.pairs);
+        let lines: Vec<_> = seen.iter().map(|turns| line(case, turns)).collect();
+        if options.write {
+            write_docs(&head, &lines, options.pairs)?;
+        }
+        rows.extend(lines);
     }
-    print!("{table}");
-    if options.write {
-        let title = "Frames per second, beside one device with rings of 256";
-        turns::write_docs("scale", &table, &chart::svg(title, &bars))?;
-    }
+    println!("{head}\n{}", rows.join("\n"));
     Ok(complete)
+}
+
+fn write_docs(head: &str, new: &[String], pairs: usize) -> Result<(), String> {
+    let all = Case::all();
+    let at = |cells: &[&str]| all.iter().position(|case| case.name() == cells[0]);
+    let table = Table {
+        name: "scale",
+        head,
+        title: "Frames per second, beside one device with rings of 256",
+        pairs,
+    };
+    table.write(new, at, |cells| {
+        let is_packed = at(cells).is_some_and(|at| all[at].path.packed);
+        let format = if is_packed { "packed" } else { "split" };
+        (format!("{format} rings"), cells[0].to_owned())
+    })
 }
 
 fn main() -> ExitCode {

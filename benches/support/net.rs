@@ -2,8 +2,10 @@
 #![allow(dead_code, reason = "each bench uses its part")]
 
 use std::fmt;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,7 @@ use crate::turns::{BACK_END_CORE, BenchDir};
 /// Traffic before the measurement, in which caches and batches settle.
 pub(crate) const WARM_UP: Duration = Duration::from_millis(500);
 
-/// How long a back-end may take to be there.
+/// How long a back-end may take to be there, and to say what it has counted.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the back-end does with frames.
@@ -69,8 +71,28 @@ impl Link {
 
 /// A back-end; ended when dropped.
 pub(crate) enum BackEnd {
-    Vringd(Child),
+    Vringd(Child, Log),
     Dpdk(Testpmd),
+}
+
+/// What vringd logs, line by line.
+pub(crate) struct Log(Receiver<String>);
+
+impl Log {
+    /// What comes through `pipe`; what is worse than news is passed on.
+    fn of(pipe: ChildStderr) -> Self {
+        let (send, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                if !line.contains(" INFO ") {
+                    eprintln!("{line}");
+                }
+                // The bench may have ended.
+                let _ = send.send(line);
+            }
+        });
+        Self(lines)
+    }
 }
 
 impl BackEnd {
@@ -82,7 +104,7 @@ impl BackEnd {
         sockets: &[PathBuf],
     ) -> Self {
         let core = BACK_END_CORE.to_string();
-        command.args(["run", "--log-level", "warn", "--core", &core]);
+        command.args(["run", "--log-level", "info", "--core", &core]);
         command.args(["--idle", idle]);
         for (port, (options, socket)) in options.iter().zip(sockets).enumerate() {
             let socket = socket.display();
@@ -92,8 +114,32 @@ impl BackEnd {
             ]);
         }
         let command = command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.spawn().expect("vringd was built with this bench");
-        Self::Vringd(child).once_there(sockets)
+        let child = command.stderr(Stdio::piped()).spawn();
+        let mut child = child.expect("vringd was built with this bench");
+        let log = Log::of(child.stderr.take().expect("a pipe"));
+        Self::Vringd(child, log).once_there(sockets)
+    }
+
+    /// The turns of vringd's worker so far: those that moved something, and those that did not.
+    pub(crate) fn turns(&mut self) -> Option<[u64; 2]> {
+        let Self::Vringd(child, log) = self else {
+            return None;
+        };
+        let pid = child.id().to_string();
+        let asked = Command::new("kill").args(["-USR1", &pid]).status();
+        assert!(asked.expect("kill runs").success(), "no signal to {pid}");
+        let line = loop {
+            let line = log.0.recv_timeout(START_TIMEOUT).expect("counters");
+            if line.contains("counters worker=0 ") {
+                break line;
+            }
+        };
+        let count = |name: &str| {
+            let mut words = line.split_whitespace();
+            let value = words.find_map(|word| word.strip_prefix(name));
+            value.and_then(|value| value.parse().ok())
+        };
+        Some([count("busy_turns=")?, count("empty_turns=")?])
     }
 
     /// DPDK's.
@@ -104,7 +150,7 @@ impl BackEnd {
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
         match self {
-            Self::Vringd(child) => child.id(),
+            Self::Vringd(child, _) => child.id(),
             Self::Dpdk(testpmd) => testpmd.pid(),
         }
     }
@@ -113,7 +159,7 @@ impl BackEnd {
         let deadline = Instant::now() + START_TIMEOUT;
         while let Some(socket) = sockets.iter().find(|socket| !socket.exists()) {
             let ended = match &mut self {
-                Self::Vringd(child) => child.try_wait().expect("a child of ours"),
+                Self::Vringd(child, _) => child.try_wait().expect("a child of ours"),
                 Self::Dpdk(_) => None,
             };
             let in_time = ended.is_none() && Instant::now() < deadline;
@@ -126,7 +172,7 @@ impl BackEnd {
 
 impl Drop for BackEnd {
     fn drop(&mut self) {
-        if let Self::Vringd(child) = self {
+        if let Self::Vringd(child, _) = self {
             // Nothing is at stake: its socket goes with the directory.
             let _ = child.kill();
             let _ = child.wait();
@@ -194,18 +240,30 @@ pub(crate) struct Load<'a> {
 
 /// Frames per second of a back-end that sends all back, be it from port to port: all that the
 /// front-end's ports receive. The back-end is whatever ends when it is dropped.
+pub(crate) fn looped<B>(back_end: B, sockets: &[PathBuf], load: Load<'_>) -> Mpps {
+    looped_between(back_end, sockets, load, |_| ()).0
+}
+
+/// The same, and what `look` says of the back-end at the beginning and at the end.
 #[expect(
     clippy::cast_precision_loss,
     reason = "frames per second are far below 2^53"
 )]
-pub(crate) fn looped<B>(back_end: B, sockets: &[PathBuf], load: Load<'_>) -> Mpps {
+pub(crate) fn looped_between<B, T>(
+    mut back_end: B,
+    sockets: &[PathBuf],
+    load: Load<'_>,
+    look: impl Fn(&mut B) -> T,
+) -> (Mpps, [T; 2]) {
     let mut front_end = Testpmd::start(&front_end(load.path, sockets, load.listens));
     front_end.start_frames(&load.size.to_string(), load.frames);
     thread::sleep(WARM_UP);
     // The rate in an answer is that since the question before.
     let ports = 0..sockets.len();
     let warm: Vec<_> = ports.clone().map(|port| front_end.stats(port)).collect();
+    let before = look(&mut back_end);
     thread::sleep(load.time);
+    let looks = [before, look(&mut back_end)];
     let mut rate = 0;
     for (port, warm) in ports.zip(warm) {
         let stats = front_end.stats(port);
@@ -215,7 +273,7 @@ pub(crate) fn looped<B>(back_end: B, sockets: &[PathBuf], load: Load<'_>) -> Mpp
     }
     front_end.quit();
     drop(back_end);
-    Mpps(rate as f64 / 1e6)
+    (Mpps(rate as f64 / 1e6), looks)
 }
 
 /// Frames per second that a back-end takes from a front-end which only sends: those that arrive at
