@@ -4,11 +4,9 @@
 //!
 //! `scripts/soak rings` runs this and the models for longer.
 
-use std::sync::Arc;
-
 use proptest::prelude::*;
 use vringd::device::net::feature;
-use vringd::engine::{Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts};
+use vringd::engine::IdlePolicy;
 use vringd::testing::driver::{Driver, PackedDriver, RingMemory, SplitDriver};
 
 use super::features::{
@@ -16,7 +14,7 @@ use super::features::{
 };
 use super::models::cases;
 use super::neighbour::Defect;
-use super::port::{PATIENCE, Port, model};
+use super::port::{Alone, Port};
 
 const BITS: [u64; 8] = [
     feature::VERSION_1,
@@ -101,36 +99,13 @@ fn lay_out<D: Driver>(port: &mut Port<D>, sizes: [u16; 2]) {
     assert!(at <= Port::<D>::buffer(0, 0), "rings end before buffers");
 }
 
-/// Ends its workers, so that a case that fails leaves none to the next.
-struct Running(Option<Engine>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(engine) = self.0.take() {
-            engine.stop();
-        }
-    }
-}
-
 fn live<D: Driver>(lives: &Lives) {
-    let model = model("net0", 1);
-    let member = Member {
-        parts: Parts::Net(Arc::clone(&model), LinkSpec::Echo),
-        cores: vec![0],
-    };
-    let options = EngineOptions {
-        cores: vec![0],
-        idle: lives.idle,
-        stop_timeout: PATIENCE,
-        ..EngineOptions::default()
-    };
-    let (engine, mut handles) = Engine::start(&options, vec![member]).unwrap();
-    let _running = Running(Some(engine));
-    let mut port = Port::<D>::new(handles.remove(0), Arc::clone(&model));
+    let mut alone = Alone::<D>::echo(1, &[0], lives.idle);
+    let port = &mut alone.port;
     let mut round = 0;
     for front_end in &lives.front_ends {
-        lay_out(&mut port, front_end.sizes);
-        let mut guest = Guest::new(&mut port, front_end.features);
+        lay_out(port, front_end.sizes);
+        let mut guest = Guest::new(port, front_end.features);
         let mut bursts = |guest: &mut Guest<'_, D>, count| {
             for at in 0..count {
                 if at > 0 {

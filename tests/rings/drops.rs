@@ -2,16 +2,15 @@
 //! wherever in its burst it is, and its buffer comes back in its turn.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vringd::engine::{Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts};
+use vringd::engine::{IdlePolicy, LinkSpec};
 use vringd::host::limit::Rates;
 use vringd::testing::driver::{Buf, Driver, PackedDriver, SplitDriver, read_guest, write_guest};
 
 use crate::support::deadline::wait_until;
 
-use super::port::{PATIENCE, Port, SIZE, model, payload};
+use super::port::{Alone, PATIENCE, Port, SIZE, model, payload};
 use super::wire::{ONE_WORKER, TWO_WORKERS, Wire};
 
 const HEADER: u32 = 12;
@@ -339,21 +338,11 @@ fn an_echo_without_buffers<D: Driver>() {
         size: None,
         burst: Duration::from_millis(10),
     });
-    let options = EngineOptions {
-        cores: vec![0],
-        idle: IdlePolicy::Interrupt,
-        stop_timeout: PATIENCE,
-        ..EngineOptions::default()
-    };
-    let member = Member {
-        parts: Parts::Net(Arc::clone(&model), LinkSpec::Echo),
-        cores: vec![0],
-    };
-    let (engine, mut handles) = Engine::start(&options, vec![member]).unwrap();
-    let mut port = Port::<D>::new(handles.remove(0), model);
+    let mut alone = Alone::<D>::new(model, LinkSpec::Echo, &[0], IdlePolicy::Interrupt);
+    let (engine, port) = (alone.engine.as_ref().unwrap(), &mut alone.port);
     let (mut sender, mut receiver) = (Sender::default(), Receiver::default());
     (0..2).for_each(|index| port.start(index));
-    sender.offer(&mut port, &[Kind::Good, Kind::Good, Kind::Empty]);
+    sender.offer(port, &[Kind::Good, Kind::Good, Kind::Empty]);
     let parks = || {
         let counters = engine.counters().remove(0);
         let parks = counters.iter().filter(|(name, _)| name.ends_with("parks"));
@@ -364,16 +353,15 @@ fn an_echo_without_buffers<D: Driver>() {
         (parks() > before + 20).then_some(())
     });
     assert_eq!(port.counter("rx_drop_policed"), 0, "nothing is decided yet");
-    receiver.post(&mut port, 2);
-    assert!(receiver.receive(&mut port) == bytes_of(0));
-    sender.take_all_back(&mut port);
+    receiver.post(port, 2);
+    assert!(receiver.receive(port) == bytes_of(0));
+    sender.take_all_back(port);
     let counted = ["tx_frames", "tx_drop_policed", "rx_drop_policed"].map(|n| port.counter(n));
     assert_eq!(counted, [1, 1, 1]);
     assert_eq!(port.counter("tx_drop_bad_chain"), 1);
     (0..2).for_each(|index| {
         port.stop(index);
     });
-    engine.stop();
 }
 
 #[test]

@@ -8,15 +8,13 @@ use std::time::Instant;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vringd::device::DeviceModel;
 use vringd::device::net::feature;
-use vringd::engine::{
-    Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts, VringRunner, VringSetup,
-};
+use vringd::engine::{IdlePolicy, VringRunner, VringSetup};
 use vringd::ring::{Desc, RingFormat};
 use vringd::testing::driver::{
     Buf, Calls, Driver, PackedDriver, SplitDriver, read_guest, write_guest,
 };
 
-use super::port::{PATIENCE, Port, SIZE, fresh, model, payload};
+use super::port::{Alone, PATIENCE, Port, SIZE, fresh, payload};
 
 pub const ANY_LAYOUT: u64 = 1 << 27;
 pub const INDIRECT: u64 = 1 << 28;
@@ -261,29 +259,17 @@ fn sets() -> Vec<u64> {
 }
 
 fn frames_move_with_every_set<D: Driver>() {
-    let model = model("net0", 1);
-    let member = Member {
-        parts: Parts::Net(Arc::clone(&model), LinkSpec::Echo),
-        cores: vec![0],
-    };
-    let options = EngineOptions {
-        cores: vec![0],
-        idle: IdlePolicy::Interrupt,
-        stop_timeout: PATIENCE,
-        ..EngineOptions::default()
-    };
-    let (engine, mut handles) = Engine::start(&options, vec![member]).unwrap();
-    let mut port = Port::<D>::new(handles.remove(0), Arc::clone(&model));
+    let mut alone = Alone::<D>::echo(1, &[0], IdlePolicy::Interrupt);
+    let port = &mut alone.port;
     for features in sets() {
-        assert_eq!(model.features() & features, features, "offered");
-        let mut guest = Guest::new(&mut port, features);
+        assert_eq!(port.model.features() & features, features, "offered");
+        let mut guest = Guest::new(port, features);
         for round in 0..ROUNDS {
             guest.post();
             guest.send(round);
         }
         guest.stop();
     }
-    engine.stop();
 }
 
 #[test]

@@ -6,7 +6,10 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 use vringd::device::DeviceModel;
 use vringd::device::net::{LinkInfo, NetModel, NetOptions, Offloads, feature};
-use vringd::engine::{DeviceHandle, VringAddr, VringRunner, VringSetup};
+use vringd::engine::{
+    DeviceHandle, Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts, VringAddr,
+    VringRunner, VringSetup,
+};
 use vringd::memory::GuestRam;
 use vringd::ring::RingFormat;
 use vringd::testing::driver::{Buf, Driver, RingMemory, UVA, read_guest, write_guest};
@@ -146,6 +149,51 @@ impl<D: Driver> Port<D> {
     pub fn counter(&self, name: &str) -> u64 {
         let counters = DeviceModel::counters(self.model.as_ref());
         counters.iter().find(|(n, _)| *n == name).unwrap().1
+    }
+}
+
+/// A port that has its workers to itself. They end with it, so that a case that fails leaves none to
+/// the next.
+pub struct Alone<D: Driver> {
+    pub engine: Option<Engine>,
+    pub port: Port<D>,
+}
+
+impl<D: Driver> Alone<D> {
+    /// One that sends every frame back, with so many queue pairs, on workers of these cores.
+    pub fn echo(pairs: u16, cores: &[usize], idle: IdlePolicy) -> Alone<D> {
+        Alone::new(model("net0", pairs), LinkSpec::Echo, cores, idle)
+    }
+
+    pub fn new(
+        model: Arc<NetModel>,
+        link: LinkSpec,
+        cores: &[usize],
+        idle: IdlePolicy,
+    ) -> Alone<D> {
+        let member = Member {
+            parts: Parts::Net(Arc::clone(&model), link),
+            cores: cores.to_vec(),
+        };
+        let options = EngineOptions {
+            cores: cores.to_vec(),
+            idle,
+            stop_timeout: PATIENCE,
+            ..EngineOptions::default()
+        };
+        let (engine, mut handles) = Engine::start(&options, vec![member]).unwrap();
+        Alone {
+            engine: Some(engine),
+            port: Port::new(handles.remove(0), model),
+        }
+    }
+}
+
+impl<D: Driver> Drop for Alone<D> {
+    fn drop(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            engine.stop();
+        }
     }
 }
 

@@ -4,17 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use vringd::engine::{
-    DeviceHandle, Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts, VringAddr,
-    VringRunner,
-};
+use vringd::engine::{DeviceHandle, IdlePolicy, VringAddr, VringRunner};
 use vringd::memory::GuestRam;
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
 use crate::support::deadline::wait_until;
 
 use super::neighbour::traffic;
-use super::port::{PATIENCE, Port, model, payload};
+use super::port::{Alone, PATIENCE, Port, payload};
 use super::wire::{TWO_WORKERS, Wire};
 
 /// Frames of a burst.
@@ -103,25 +100,14 @@ fn on_a_wire<D: Driver>() {
 }
 
 fn on_echo<D: Driver>() {
-    let model = model("net0", 2);
-    let member = Member {
-        parts: Parts::Net(Arc::clone(&model), LinkSpec::Echo),
-        cores: vec![0, 1],
-    };
-    let options = EngineOptions {
-        cores: vec![0, 1],
-        idle: IdlePolicy::Adaptive,
-        stop_timeout: PATIENCE,
-        ..EngineOptions::default()
-    };
-    let (engine, mut handles) = Engine::start(&options, vec![member]).unwrap();
-    let mut port = Port::<D>::new(handles.remove(0), model);
+    let mut alone = Alone::<D>::echo(2, &[0, 1], IdlePolicy::Adaptive);
+    let port = &mut alone.port;
     (0..4).for_each(|index| port.start(index));
-    let swappers = [Swapper::of(&port)];
+    let swappers = [Swapper::of(port)];
     while_swapping(&swappers, || {
         for _ in 0..20 {
             for pair in [0, 1] {
-                traffic(&mut port, pair, 2);
+                traffic(port, pair, 2);
             }
         }
     });
@@ -129,7 +115,6 @@ fn on_echo<D: Driver>() {
     for index in 0..4 {
         port.stop(index);
     }
-    engine.stop();
 }
 
 /// Frames wait at another worker, for buffers, while the table that they lie in is replaced: it is
