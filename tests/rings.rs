@@ -5,11 +5,11 @@
 //! of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
 //! each mistake that other back-ends were found to make; `engine` has a worker in the middle, in
 //! `moves` there are two, in `calls` it puts calls off, in `swaps` memory tables are replaced; in
-//! `neighbour` one ring breaks beside others;
-//! `wire` joins two ports, `switch` several, `offload` guests with different features; in `drops`
-//! and `losses` not all that is sent arrives; in `by_chance` front-ends have any features and
-//! rings, break them and begin again; `nodes` has memory on two nodes; `disk` compares the disk
-//! with a reference.
+//! `neighbour` one ring breaks beside others; `wire` joins two ports, `switch` several, `offload`
+//! guests with different features; in `drops` and `losses` not all that is sent arrives, in
+//! `waiting` a port goes while frames wait; in `by_chance` front-ends have any features and rings,
+//! break them and begin again; `nodes` has memory on two nodes; `disk` compares the disk with a
+//! reference.
 
 mod support;
 
@@ -40,6 +40,7 @@ mod rings {
     mod sizes;
     mod swaps;
     mod switch;
+    mod waiting;
     mod walks;
     mod wire;
 }

@@ -19,7 +19,7 @@ mod tests {
     use vringd::sys::testnet::{PacketSocket, VNET_HEADER};
     use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
-    use crate::front_end::{FrontEnd, PATIENCE};
+    use crate::front_end::{self, FrontEnd, PATIENCE};
     use crate::support::daemon::Daemon;
     use crate::support::deadline::wait_until;
     use crate::support::netns::Netns;
@@ -295,6 +295,66 @@ mod tests {
         }
         let (status, log) = daemon.stop();
         assert!(status.success(), "{log}");
+    }
+
+    /// Frames that wait in a tap when its guest goes, or come while there is none: no guest gets
+    /// them, and each is counted.
+    fn what_waits_when_a_guest_goes_is_counted<D: Driver>() {
+        const LOST: u16 = 20;
+        let (dir, netns) = (TempDir::new("taps"), Netns::new());
+        netns.ok("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
+        let socket = dir.path("n.sock");
+        let net = format!(
+            "name=n,socket={},link=tap:vt0,queues=2,netns={}",
+            socket.display(),
+            netns.name()
+        );
+        let daemon = Daemon::start(&["run", "--net", &net]);
+        let host = netns.spawn(|| PacketSocket::bind("vt0")).join().unwrap();
+        let send = |flow, lap| host.send(&[0; VNET_HEADER], &datagram(false, flow, lap));
+        let counted = || ["rx_frames", "rx_drop_peer_down"].map(|name| daemon.counter("n", name));
+        // Before the first guest.
+        (0..LOST).for_each(|_| send(0, 0));
+        let mut guest = FrontEnd::<D>::connect(&socket, 2);
+        assert_eq!(counted(), [0, LOST.into()]);
+        // A guest with buffers for 64 frames on each pair takes so many, and none of the others.
+        let full = u64::from(front_end::SIZE);
+        let all = front_end::SIZE + LOST;
+        for pair in 0..2 {
+            let flow = u16::try_from(pair).unwrap();
+            let sent = datagram(true, flow, 1);
+            guest.transmit(pair, &sent);
+            host.receive_if(|got| got == sent);
+            (0..all).for_each(|_| send(flow, 1));
+            let taken = (pair as u64 + 1) * full;
+            wait_until("all buffers are filled", PATIENCE, || {
+                (counted() == [taken, LOST.into()]).then_some(())
+            });
+        }
+        for pair in 0..2 {
+            let sent = datagram(false, u16::try_from(pair).unwrap(), 1);
+            (0..full).for_each(|_| assert!(guest.take(pair).as_ref() == Some(&sent)));
+            assert_eq!(guest.take(pair), None);
+        }
+        drop(guest);
+        let mut guest = FrontEnd::<D>::connect(&socket, 2);
+        assert_eq!(counted(), [2 * full, 3 * u64::from(LOST)]);
+        assert_eq!((guest.poll(0), guest.poll(1)), (None, None));
+        send(0, 2);
+        assert!(guest.receive(0) == datagram(false, 0, 2));
+        let errors =
+            ["rx_q0_errors", "rx_q1_errors"].map(|name| daemon.one_queue_counter("n", name));
+        assert_eq!(errors, [2 * u64::from(LOST), LOST.into()]);
+    }
+
+    #[test]
+    fn what_waits_when_a_guest_goes_is_counted_split() {
+        what_waits_when_a_guest_goes_is_counted::<SplitDriver>();
+    }
+
+    #[test]
+    fn what_waits_when_a_guest_goes_is_counted_packed() {
+        what_waits_when_a_guest_goes_is_counted::<PackedDriver>();
     }
 
     #[test]

@@ -32,7 +32,7 @@ mod tests {
     use vringd::sys::testnet::{ETHERTYPE, PacketSocket, VNET_HEADER};
     use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
-    use super::front_end::{FrontEnd, PATIENCE};
+    use super::front_end::{self, FrontEnd, PATIENCE};
     use super::support::daemon::Daemon;
     use super::support::deadline::wait_until;
     use super::support::netns::Netns;
@@ -187,6 +187,53 @@ mod tests {
         assert!(used < 0.05, "without its interface {:.1} %", used * 100.0);
         let (status, log) = daemon.stop();
         assert!(status.success(), "{log}");
+    }
+
+    /// Frames that wait at an interface when its guest goes are counted, and no guest gets them; nor
+    /// those that come while there is none, which stay with the kernel.
+    fn what_waits_when_a_guest_goes_is_counted<D: Driver>() {
+        const LOST: usize = 20;
+        let (netns, dir) = (cable(1, 1500), TempDir::new("xdpwait"));
+        let socket = dir.path("net0.sock");
+        let daemon = daemon(&netns, &socket, "", "adaptive");
+        let peer = peer(&netns);
+        let counted = || ["rx_frames", "rx_drop_peer_down"].map(|n| daemon.counter("net0", n));
+        let mut guest = FrontEnd::<D>::connect(&socket, 1);
+        // It has buffers for the first frames alone.
+        let full = usize::from(front_end::SIZE);
+        for number in 0..full + LOST {
+            peer.send(&PLAIN, &frame(100, number));
+        }
+        wait_until("all are at the interface", PATIENCE, || {
+            let all = netns.ok("ethtool -S xa");
+            let line = format!("rx_queue_0_xdp_packets: {}\n", full + LOST);
+            all.contains(&line).then_some(())
+        });
+        wait_until("all buffers are filled", PATIENCE, || {
+            (counted() == [full as u64, 0]).then_some(())
+        });
+        for number in 0..full {
+            assert!(guest.take(0) == Some(frame(100, number)), "{number}");
+        }
+        drop(guest);
+        wait_until("those that waited are counted", PATIENCE, || {
+            (counted() == [full as u64, LOST as u64]).then_some(())
+        });
+        (0..LOST).for_each(|number| peer.send(&PLAIN, &frame(100, number)));
+        let mut guest = FrontEnd::<D>::connect(&socket, 1);
+        peer.send(&PLAIN, &frame(200, 7));
+        assert!(guest.receive(0) == frame(200, 7));
+        assert_eq!(counted(), [full as u64 + 1, LOST as u64]);
+    }
+
+    #[test]
+    fn what_waits_when_a_guest_goes_is_counted_split() {
+        what_waits_when_a_guest_goes_is_counted::<SplitDriver>();
+    }
+
+    #[test]
+    fn what_waits_when_a_guest_goes_is_counted_packed() {
+        what_waits_when_a_guest_goes_is_counted::<PackedDriver>();
     }
 
     /// A UDP datagram from port `from`, so that queues are chosen by it; padded to `len` bytes.

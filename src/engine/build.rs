@@ -195,12 +195,12 @@ impl Parts {
         match self {
             Parts::Net(model, LinkSpec::Tap(tap)) if index.is_multiple_of(2) => {
                 let pair = index / 2;
-                // What waits in the first queue of a tap when it is left is counted by who comes.
-                if (served || pair > 0)
-                    && let Some(queue) = TapQueue::new(tap, pair)
+                if let Some(queue) = TapQueue::new(tap, pair)
                     && let Some(counters) = model.pair_counters(pair)
                 {
-                    // No worker has the vring that it would count for, or it is paused there.
+                    // They were for a guest that is gone, or not there yet; with a queue that is
+                    // detached the kernel throws them away and tells nobody. No worker has the
+                    // vring that it would count for, or it is paused there.
                     let lost = queue.discard_waiting();
                     counters.rx.add_lost(DropReason::PeerDown, lost);
                 }

@@ -22,7 +22,7 @@ fn break_receiver<D: Driver>(port: &mut Port<D>) {
 }
 
 /// What a port dropped in one direction, by reason; those that it did not are left out.
-fn drops<D: Driver>(port: &Port<D>, direction: &str) -> Vec<(String, u64)> {
+pub(super) fn drops<D: Driver>(port: &Port<D>, direction: &str) -> Vec<(String, u64)> {
     let prefix = format!("{direction}_drop_");
     let all = DeviceModel::counters(port.model.as_ref());
     let drops = all.iter().filter_map(|(name, count)| {
@@ -32,7 +32,7 @@ fn drops<D: Driver>(port: &Port<D>, direction: &str) -> Vec<(String, u64)> {
     drops.collect()
 }
 
-fn one(reason: &str, count: u64) -> Vec<(String, u64)> {
+pub(super) fn one(reason: &str, count: u64) -> Vec<(String, u64)> {
     vec![(reason.to_owned(), count)]
 }
 

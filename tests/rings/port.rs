@@ -82,15 +82,24 @@ impl<D: Driver> Port<D> {
         self.start_with(index, 0, None);
     }
 
+    /// Where it stood when it was stopped.
+    pub fn go_on(&mut self, index: u16, base: u32) {
+        self.start_at(index, 0, None, Some(base));
+    }
+
     /// With more features than the usual ones, and an err fd.
     pub fn start_with(&mut self, index: u16, more: u64, err: Option<&EventFd>) {
+        self.start_at(index, more, err, None);
+    }
+
+    fn start_at(&mut self, index: u16, more: u64, err: Option<&EventFd>, base: Option<u32>) {
         let packed = if D::Format::PACKED { PACKED } else { 0 };
         self.handle
             .start(VringSetup {
                 index,
                 size: SIZE,
                 features: feature::VERSION_1 | feature::MRG_RXBUF | packed | more,
-                base: None,
+                base,
                 addr: self.addr(index),
                 ram: Arc::clone(&self.ram),
                 kick: None,
@@ -103,9 +112,14 @@ impl<D: Driver> Port<D> {
 
     /// Returns the low half of the base: where the ring stands.
     pub fn stop(&mut self, index: u16) -> u32 {
+        self.pull(index) & 0xffff
+    }
+
+    /// Stops a vring. Returns its base, with which it may go on.
+    pub fn pull(&mut self, index: u16) -> u32 {
         let base = self.handle.stop(index).unwrap();
         self.started.retain(|&other| other != index);
-        base & 0xffff
+        base
     }
 
     /// Where buffer `number` of vring `index` is.

@@ -25,6 +25,11 @@ impl<D: Driver> Wire<D> {
 
     /// Whose frames wait for so long.
     pub(super) fn with_hold(pairs: [u16; 2], cores: [usize; 2], hold: Duration) -> Wire<D> {
+        Wire::served_by(pairs, cores.map(|core| vec![core]), hold)
+    }
+
+    /// Whose ports are served by the workers of several cores.
+    pub(super) fn served_by(pairs: [u16; 2], cores: [Vec<usize>; 2], hold: Duration) -> Wire<D> {
         let models = [0, 1].map(|port| model(&format!("net{port}"), pairs[port]));
         let member = |port: usize| Member {
             parts: Parts::Net(
@@ -34,9 +39,10 @@ impl<D: Driver> Wire<D> {
                     hold,
                 },
             ),
-            cores: vec![cores[port]],
+            cores: cores[port].clone(),
         };
-        let mut all = cores.to_vec();
+        let mut all = cores.concat();
+        all.sort_unstable();
         all.dedup();
         let options = EngineOptions {
             cores: all,

@@ -106,55 +106,61 @@ impl Daemon {
         })
     }
 
-    /// The value of a device's counter now.
-    pub fn counter(&self, device: &str, name: &str) -> u64 {
+    /// Everything that is counted now, as the lines that say it.
+    fn counters(&self) -> String {
         let position = self.log().len();
         self.signal(libc::SIGUSR1);
-        let line = self.wait_log_after(position, &format!("counters device={device} "), PATIENCE);
-        value_in(&line, name)
+        // Workers come last: no line is left to be taken for one of the next time.
+        self.wait_log_after(position, "counters worker=0 ", PATIENCE);
+        self.log().split_off(position)
+    }
+
+    /// The value in the last line among all counters that has this in it.
+    fn counter_in(&self, line: &str, name: &str) -> u64 {
+        let all = self.counters();
+        let line = all.lines().rfind(|other| other.contains(line));
+        value_in(line.unwrap_or_else(|| panic!("no {line} in {all}")), name)
     }
 
     /// The value of a worker's counter now.
     pub fn worker_counter(&self, worker: usize, name: &str) -> u64 {
-        let position = self.log().len();
-        self.signal(libc::SIGUSR1);
-        let needle = format!("counters worker={worker} ");
-        let line = self.wait_log_after(position, &needle, PATIENCE);
-        value_in(&line, name)
+        self.counter_in(&format!("counters worker={worker} "), name)
+    }
+
+    /// The value of a device's counter now.
+    pub fn counter(&self, device: &str, name: &str) -> u64 {
+        self.counter_in(&format!("counters device={device} "), name)
     }
 
     /// The sum over a device's queues of what is counted for each, as `name` of `rx` or `tx`.
     pub fn queue_counter(&self, device: &str, direction: &str, name: &str) -> u64 {
-        let position = self.log().len();
-        // The line of the device comes after those of its queues.
-        self.counter(device, "calls");
-        let log = self.log();
-        let lines = log[position..].lines();
-        let of_device = lines.filter(|line| line.contains(&format!("xstats device={device} ")));
-        let values = of_device
-            .flat_map(str::split_whitespace)
-            .filter_map(|word| {
-                let (key, value) = word.split_once('=')?;
-                let of_queue = key.strip_prefix(direction)?.strip_prefix("_q")?;
-                let (_, counted) = of_queue.split_once('_')?;
-                (counted == name).then(|| value.parse::<u64>().ok())?
-            });
-        values.sum()
+        let all = self.queue_counters(device);
+        let of_name = all.into_iter().filter_map(|(key, value)| {
+            let of_queue = key.strip_prefix(direction)?.strip_prefix("_q")?;
+            let (_, counted) = of_queue.split_once('_')?;
+            (counted == name).then_some(value)
+        });
+        of_name.sum()
     }
 
     /// What is counted for one queue of a device now, as `rx_q0_good_packets`; 0 for a queue that
     /// was never in use.
     pub fn one_queue_counter(&self, device: &str, key: &str) -> u64 {
-        let position = self.log().len();
-        self.counter(device, "calls");
-        let log = self.log();
-        let lines = log[position..].lines();
-        let of_device = lines.filter(|line| line.contains(&format!("xstats device={device} ")));
-        let mut pairs = of_device
-            .flat_map(str::split_whitespace)
-            .filter_map(|word| word.split_once('='));
-        let value = pairs.find_map(|(name, value)| (name == key).then(|| value.parse().ok()));
-        value.flatten().unwrap_or(0)
+        let mut all = self.queue_counters(device).into_iter();
+        all.find_map(|(name, value)| (name == key).then_some(value))
+            .unwrap_or(0)
+    }
+
+    /// What is counted for each queue of a device now.
+    fn queue_counters(&self, device: &str) -> Vec<(String, u64)> {
+        let (all, start) = (self.counters(), format!("xstats device={device} "));
+        let lines = all.lines().filter(|line| line.contains(&start));
+        let words = lines.flat_map(str::split_whitespace);
+        let pair = |word: &str| {
+            let (name, value) = word.split_once('=')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        };
+        words.filter_map(pair).collect()
     }
 
     /// The share of one core that the daemon uses over `span`.

@@ -24,7 +24,7 @@ const MQ: u64 = 1 << 22;
 const OFFLOADS: u64 = 0b11 | 0b111 << 7 | 0b111 << 11;
 const HEADER: usize = 12;
 /// Descriptors of each ring, and memory for each.
-const SIZE: u16 = 64;
+pub const SIZE: u16 = 64;
 const STRIDE: u64 = 0x20_0000;
 /// Where the buffers of a ring begin, and how far they are from each other.
 const BUFFERS: u64 = 0x1_0000;
@@ -215,6 +215,15 @@ impl<D: Driver> FrontEnd<D> {
 
     /// The next frame that `pair` receives, if there is one.
     pub fn poll(&mut self, pair: usize) -> Option<Vec<u8>> {
+        self.next(pair, true)
+    }
+
+    /// The same, and its buffers are not given to the device again.
+    pub fn take(&mut self, pair: usize) -> Option<Vec<u8>> {
+        self.next(pair, false)
+    }
+
+    fn next(&mut self, pair: usize, again: bool) -> Option<Vec<u8>> {
         let ram = Arc::clone(&self.ram);
         let queue = &mut self.queues[2 * pair];
         let (mut bytes, mut left) = (Vec::new(), 1);
@@ -233,7 +242,9 @@ impl<D: Driver> FrontEnd<D> {
                 bytes.extend(piece);
             }
             left -= 1;
-            queue.post((at - queue.at) / BUFFER);
+            if again {
+                queue.post((at - queue.at) / BUFFER);
+            }
         }
         queue.show();
         Some(bytes)
