@@ -50,23 +50,28 @@ mod tests {
 
     impl<D: Driver> Lan<D> {
         fn new(idle: &str, keys: &str) -> Lan<D> {
+            Lan::with_keys(idle, ["", "", keys, ""])
+        }
+
+        /// With more keys for the guests, the tap and the interface.
+        fn with_keys(idle: &str, keys: [&str; 4]) -> Lan<D> {
             let (netns, dir) = (Netns::new(), TempDir::new("uplink"));
             netns.ok("sysctl -qw net.ipv6.conf.default.disable_ipv6=1 && \
                  ip link add xa type veth peer name xb && ip link set xa up && ip link set xb up");
             let socket = |name: &str| dir.path(&format!("{name}.sock"));
-            let guest = |name: &str| {
+            let guest = |name: &str, keys: &str| {
                 format!(
-                    "name={name},socket={},link=switch:lan",
+                    "name={name},socket={},link=switch:lan{keys}",
                     socket(name).display()
                 )
             };
-            let (one, two) = (guest("one"), guest("two"));
-            let tap = format!("name=up,link=switch:lan,host=tap:up0{keys}");
-            let xdp = "name=cable,link=switch:lan,host=xdp:xa";
+            let (one, two) = (guest("one", keys[0]), guest("two", keys[1]));
+            let tap = format!("name=up,link=switch:lan,host=tap:up0{}", keys[2]);
+            let xdp = format!("name=cable,link=switch:lan,host=xdp:xa{}", keys[3]);
             let arguments = [
                 "run", "--core", "1", "--idle", idle, "--net", &one, "--net", &two,
             ];
-            let uplinks = ["--net", &tap, "--net", xdp];
+            let uplinks = ["--net", &tap, "--net", &xdp];
             let daemon = Daemon::start_in(&netns, &[&arguments[..], &uplinks].concat());
             netns.ok("ip link set up0 up");
             let connect = |name| FrontEnd::connect_with(&socket(name), 1, CSUM | HOST_TSO4);
@@ -85,6 +90,19 @@ mod tests {
                 guests,
                 _dir: dir,
             }
+        }
+
+        /// What a port has counted: what it may send or is given, what it is refused for the
+        /// reason, and what it is refused in all.
+        fn counted(&self, port: &str, direction: &str, reason: &str) -> [u64; 3] {
+            let names = ["frames", &format!("drop_{reason}")];
+            let [frames, refused] =
+                names.map(|name| self.daemon.counter(port, &format!("{direction}_{name}")));
+            [
+                frames,
+                refused,
+                self.daemon.queue_counter(port, direction, "errors"),
+            ]
         }
 
         /// Nothing has come to a guest: what is sent next comes first.
@@ -237,5 +255,149 @@ mod tests {
         lan.netns.ok("ip link set up0 down");
         lan.guests[0].transmit(0, &hello);
         assert_eq!(lan.guests[1].receive(0), hello);
+    }
+
+    /// To all, to a group, and to a station that nobody knows.
+    const FLOODS: [[u8; 6]; 3] = [ALL, [1, 0, 0x5e, 0, 0, 1], [2, 0, 0, 0, 0, 77]];
+
+    /// Frames for all reach the ports that may have them; an uplink that may not counts each one.
+    fn floods_that_an_uplink_is_not_given<D: Driver>(idle: &str) {
+        const EACH: usize = 12;
+        let keys = [",isolated=on", "", ",isolated=on", ",mtu=1000"];
+        let mut lan = Lan::<D>::with_keys(idle, keys);
+        let (mut short, mut all) = (0, 0);
+        for to in FLOODS {
+            for number in 0..EACH {
+                // Some are as long as the interface takes, and some have one byte more.
+                let len = [100, 14 + 1000, 14 + 1001][number % 3];
+                short += u64::from(len <= 14 + 1000);
+                all += 1;
+                let sent = frame(to, GUEST, len);
+                lan.guests[0].transmit(0, &sent);
+                assert!(lan.guests[1].receive(0) == sent, "{number} to {to:x?}");
+                if len <= 14 + 1000 {
+                    let got = lan.cable.receive_if(|got| got.get(6..12) == Some(&GUEST));
+                    assert!(got.1 == sent, "{number} to {to:x?}");
+                }
+            }
+        }
+        assert_eq!(lan.counted("up", "rx", "isolated"), [0, all, all]);
+        assert_eq!(
+            lan.counted("cable", "rx", "mtu"),
+            [short, all - short, all - short]
+        );
+        assert_eq!(lan.counted("two", "rx", "isolated"), [all, 0, 0]);
+        // What reached somebody is no loss of its sender's.
+        assert_eq!(lan.counted("one", "tx", "isolated"), [all, 0, 0]);
+        // The other way: the host may send to all but the guest that is isolated, too.
+        let hello = frame(ALL, HOST, 90);
+        for _ in 0..EACH {
+            lan.host.send(&PLAIN, &hello);
+            assert!(lan.guests[1].receive(0) == hello);
+            sees(&lan.cable, &hello);
+        }
+        let each = EACH as u64;
+        assert_eq!(lan.counted("one", "rx", "isolated"), [0, each, each]);
+        assert_eq!(lan.counted("up", "tx", "isolated"), [each, 0, 0]);
+        // To a station that is known: lost to its sender.
+        (0..EACH).for_each(|_| lan.guests[0].transmit(0, &frame(HOST, GUEST, 90)));
+        assert_eq!(lan.counted("one", "tx", "isolated"), [all, each, each]);
+        assert_eq!(lan.counted("up", "rx", "isolated"), [0, all, all]);
+        (0..2).for_each(|guest| lan.nothing_for(guest));
+    }
+
+    #[test]
+    fn floods_that_an_uplink_is_not_given_are_counted_there_split() {
+        floods_that_an_uplink_is_not_given::<SplitDriver>("interrupt");
+    }
+
+    #[test]
+    fn floods_that_an_uplink_is_not_given_are_counted_there_packed() {
+        floods_that_an_uplink_is_not_given::<PackedDriver>("adaptive");
+    }
+
+    /// What an uplink may not send to all is counted there; what it sends to one port passes.
+    #[test]
+    fn floods_of_an_uplink_are_capped() {
+        const EACH: u64 = 10;
+        let keys = ["", "", ",flood_limit=0", ",flood_limit=4"];
+        let mut lan = Lan::<PackedDriver>::with_keys("adaptive", keys);
+        let hello = frame(ALL, GUEST, 100);
+        lan.guests[0].transmit(0, &hello);
+        assert!(lan.guests[1].receive(0) == hello);
+        for to in FLOODS {
+            (0..EACH).for_each(|_| lan.host.send(&PLAIN, &frame(to, HOST, 100)));
+        }
+        let letter = frame(GUEST, HOST, 200);
+        lan.host.send(&PLAIN, &letter);
+        assert!(lan.guests[0].receive(0) == letter, "it comes first");
+        let refused = 3 * EACH;
+        assert_eq!(lan.counted("up", "tx", "storm"), [1, refused, refused]);
+        // So many in a second and no more: those that pass come everywhere, the others nowhere.
+        for number in 0..EACH {
+            lan.cable.send(
+                &PLAIN,
+                &frame(ALL, CABLE, 100 + usize::try_from(number).unwrap()),
+            );
+        }
+        lan.cable.send(&PLAIN, &frame(GUEST, CABLE, 200));
+        let mut passed = 0;
+        while lan.guests[0].receive(0).len() != 200 {
+            passed += 1;
+        }
+        assert!((4..=EACH).contains(&passed), "{passed} frames for all");
+        let refused = EACH - passed;
+        assert_eq!(
+            lan.counted("cable", "tx", "storm"),
+            [passed + 1, refused, refused]
+        );
+        assert_eq!(lan.counted("one", "rx", "storm"), [1 + passed + 1, 0, 0]);
+        assert_eq!(lan.counted("two", "rx", "storm"), [1 + passed, 0, 0]);
+        assert_eq!(lan.counted("up", "rx", "storm"), [1 + passed, 0, 0]);
+    }
+
+    /// Frames for all and for one that come from an uplink while a guest is not there, and frames
+    /// for an uplink that is down.
+    #[test]
+    fn what_nobody_takes_is_counted_where_it_is_lost() {
+        const EACH: u64 = 10;
+        let Lan::<SplitDriver> {
+            netns,
+            daemon,
+            guests: [mut one, mut two],
+            host,
+            cable,
+            _dir,
+        } = Lan::new("adaptive", "");
+        let hello = frame(ALL, GUEST, 100);
+        one.transmit(0, &hello);
+        assert!(two.receive(0) == hello);
+        drop(one);
+        wait_until("the first guest is gone", PATIENCE, || {
+            cable.send(&PLAIN, &frame(GUEST, CABLE, 80));
+            (daemon.counter("cable", "tx_drop_peer_down") > 0).then_some(())
+        });
+        // Known no more: for all, and lost at the port where nobody is. All before this is done:
+        let marker = frame(OTHER, CABLE, 300);
+        cable.send(&PLAIN, &marker);
+        while two.receive(0) != marker {}
+        let lost = daemon.counter("one", "rx_drop_peer_down");
+        let taken = ["one", "two"].map(|port| daemon.counter(port, "rx_frames"));
+        for to in [ALL, GUEST] {
+            for _ in 0..EACH {
+                host.send(&PLAIN, &frame(to, HOST, 100));
+                assert!(two.receive(0) == frame(to, HOST, 100));
+            }
+        }
+        let now = daemon.counter("one", "rx_drop_peer_down");
+        assert_eq!(now - lost, 2 * EACH);
+        let given = ["one", "two"].map(|port| daemon.counter(port, "rx_frames"));
+        assert_eq!(given, [taken[0], taken[1] + 2 * EACH]);
+        assert_eq!(daemon.counter("cable", "tx_drop_peer_down"), 1);
+        assert_eq!(daemon.counter("up", "tx_drop_peer_down"), 0);
+        netns.ok("ip link set up0 down");
+        (0..EACH).for_each(|_| two.transmit(0, &frame(ALL, OTHER, 100)));
+        assert_eq!(daemon.counter("up", "rx_drop_host_error"), EACH);
+        assert_eq!(daemon.counter("two", "tx_frames"), EACH);
     }
 }
