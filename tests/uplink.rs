@@ -212,6 +212,39 @@ mod tests {
             pseudo.extend(&got[34..]);
             assert_eq!(sum(&pseudo), 0xffff, "TCP of segment {number}");
         }
+        let counted = |name| lan.daemon.counter("cable", &format!("xdp_tx_{name}"));
+        assert_eq!(counted("software_segments"), 4);
+        assert_eq!(
+            (counted("software_csum"), counted("offloaded_csum")),
+            (0, 0)
+        );
+    }
+
+    /// What the kernel drops at an interface because nobody takes it, it counts, and the daemon
+    /// shows it: every frame that came is found.
+    #[test]
+    fn what_the_kernel_drops_at_an_uplink_is_shown() {
+        const FRAMES: u32 = 20_000;
+        let lan = Lan::<SplitDriver>::new("adaptive", "");
+        lan.daemon.signal(libc::SIGSTOP);
+        let hello = frame(ALL, CABLE, 60);
+        (0..FRAMES).for_each(|_| lan.cable.send(&PLAIN, &hello));
+        lan.daemon.signal(libc::SIGCONT);
+        let all = lan.netns.ok("ethtool -S xa");
+        let came = all
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("rx_queue_0_xdp_packets: "));
+        let came: u64 = came.and_then(|count| count.parse().ok()).expect(&all);
+        let counted = |name| lan.daemon.counter("cable", name);
+        let dropped = wait_until("every frame is counted", PATIENCE, || {
+            let dropped = counted("xdp_rx_dropped") + counted("xdp_rx_ring_full");
+            (dropped + counted("tx_frames") == came).then_some(dropped)
+        });
+        assert!(
+            dropped > 0 && counted("xdp_fill_ring_empty") > 0,
+            "{came} frames came"
+        );
+        assert_eq!(counted("xdp_tx_invalid"), 0);
     }
 
     fn sum(bytes: &[u8]) -> u32 {

@@ -145,6 +145,25 @@ pub const ALL: &[Promise] = &[
         ],
     ),
     (
+        "Every frame that is lost is counted with the reason: those that wait when a port goes \
+         away, and floods that a port may not send or is not given",
+        &[
+            "tests/rings/waiting.rs: a_receiver_goes a_sender_goes \
+             frames_that_wait_on_both_workers_of_a_receiver_are_counted",
+            "tests/rings/drops.rs: bad_frames_anywhere drops_behind_a_frame_that_waits",
+            "tests/rings/losses.rs: frames_for_a_broken_ring_are_counted_on_a_wire \
+             what_a_port_of_a_switch_is_not_given_is_counted_there",
+            "tests/taps.rs: what_waits_when_a_guest_goes_is_counted_split \
+             what_waits_when_a_guest_goes_is_counted_packed",
+            "tests/xdp.rs: what_waits_when_a_guest_goes_is_counted_split \
+             what_waits_when_a_guest_goes_is_counted_packed",
+            "tests/uplink.rs: floods_that_an_uplink_is_not_given_are_counted_there_split \
+             floods_that_an_uplink_is_not_given_are_counted_there_packed \
+             floods_of_an_uplink_are_capped what_nobody_takes_is_counted_where_it_is_lost \
+             what_the_kernel_drops_at_an_uplink_is_shown",
+        ],
+    ),
+    (
         "Offloads that a receiver did not negotiate are done for it",
         &[
             "src/device/net/tests/offload.rs: every_offload_of_a_sender_meets_every_receiver \
