@@ -257,6 +257,65 @@ mod tests {
         }
     }
 
+    /// Tables and rings of any size, with what else there is; frames come from both ends of a wire,
+    /// too, and one larger than a buffer takes several.
+    #[test]
+    fn indirect_descriptors_and_rings_of_any_size_lose_nothing() {
+        let directory = TempDir::new("bench");
+        let socket = |name| directory.path(name).display().to_string();
+        let port = |name, link| format!("name={name},socket={},{link}", socket(name));
+        let nets = [
+            ("e", "link=echo,queues=2"),
+            ("a", "link=wire:b"),
+            ("b", "link=wire:a"),
+        ];
+        let nets = nets.map(|(name, link)| port(name, link));
+        let nets = nets.iter().flat_map(|net| ["--net", net.as_str()]);
+        let daemon = Daemon::start(&["run"].into_iter().chain(nets).collect::<Vec<_>>());
+        for (arguments, size) in [
+            ("--chains indirect --size mix", 1024),
+            (
+                "--chains indirect --in-order --event-idx --mergeable --size 9000",
+                1024,
+            ),
+            (
+                "--format packed --chains indirect --queues 2 --size mix",
+                1024,
+            ),
+            (
+                "--format packed --ring-size 1000 --queues 2 --event-idx",
+                1000,
+            ),
+            (
+                "--format packed --ring-size 7 --in-order --chains indirect",
+                7,
+            ),
+            ("--format packed --ring-size 32767 --in-order", 32767),
+            (
+                "--format packed --ring-size 3 --mode pingpong --chains indirect",
+                3,
+            ),
+        ] {
+            let position = daemon.log().len();
+            let report = measured(&socket("e"), arguments);
+            assert!(report["frames"].as_u64() > Some(0), "{report}");
+            let indirect = arguments.contains("indirect");
+            let chains = if indirect { "indirect" } else { "direct" };
+            assert_eq!(
+                (&report["chains"], &report["ring_size"]),
+                (&chains.into(), &size.into())
+            );
+            let line = daemon.wait_log_after(position, "negotiated device=e ", PATIENCE);
+            assert_eq!(line.contains("INDIRECT_DESC"), indirect, "{line}");
+        }
+        for arguments in [
+            "--chains indirect --size mix",
+            "--format packed --chains indirect --ring-size 100 --size 9000 --mergeable",
+        ] {
+            there_and_back(&directory, arguments);
+        }
+    }
+
     #[test]
     fn frames_that_are_only_sent_count_when_they_are_taken() {
         let directory = TempDir::new("bench");

@@ -418,6 +418,8 @@ mod under_load {
         for load in [
             "--format split --size mix --mergeable",
             "--format packed --size 64",
+            "--format split --size mix --chains indirect",
+            "--format packed --size 1518 --chains indirect --ring-size 1000",
         ] {
             let output = Command::new("timeout")
                 .args(["30", env!("CARGO_BIN_EXE_vringd"), "bench", "net"])

@@ -28,7 +28,7 @@ pub(super) struct NotInFlight {
 /// How a ring is set up.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Setup {
-    /// Descriptors: a power of two.
+    /// Descriptors: of a split ring a power of two.
     pub size: u16,
     /// VIRTIO_F_EVENT_IDX was negotiated.
     pub event_idx: bool,
@@ -135,9 +135,14 @@ impl Ids {
         }
     }
 
+    /// A place less than two laps on, in its lap: a packed ring has any size.
+    #[inline]
     fn wrap(&self, place: u16) -> u16 {
-        // Sizes are powers of two where ids go round: chains of several descriptors stay.
-        place & (self.size - 1)
+        if place < self.size {
+            place
+        } else {
+            place - self.size
+        }
     }
 
     /// Ids that nobody has.
@@ -158,7 +163,7 @@ impl Ids {
     /// Puts an id back that [`LoadRing::used`] returned.
     #[inline]
     pub(super) fn put(&mut self, id: u16) {
-        let tail = self.wrap(self.head.wrapping_add(self.room));
+        let tail = self.wrap(self.head + self.room);
         self.free[usize::from(tail)] = id;
         self.room += 1;
     }
@@ -180,7 +185,7 @@ impl Ids {
         let size = self.size;
         let last = u16::try_from(id).ok().filter(|id| *id < size);
         let last = last.ok_or(NotInFlight { id, size })?;
-        let left = self.wrap(last.wrapping_sub(self.oldest)) + 1;
+        let left = self.wrap(last + (size - self.oldest)) + 1;
         self.batch = Some(Batch { left, written });
         Ok(left)
     }

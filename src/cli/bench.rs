@@ -72,6 +72,11 @@ struct BenchNetArgs {
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
 
+    /// Descriptors of a frame: direct (one in the ring) or indirect (one, and a table of two)
+    /// [default: direct]
+    #[arg(long, value_name = "KIND")]
+    chains: Option<String>,
+
     /// Negotiate VIRTIO_F_IN_ORDER
     #[arg(long)]
     in_order: bool,
@@ -84,7 +89,7 @@ struct BenchNetArgs {
     #[arg(long)]
     event_idx: bool,
 
-    /// Descriptors of a ring, a power of two [default: 1024]
+    /// Descriptors of a ring, 2..=32768; of a split one a power of two [default: 1024]
     #[arg(long, value_name = "N")]
     ring_size: Option<String>,
 
@@ -126,6 +131,7 @@ impl BenchNetArgs {
             size: self.size,
             queues: self.queues,
             format: self.format,
+            chains: self.chains,
             in_order: self.in_order,
             mergeable: self.mergeable,
             event_idx: self.event_idx,
@@ -271,8 +277,8 @@ mod tests {
     #[test]
     fn bench_net_passes_its_values_on_as_text() {
         let line = "vringd bench net --socket /s --socket /t --far /f --size mix --queues 2 \
-                    --format packed --in-order --mergeable --event-idx --ring-size 256 \
-                    --in-flight 9 \
+                    --format packed --chains indirect --in-order --mergeable --event-idx \
+                    --ring-size 256 --in-flight 9 \
                     --mode send --tso --duration 1s --core 3 --pid 7 --json";
         let some = |text: &str| Some(text.to_owned());
         let given = BenchNetGiven {
@@ -281,6 +287,7 @@ mod tests {
             size: some("mix"),
             queues: some("2"),
             format: some("packed"),
+            chains: some("indirect"),
             in_order: true,
             mergeable: true,
             event_idx: true,

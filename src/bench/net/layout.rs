@@ -3,7 +3,7 @@
 use super::super::BenchError;
 use super::super::memory::{GPA, LINE, Memory, PAGE, TO_UVA};
 use super::pair::longest;
-use crate::config::{BenchMode, BenchNetConfig};
+use crate::config::{BenchMode, BenchNetConfig, Chains};
 use crate::ring::RingFormat;
 
 /// Where the frame begins in a buffer: after the virtio-net header of VIRTIO 1.3 §5.1.6.
@@ -36,6 +36,9 @@ pub(super) struct Place {
     pub stride: usize,
     /// Bytes of a receive buffer.
     pub capacity: u32,
+    /// Guest physical address of the first table, where descriptors are indirect. Each has a cache
+    /// line of its own.
+    pub tables: Option<u64>,
 }
 
 impl Place {
@@ -74,11 +77,16 @@ impl Layout {
             let device = driver + rings[1] as u64;
             let buffers = (device + rings[2] as u64).next_multiple_of(PAGE as u64);
             end = buffers + (stride * usize::from(config.ring_size)) as u64;
+            let tables = (config.chains == Chains::Indirect).then_some(end);
+            if tables.is_some() {
+                end += (LINE * usize::from(config.ring_size)) as u64;
+            }
             Place {
                 rings: [desc, driver, device],
                 buffers,
                 stride,
                 capacity,
+                tables,
             }
         };
         let places = (0..2 * config.queues).map(place).collect();

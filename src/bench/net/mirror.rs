@@ -58,7 +58,7 @@ impl<R: LoadRing> Mirror<R> {
             address(&self.rx.buffers, at + usize::from(FRAME_AT), NEAR, FAR);
             self.sends[usize::from(id)] = from;
             let addr = self.rx.place.buffers + at as u64;
-            self.tx.ring.post(id, addr, written);
+            self.tx.post_at(id, addr, written);
             sent += 1;
         }
         if sent > 0 {

@@ -11,11 +11,13 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::super::BenchError;
 use super::super::histogram::Histogram;
-use super::super::ring::{LoadRing, NotInFlight, Setup};
+use super::super::memory::{LINE, TO_UVA};
+use super::super::ring::{Buffer, LoadRing, NotInFlight, Setup};
 use super::layout::{FRAME_AT, Layout, Place};
 use super::tcp::head;
 use crate::config::{BenchMode, BenchNetConfig, FrameSize};
 use crate::memory::{Area, GuestRam, MemoryError};
+use crate::ring::Desc;
 
 /// Frames per look at a ring, and per publication.
 pub(super) const TURN: u16 = 32;
@@ -79,23 +81,29 @@ pub(super) struct Side<R> {
     pub ring: R,
     pub buffers: Area,
     pub place: Place,
+    tables: Option<Tables>,
     kick: EventFd,
     call: EventFd,
 }
 
 impl<R: LoadRing> Side<R> {
     fn new(ram: &Arc<GuestRam>, setup: &Setup, place: Place) -> Result<Side<R>, BenchError> {
-        let area = || -> Result<(R, Area), MemoryError> {
-            let ring = R::new(ram, setup)?;
+        let areas = || -> Result<(R, Area, Option<Tables>), MemoryError> {
+            let mut ring = R::new(ram, setup)?;
             let bytes = place.stride * usize::from(setup.size);
-            Ok((ring, ram.area(place.buffers_at(), bytes, 64)?))
+            let buffers = ram.area(place.buffers_at(), bytes, 64)?;
+            let tables = place
+                .tables
+                .map(|at| Tables::new(&mut ring, ram, setup, at));
+            Ok((ring, buffers, tables.transpose()?))
         };
-        let (ring, buffers) = area().map_err(BenchError::Memory)?;
+        let (ring, buffers, tables) = areas().map_err(BenchError::Memory)?;
         let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(BenchError::Eventfd);
         Ok(Side {
             ring,
             buffers,
             place,
+            tables,
             kick: eventfd()?,
             call: eventfd()?,
         })
@@ -153,8 +161,19 @@ impl<R: LoadRing> Side<R> {
 
     #[inline]
     pub(super) fn post(&mut self, id: u16, len: u32) {
-        let addr = self.place.buffers + self.at(id) as u64;
-        self.ring.post(id, addr, len);
+        self.post_at(id, self.place.buffers + self.at(id) as u64, len);
+    }
+
+    /// The same, of a buffer somewhere else.
+    #[inline]
+    pub(super) fn post_at(&mut self, id: u16, addr: u64, len: u32) {
+        match &self.tables {
+            None => self.ring.post(id, addr, len),
+            Some(tables) => {
+                tables.fill::<R>(id, addr, len);
+                self.ring.post_chain(id);
+            }
+        }
     }
 
     #[inline]
@@ -163,6 +182,60 @@ impl<R: LoadRing> Side<R> {
             tally.kicks += 1;
             // A full counter has a kick pending already.
             let _ = self.kick.write(1);
+        }
+    }
+}
+
+/// The tables of indirect descriptors, one for each id: virtio-net header and frame.
+#[derive(Debug)]
+struct Tables {
+    area: Area,
+    /// Of each entry.
+    flags: u16,
+}
+
+/// Entries of a table, their bytes, and those of all.
+const TABLE_ENTRIES: u16 = 2;
+const ENTRY_BYTES: usize = 16;
+const TABLE_BYTES: u32 = 32;
+
+impl Tables {
+    /// Tables that begin at the guest physical address `at`, with a descriptor of each in `ring`.
+    fn new<R: LoadRing>(
+        ring: &mut R,
+        ram: &Arc<GuestRam>,
+        setup: &Setup,
+        at: u64,
+    ) -> Result<Tables, MemoryError> {
+        let area = ram.area(at + TO_UVA, LINE * usize::from(setup.size), LINE)?;
+        for id in 0..setup.size {
+            let table = Buffer {
+                addr: at + u64::from(id) * LINE as u64,
+                len: TABLE_BYTES,
+                flags: Desc::INDIRECT,
+            };
+            ring.set_chain(id, &[table]);
+        }
+        Ok(Tables {
+            area,
+            flags: if setup.write { Desc::WRITE } else { 0 },
+        })
+    }
+
+    /// Lists the `len` bytes at `addr`. What stands there already is not written again.
+    #[inline]
+    fn fill<R: LoadRing>(&self, id: u16, addr: u64, len: u32) {
+        let head = len.min(u32::from(FRAME_AT));
+        let parts = [(addr, head), (addr + u64::from(head), len - head)];
+        for (index, (addr, len)) in (0..).zip(parts) {
+            let flags = self.flags;
+            let words = R::table_entry(index, TABLE_ENTRIES, &Buffer { addr, len, flags });
+            let at = usize::from(id) * LINE + usize::from(index) * ENTRY_BYTES;
+            for (at, word) in [at, at + 8].into_iter().zip(words) {
+                if self.area.load64(at) != word {
+                    self.area.store64(at, word);
+                }
+            }
         }
     }
 }
@@ -454,3 +527,6 @@ impl<R: LoadRing> Pair<R> {
 fn nanos(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::Histogram;
 use super::super::histogram::PERCENTILES;
-use crate::config::{BenchMode, BenchNetConfig, FrameSize};
+use crate::config::{BenchMode, BenchNetConfig, Chains, FrameSize};
 
 /// What a measurement found. Rates, bytes and latencies are those of the measured time; `sent`,
 /// `received` and `lost` are over everything, with the warm-up before and the frames awaited after.
@@ -85,6 +85,10 @@ impl Report {
             "queues": self.config.queues,
             "ring_size": self.config.ring_size,
             "in_flight": self.in_flight,
+            "chains": match self.config.chains {
+                Chains::Direct => "direct",
+                Chains::Indirect => "indirect",
+            },
             "in_order": self.config.in_order,
             "mergeable": self.config.mergeable,
             "tso": self.config.tso,
@@ -153,6 +157,7 @@ impl Report {
 
     fn features(&self) -> String {
         let flags = [
+            (self.config.chains == Chains::Indirect, "indirect"),
             (self.config.in_order, "in-order"),
             (self.config.mergeable, "mergeable"),
             (self.config.event_idx, "event-idx"),

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VI
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
 };
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::BenchError;
@@ -21,7 +21,7 @@ use super::layout::Layout;
 use super::mirror::Mirror;
 use super::pair::{Pair, QueuePair, Tally};
 use super::report::Report;
-use crate::config::BenchNetConfig;
+use crate::config::{BenchNetConfig, Chains};
 use crate::memory::GuestRam;
 use crate::ring::{RingFormat, VringBase};
 use crate::sys::cpu;
@@ -176,6 +176,11 @@ fn features(config: &BenchNetConfig, client: &Client) -> Result<u64, BenchError>
             flag(config.packed, "--format \"packed\""),
             VIRTIO_F_RING_PACKED,
             "VIRTIO_F_RING_PACKED",
+        ),
+        (
+            flag(config.chains == Chains::Indirect, "--chains \"indirect\""),
+            VIRTIO_RING_F_INDIRECT_DESC,
+            "VIRTIO_F_INDIRECT_DESC",
         ),
         (
             flag(config.in_order, "--in-order"),

@@ -9,10 +9,14 @@ const SIZE: u16 = 8;
 const BUFFERS: u64 = 65536;
 
 fn ring<R: LoadRing>(in_order: bool, write: bool) -> (R, Virtqueue<R::Format>) {
+    ring_of(SIZE, in_order, write)
+}
+
+fn ring_of<R: LoadRing>(size: u16, in_order: bool, write: bool) -> (R, Virtqueue<R::Format>) {
     let ram = GuestRam::for_test(&[(0, 1 << 20)]);
-    let memory = RingMemory::new::<R::Format>(&ram, 4096, SIZE);
+    let memory = RingMemory::new::<R::Format>(&ram, 4096, size);
     let setup = Setup {
-        size: SIZE,
+        size,
         event_idx: false,
         in_order,
         write,
@@ -39,8 +43,8 @@ fn post<R: LoadRing>(ring: &mut R, count: u16) {
 }
 
 /// Several laps, more in flight or fewer, with a device that swaps each two buffers.
-fn out_of_order<R: LoadRing>() {
-    let (mut ring, mut device) = ring::<R>(false, true);
+fn out_of_order<R: LoadRing>(size: u16) {
+    let (mut ring, mut device) = ring_of::<R>(size, false, true);
     for lap in 0..20u16 {
         let count = 2 + lap % 3 * 2;
         post(&mut ring, count);
@@ -58,21 +62,23 @@ fn out_of_order<R: LoadRing>() {
             ring.ids().put(id);
         }
         assert_eq!(ring.used(), Ok(None));
-        assert_eq!(ring.ids().room(), SIZE);
+        assert_eq!(ring.ids().room(), size);
     }
 }
 
 #[test]
 fn buffers_come_back_in_any_order() {
-    out_of_order::<SplitLoad>();
-    out_of_order::<PackedLoad>();
+    out_of_order::<SplitLoad>(SIZE);
+    for size in [SIZE, 7, 9] {
+        out_of_order::<PackedLoad>(size);
+    }
 }
 
-fn in_order<R: LoadRing>() {
-    let (mut ring, mut device) = ring::<R>(true, false);
+fn in_order<R: LoadRing>(size: u16) {
+    let (mut ring, mut device) = ring_of::<R>(size, true, false);
     let mut next = 0;
     for lap in 0..20u16 {
-        let count = 1 + lap % SIZE;
+        let count = 1 + lap % size;
         post(&mut ring, count);
         for _ in 0..count {
             let (chain, bytes) = pop(&mut device);
@@ -81,7 +87,7 @@ fn in_order<R: LoadRing>() {
         device.publish();
         for _ in 0..count {
             let (id, _) = ring.used().unwrap().unwrap();
-            assert_eq!(id, next % SIZE);
+            assert_eq!(id, next % size);
             next += 1;
             ring.ids().put(id);
         }
@@ -91,8 +97,10 @@ fn in_order<R: LoadRing>() {
 
 #[test]
 fn in_order_the_ids_go_round() {
-    in_order::<SplitLoad>();
-    in_order::<PackedLoad>();
+    in_order::<SplitLoad>(SIZE);
+    for size in [SIZE, 7, 9] {
+        in_order::<PackedLoad>(size);
+    }
 }
 
 #[test]

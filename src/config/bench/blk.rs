@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::super::error::{ConfigError, Problem};
 use super::super::size::{parse_digits, parse_duration, parse_size};
-use super::{duration, flag, online, packed, pid, queues, refused, ring_size, small};
+use super::{
+    Chains, chains, duration, flag, online, packed, pid, queues, refused, ring_size, small,
+};
 use crate::sys::cpu::parse_core_list;
 
 /// What `bench blk` was given, before it is understood.
@@ -152,15 +154,6 @@ impl Rw {
     }
 }
 
-/// How the descriptors of a request are passed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Chains {
-    /// In the ring itself.
-    Direct,
-    /// In a table beside it, which one descriptor points to.
-    Indirect,
-}
-
 /// How long it is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
@@ -208,7 +201,9 @@ pub fn load_bench_blk(
         packed: flag("--format", given.format.as_ref(), packed)?.unwrap_or(false),
         chains: flag("--chains", given.chains.as_ref(), chains)?.unwrap_or(Chains::Direct),
         event_idx: given.event_idx,
-        ring_size: flag("--ring-size", given.ring_size.as_ref(), ring_size)?,
+        ring_size: flag("--ring-size", given.ring_size.as_ref(), |text| {
+            ring_size(text, false)
+        })?,
         span,
         ramp: flag("--ramp-time", given.ramp_time.as_ref(), |text| match span {
             Span::Runtime(_) => parse_duration(text),
@@ -278,18 +273,6 @@ fn percent(text: &str, rw: Rw) -> Result<u8, Problem> {
     }
     let percent = small(text, 0, 100)?;
     u8::try_from(percent).map_err(|_| Problem::TooLarge)
-}
-
-fn chains(text: &str) -> Result<Chains, Problem> {
-    match text {
-        "direct" => Ok(Chains::Direct),
-        "indirect" => Ok(Chains::Indirect),
-        _ => Err(Problem::UnknownKind {
-            what: "kind of chains",
-            given: text.to_owned(),
-            known: "direct, indirect",
-        }),
-    }
 }
 
 fn fsync(text: &str, rw: Rw) -> Result<u32, Problem> {

@@ -9,11 +9,20 @@ use super::size::{parse_digits, parse_duration};
 mod blk;
 mod net;
 
-pub use blk::{BenchBlkConfig, BenchBlkGiven, Chains, Rw, RwKind, Span, load_bench_blk};
+pub use blk::{BenchBlkConfig, BenchBlkGiven, Rw, RwKind, Span, load_bench_blk};
 pub use net::{BenchMode, BenchNetConfig, BenchNetGiven, FrameSize, load_bench_net};
 
 const QUEUES_MAX: u64 = 128;
 const RING_SIZES: &str = "a power of two in 2..=32768";
+
+/// How the descriptors of a request, or of a frame, are passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chains {
+    /// In the ring itself.
+    Direct,
+    /// In a table beside it, which one descriptor points to.
+    Indirect,
+}
 
 fn flag<T>(
     flag: &'static str,
@@ -48,9 +57,14 @@ fn queues(text: &str) -> Result<u16, Problem> {
     small(text, 1, QUEUES_MAX)
 }
 
-fn ring_size(text: &str) -> Result<u16, Problem> {
-    small(text, 2, 32768)
-        .ok()
+/// The size of a split ring, or of `any` ring: packed ones need be no power of two (VIRTIO 1.3
+/// §2.8.10.1).
+fn ring_size(text: &str, any: bool) -> Result<u16, Problem> {
+    let size = small(text, 2, 32768);
+    if any {
+        return size;
+    }
+    size.ok()
         .filter(|size| size.is_power_of_two())
         .ok_or_else(|| Problem::Expected(RING_SIZES.to_owned()))
 }
@@ -63,6 +77,18 @@ fn packed(text: &str) -> Result<bool, Problem> {
             what: "ring format",
             given: text.to_owned(),
             known: "split, packed",
+        }),
+    }
+}
+
+fn chains(text: &str) -> Result<Chains, Problem> {
+    match text {
+        "direct" => Ok(Chains::Direct),
+        "indirect" => Ok(Chains::Indirect),
+        _ => Err(Problem::UnknownKind {
+            what: "kind of chains",
+            given: text.to_owned(),
+            known: "direct, indirect",
         }),
     }
 }

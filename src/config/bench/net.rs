@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::super::error::{ConfigError, Problem};
 use super::super::size::parse_digits;
-use super::{duration, flag, online, packed, pid, queues, refused, ring_size, small};
+use super::{
+    Chains, chains, duration, flag, online, packed, pid, queues, refused, ring_size, small,
+};
 
 /// Bytes of the longest frame that is to be sent as it is.
 const PLAIN_MAX: u16 = 9000;
@@ -23,6 +25,8 @@ pub struct BenchNetGiven {
     pub queues: Option<String>,
     /// `--format`.
     pub format: Option<String>,
+    /// `--chains`.
+    pub chains: Option<String>,
     /// `--in-order`.
     pub in_order: bool,
     /// `--mergeable`.
@@ -60,13 +64,15 @@ pub struct BenchNetConfig {
     pub queues: u16,
     /// Packed rings, not split ones.
     pub packed: bool,
+    /// How the descriptors of a frame are passed.
+    pub chains: Chains,
     /// Negotiate VIRTIO_F_IN_ORDER.
     pub in_order: bool,
     /// Negotiate VIRTIO_NET_F_MRG_RXBUF.
     pub mergeable: bool,
     /// Negotiate VIRTIO_F_EVENT_IDX.
     pub event_idx: bool,
-    /// Descriptors of each ring: a power of two, 2..=32768.
+    /// Descriptors of each ring, 2..=32768: a power of two, unless they are packed.
     pub ring_size: u16,
     /// Frames in flight per queue at most, 1..=`ring_size`.
     pub in_flight: u16,
@@ -113,7 +119,11 @@ pub fn load_bench_net(
     online_cores: &[usize],
 ) -> Result<BenchNetConfig, ConfigError> {
     let mode = flag("--mode", given.mode.as_ref(), mode)?.unwrap_or(BenchMode::Flood);
-    let ring_size = flag("--ring-size", given.ring_size.as_ref(), ring_size)?.unwrap_or(1024);
+    let packed = flag("--format", given.format.as_ref(), packed)?.unwrap_or(false);
+    let ring_size = flag("--ring-size", given.ring_size.as_ref(), |text| {
+        ring_size(text, packed)
+    })?;
+    let ring_size = ring_size.unwrap_or(1024);
     let most = u64::from(ring_size);
     let in_flight = flag("--in-flight", given.in_flight.as_ref(), |text| match mode {
         BenchMode::Flood | BenchMode::Send => small(text, 1, most),
@@ -140,7 +150,8 @@ pub fn load_bench_net(
         far: given.far.clone(),
         size: flag("--size", given.size.as_ref(), frame_size)?.unwrap_or(FrameSize::Fixed(64)),
         queues: flag("--queues", given.queues.as_ref(), queues)?.unwrap_or(1),
-        packed: flag("--format", given.format.as_ref(), packed)?.unwrap_or(false),
+        packed,
+        chains: flag("--chains", given.chains.as_ref(), chains)?.unwrap_or(Chains::Direct),
         in_order: given.in_order,
         mergeable: given.mergeable,
         event_idx: given.event_idx,
@@ -223,6 +234,7 @@ mod tests {
         let config = load(|_| ()).unwrap();
         assert_eq!(config.size, FrameSize::Fixed(64));
         assert_eq!((config.queues, config.packed), (1, false));
+        assert_eq!(config.chains, Chains::Direct);
         assert_eq!((config.ring_size, config.in_flight), (1024, 1024));
         assert_eq!(config.mode, BenchMode::Flood);
         assert_eq!(config.duration, Duration::from_secs(5));
@@ -236,7 +248,8 @@ mod tests {
             given.size = some("mix");
             given.queues = some("2");
             given.format = some("packed");
-            given.ring_size = some("256");
+            given.chains = some("indirect");
+            given.ring_size = some("255");
             given.in_flight = some("100");
             given.duration = some("300ms");
             given.core = some("3");
@@ -245,7 +258,8 @@ mod tests {
         let config = config.unwrap();
         assert_eq!(config.size, FrameSize::Mix);
         assert_eq!((config.queues, config.packed), (2, true));
-        assert_eq!((config.ring_size, config.in_flight), (256, 100));
+        assert_eq!(config.chains, Chains::Indirect);
+        assert_eq!((config.ring_size, config.in_flight), (255, 100));
         assert_eq!(config.duration, Duration::from_millis(300));
         assert_eq!((config.core, config.pid), (3, Some(std::process::id())));
         let config = load(|given| given.mode = some("pingpong")).unwrap();
@@ -273,6 +287,15 @@ mod tests {
             ),
             ("--queues", |g, v| g.queues = Some(v), &["0", "129", "-1"]),
             ("--format", |g, v| g.format = Some(v), &["Split", "both"]),
+            ("--chains", |g, v| g.chains = Some(v), &["Direct", ""]),
+            (
+                "--ring-size",
+                |g, v| {
+                    g.format = Some("packed".to_owned());
+                    g.ring_size = Some(v);
+                },
+                &["0", "1", "32769"],
+            ),
             (
                 "--ring-size",
                 |g, v| g.ring_size = Some(v),

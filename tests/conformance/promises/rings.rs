@@ -44,7 +44,8 @@ pub const UNDERSTOOD: &[Promise] = &[
             "src/ring/tests.rs: the_largest_ring_works a_ring_of_the_smallest_size_works",
             "src/ring/tests/faults.rs: impossible_sizes_and_bases_are_refused",
             "tests/protocol/vrings.rs: sizes_are_those_of_the_ring_format",
-            "tests/bench_net.rs: rings_of_32768_descriptors_are_used_to_the_last",
+            "tests/bench_net.rs: rings_of_32768_descriptors_are_used_to_the_last \
+             indirect_descriptors_and_rings_of_any_size_lose_nothing",
             "tests/testpmd.rs: packed_rings_of_odd_size_lose_no_frame",
         ],
     ),
@@ -336,10 +337,12 @@ pub const COSTS: &[Promise] = &[
          ends when a back-end stops",
         &[
             "tests/bench_net.rs: every_frame_comes_back_in_both_formats_and_modes \
+             indirect_descriptors_and_rings_of_any_size_lose_nothing \
              frames_that_are_only_sent_count_when_they_are_taken \
              frames_go_there_and_back_between_two_ports without_json_there_is_a_table \
              a_back_end_that_is_killed_ends_the_measurement \
              a_back_end_that_stops_answering_ends_the_measurement",
+            "src/bench/net/pair/tests.rs: frames_are_cut_as_was_asked_on_rings_of_any_size",
             "tests/testpmd.rs: vhost_sends_every_frame_back",
         ],
     ),
