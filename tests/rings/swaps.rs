@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use vringd::engine::{DeviceHandle, IdlePolicy, VringAddr, VringRunner};
+use vringd::engine::{DeviceHandle, IdlePolicy, LinkSpec, VringAddr, VringRunner};
 use vringd::memory::GuestRam;
+use vringd::sys::tap::Tap;
+use vringd::sys::testnet::{ETHERTYPE, PacketSocket, VNET_HEADER, in_private_netns};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
 use crate::support::deadline::wait_until;
 
 use super::neighbour::traffic;
-use super::port::{Alone, PATIENCE, Port, payload};
+use super::port::{Alone, PATIENCE, Port, model, payload};
 use super::wire::{TWO_WORKERS, Wire};
 
 /// Frames of a burst.
@@ -172,6 +174,42 @@ fn a_receiver_goes_over_with_the_buffers_it_has<D: Driver>() {
     }
 }
 
+/// The same, where a tap reads into buffers that were taken from the ring before the frame came:
+/// they are taken anew.
+fn a_tap_goes_over_with_the_buffers_it_has<D: Driver + 'static>() {
+    in_private_netns(|| {
+        let quiet = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+        std::fs::write(quiet, "1").unwrap();
+        let tap = Arc::new(Tap::open("t0", 1, None).unwrap());
+        let link = LinkSpec::Tap(tap);
+        let mut alone = Alone::<D>::new(model("net0", 1), link, &[0], IdlePolicy::Adaptive);
+        let port = &mut alone.port;
+        (0..2).for_each(|index| port.start(index));
+        let old = mapped_anew(port);
+        let kept = Arc::downgrade(&old);
+        port.handle.swap(0, old, port.addr(0)).unwrap();
+        port.post(0, 6);
+        let cable = PacketSocket::bind("t0");
+        for number in 0..6 {
+            if number == 3 {
+                port.handle
+                    .swap(0, mapped_anew(port), port.addr(0))
+                    .unwrap();
+                assert!(kept.upgrade().is_none(), "nothing lies in it");
+            }
+            let mut frame = payload(number, 700);
+            frame[12..14].copy_from_slice(&ETHERTYPE);
+            cable.send(&[0; VNET_HEADER], &frame);
+            assert!(port.receive(0, number) == frame, "{number}");
+        }
+        let counted = ["rx_frames", "rx_drop_rx_ring_too_small"].map(|name| port.counter(name));
+        assert_eq!(counted, [6, 0]);
+        (0..2).for_each(|index| {
+            port.stop(index);
+        });
+    });
+}
+
 macro_rules! both {
     ($($name:ident)*) => {
         mod split { $(#[test] fn $name() { super::$name::<super::SplitDriver>(); })* }
@@ -184,4 +222,5 @@ both! {
     on_echo
     a_table_stays_until_the_last_frame_in_it_was_copied
     a_receiver_goes_over_with_the_buffers_it_has
+    a_tap_goes_over_with_the_buffers_it_has
 }

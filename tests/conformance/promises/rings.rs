@@ -115,6 +115,7 @@ pub const TOLD: &[Promise] = &[
              loom_packed_publish_shows_buffers_and_elements \
              loom_split_pop_sees_what_the_driver_wrote loom_packed_pop_sees_what_the_driver_wrote \
              loom_split_call_is_never_lost loom_packed_call_is_never_lost \
+             loom_split_call_for_a_batch_is_never_lost loom_packed_call_for_a_run_is_never_lost \
              loom_split_kick_is_never_lost loom_packed_kick_is_never_lost",
             "src/engine/mailbox.rs: loom_a_message_never_waits_for_a_sleeping_worker",
             "src/sys/spsc.rs: loom_spsc_hands_every_item_over_once_and_in_order",
@@ -256,7 +257,8 @@ pub const BROKEN: &[Promise] = &[
             "tests/rings/engine.rs: the_memory_table_is_exchanged_under_load",
             "tests/rings/swaps.rs: on_a_wire on_echo \
              a_table_stays_until_the_last_frame_in_it_was_copied \
-             a_receiver_goes_over_with_the_buffers_it_has",
+             a_receiver_goes_over_with_the_buffers_it_has \
+             a_tap_goes_over_with_the_buffers_it_has",
             "tests/rings/defects.rs: what_is_staged_before_a_swap_is_shown_after_it",
             "tests/protocol/memory.rs: a_running_vring_goes_over_to_new_memory_without_a_stop",
         ],
@@ -306,8 +308,7 @@ pub const BROKEN: &[Promise] = &[
         &[
             "tests/rings/neighbour.rs: one_broken_split_ring_disturbs_nobody \
              one_broken_packed_ring_disturbs_nobody \
-             a_neighbour_keeps_its_rate_while_split_rings_break \
-             a_neighbour_keeps_its_rate_while_packed_rings_break",
+             a_neighbour_keeps_its_rate_while_rings_break",
             "tests/rings/walks.rs: the_longest_chains_there_can_be_starve_nobody",
         ],
     ),
