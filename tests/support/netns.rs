@@ -94,18 +94,22 @@ impl Netns {
             .expect("the server answers")
     }
 
-    /// A web server at `address` that answers one GET with `answer`. A thread of its own; it gives
-    /// up after 30 s without a client.
+    /// A web server at `address` that answers one GET with `answer`, listening already. A thread of
+    /// its own; it gives up after 30 s without a client.
     pub fn serve_once(&self, address: &'static str, answer: Vec<u8>) -> JoinHandle<()> {
-        self.spawn(move || {
+        let (bound, listens) = std::sync::mpsc::channel();
+        let server = self.spawn(move || {
             let listener = TcpListener::bind(address).expect("the namespace has the address");
+            bound.send(()).expect("who started us waits");
             listener.set_nonblocking(true).expect("non-blocking");
             let (stream, _) =
                 super::deadline::wait_until("a client", PATIENCE, || listener.accept().ok());
             stream.set_nonblocking(false).expect("blocking");
             stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
             serve(stream, &answer).expect("the client goes on");
-        })
+        });
+        listens.recv().expect("the server listens");
+        server
     }
 }
 
