@@ -189,8 +189,8 @@ mod tests {
         assert!(status.success(), "{log}");
     }
 
-    /// Frames that wait at an interface when its guest goes are counted, and no guest gets them; nor
-    /// those that come while there is none, which stay with the kernel.
+    /// Frames that wait at an interface when its guest goes are counted, and no guest gets them;
+    /// nor those that come while there is none, which stay with the kernel.
     fn what_waits_when_a_guest_goes_is_counted<D: Driver>() {
         const LOST: usize = 20;
         let (netns, dir) = (cable(1, 1500), TempDir::new("xdpwait"));

@@ -166,8 +166,8 @@ impl<D: Driver> Port<D> {
     }
 }
 
-/// A port that has its workers to itself. They end with it, so that a case that fails leaves none to
-/// the next.
+/// A port that has its workers to itself. They end with it, so that a case that fails leaves none
+/// to the next.
 pub struct Alone<D: Driver> {
     pub engine: Option<Engine>,
     pub port: Port<D>,

@@ -116,10 +116,10 @@ impl Daemon {
     }
 
     /// The value in the last line among all counters that has this in it.
-    fn counter_in(&self, line: &str, name: &str) -> u64 {
+    fn counter_in(&self, what: &str, name: &str) -> u64 {
         let all = self.counters();
-        let line = all.lines().rfind(|other| other.contains(line));
-        value_in(line.unwrap_or_else(|| panic!("no {line} in {all}")), name)
+        let line = all.lines().rfind(|line| line.contains(what));
+        value_in(line.unwrap_or_else(|| panic!("no {what} in {all}")), name)
     }
 
     /// The value of a worker's counter now.

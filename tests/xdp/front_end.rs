@@ -151,11 +151,6 @@ impl<D: Driver> FrontEnd<D> {
         self.answer();
     }
 
-    /// Takes the frame that `pair` received, if there is one, and gives no buffer back for it.
-    pub fn take(&mut self, pair: usize) -> bool {
-        self.queues[2 * pair].driver.used().is_some()
-    }
-
     fn send(&self, message: &Message, flags: u32) {
         let fds: Vec<_> = message.fds.iter().map(|fd| fd.as_raw_fd()).collect();
         let bytes = message.bytes(flags);
