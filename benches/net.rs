@@ -8,6 +8,7 @@
 //!   DPDK forwards between two `net_vhost` ports.
 //! - `wire … ovs`: the same beside Open vSwitch with DPDK, whose one polling thread has core 1,
 //!   with a flow from each port to the other.
+//! - `switch beside wire`: a switch with two ports beside a wire, both ours.
 //! - `tap`, `xdp`: testpmd sends all that it can; counted are the frames that arrive at the tap, or
 //!   at the other end of the cable (a veth pair), where the kernel drops them. DPDK forwards from
 //!   `net_vhost` to `net_tap` or `net_af_xdp`.
@@ -79,6 +80,8 @@ enum What {
     Frames,
     /// The same beside Open vSwitch.
     BesideOvs,
+    /// The same beside a wire of ours.
+    BesideWire,
     /// Bytes in frames that the kernel may cut, sent by our own front-end, beside those that are
     /// short already.
     Bytes,
@@ -112,6 +115,7 @@ impl Case {
             (What::Frames, Link::Wire),
             (What::BesideOvs, Link::Wire),
             (What::Frames, Link::Switch),
+            (What::BesideWire, Link::Switch),
         ] {
             for size in size.map_or(vec![64, 1518], |size| vec![size]) {
                 let case = |path| case(what, Way::Ports(link), size, path);
@@ -140,6 +144,7 @@ impl Case {
         match self.what {
             What::Frames => format!("{way} {} {format}", self.size),
             What::BesideOvs => format!("{way} {} {format} ovs", self.size),
+            What::BesideWire => format!("{way} beside wire {} {format}", self.size),
             What::Bytes => format!("{way} {} tso", self.size),
             What::RoundTrip(idle) => format!("pingpong {way} {idle}"),
         }
@@ -150,6 +155,7 @@ impl Case {
         match (self.what, self.way) {
             (What::Bytes, _) => "vringd, 1514 bytes",
             (What::BesideOvs, _) => "OVS-DPDK",
+            (What::BesideWire, _) => "vringd, wire",
             (_, Way::Ports(_)) => "net_vhost",
             (_, Way::Tap) => "net_vhost, net_tap",
             (_, Way::Xdp | Way::FromXdp) => "net_vhost, net_af_xdp",
@@ -162,6 +168,7 @@ impl Case {
             (What::Bytes, _) => "bytes per second of CPU time, beside 1514-byte frames",
             (What::RoundTrip(_), _) => "round trips, one frame",
             (What::BesideOvs, _) => "between guests, beside OVS-DPDK",
+            (What::BesideWire, _) => "between guests, a switch beside a wire",
             (What::Frames, Way::Ports(_)) => "between guests",
             (What::Frames, Way::Tap | Way::Xdp) => "guest to host",
             (What::Frames, Way::FromXdp) => "host to guest",
@@ -183,8 +190,8 @@ impl Case {
         }
     }
 
-    fn vringd(&self, sockets: &[PathBuf], netns: &Netns) -> BackEnd {
-        let options = match self.way {
+    fn vringd(&self, way: Way, sockets: &[PathBuf], netns: &Netns) -> BackEnd {
+        let options = match way {
             Way::Ports(link) => link.options(),
             Way::Tap => &["link=tap:bench0"],
             Way::Xdp | Way::FromXdp => &["link=xdp:bench0"],
@@ -315,10 +322,11 @@ fn run(ours: bool, case: &Case, options: &Options, dir: &BenchDir) -> Found {
     }
     let netns = namespace(case.way);
     let sockets = case.sockets(dir);
-    let back_end = if ours || case.what == What::Bytes {
-        case.vringd(&sockets, &netns)
-    } else {
-        case.dpdk(&sockets, &netns)
+    let back_end = match case.what {
+        What::BesideWire if !ours => case.vringd(Way::Ports(Link::Wire), &sockets, &netns),
+        What::Bytes => case.vringd(case.way, &sockets, &netns),
+        _ if ours => case.vringd(case.way, &sockets, &netns),
+        _ => case.dpdk(&sockets, &netns),
     };
     match (case.what, case.way) {
         (What::RoundTrip(_), way) => {

@@ -39,7 +39,12 @@ struct Mark {
 impl<D: Driver> Wires<D> {
     /// With frames of `sizes` in turn, and a worker for each queue pair.
     fn new(wires: usize, pairs: u16, sizes: &[usize]) -> Wires<D> {
-        let cores: Vec<usize> = (0..usize::from(pairs)).collect();
+        Wires::on((0..usize::from(pairs)).collect(), wires, sizes)
+    }
+
+    /// With a queue pair for each of these cores.
+    fn on(cores: Vec<usize>, wires: usize, sizes: &[usize]) -> Wires<D> {
+        let pairs = u16::try_from(cores.len()).unwrap();
         let models: Vec<_> = (0..2 * wires)
             .map(|port| model(&format!("net{port}"), pairs))
             .collect();
@@ -291,4 +296,57 @@ fn ten_seconds_are_exact_split_and_packed() {
         scope.spawn(ten_seconds_are_exact::<SplitDriver>);
         scope.spawn(ten_seconds_are_exact::<PackedDriver>);
     });
+}
+
+/// The rates that people choose, with the burst that a port has if nothing is said, over ten
+/// seconds; the guests' thread must not be on the worker's core.
+#[test]
+#[ignore = "needs two cores with nothing else to do: scripts/soak limits"]
+fn measure_ports() {
+    let usual = Duration::from_millis(10);
+    let burst = |rates: Rates| Rates {
+        burst: usual,
+        ..rates
+    };
+    println!("| limit | set, per second | passed, per second | off by |");
+    let mut worst = 0.0_f64;
+    for (rates, size) in [
+        (frames(10_000), 64),
+        (frames(1_000_000), 64),
+        (bits(100_000_000), 1514),
+        (bits(5_000_000_000), 1514),
+    ] {
+        for (egress, packed) in [(false, false), (false, true), (true, false), (true, true)] {
+            let passed = match packed {
+                true => passed_in_ten_seconds::<PackedDriver>(burst(rates), size, egress),
+                false => passed_in_ten_seconds::<SplitDriver>(burst(rates), size, egress),
+            };
+            let (kind, wanted, passed) = match (rates.count, rates.size) {
+                (Some(count), _) => ("frames", count as f64, passed[0]),
+                (_, size) => ("bits", size.unwrap_or(0) as f64, passed[1]),
+            };
+            let off = (passed - wanted) / wanted;
+            let way = if egress { "egress" } else { "ingress" };
+            let format = if packed { "packed" } else { "split" };
+            println!(
+                "| `{way}_{kind}`, {format}, frames of {size} bytes | {wanted} | {passed:.0} | \
+                 {:+.2} % |",
+                100.0 * off
+            );
+            worst = worst.max(off.abs());
+        }
+    }
+    assert!(worst <= 0.03, "off by {worst}");
+}
+
+/// Frames and bits per second that pass a limit, after what was saved up has gone.
+fn passed_in_ten_seconds<D: Driver>(rates: Rates, size: usize, egress: bool) -> [f64; 2] {
+    let mut wires = Wires::<D>::on(vec![1], 1, &[size]);
+    wires.limit(0, egress).set(rates);
+    wires.run(Duration::from_millis(200));
+    let (begin, before) = (Instant::now(), wires.received[0]);
+    wires.run(Duration::from_secs(10));
+    let (seconds, after) = (begin.elapsed().as_secs_f64(), wires.received[0]);
+    let rate = |at: usize| (after[at] - before[at]) as f64 / seconds;
+    [rate(0), rate(1) * 8.0]
 }
