@@ -19,13 +19,15 @@
 //!
 //! `scripts/bench blk [ROW…] [--pairs N] [--seconds S] [--dir PATH] [--write]`, where a ROW is part
 //! of a row's name: `null`, `ram`, `tmpfs`, `disk`, `sqpoll`, or `"null randread 32"`. `--dir` is
-//! where the disk's file is made, on a file system with O_DIRECT. `--write` puts the table with
-//! those rows, and all its others, into docs/performance.md.
+//! where the disk's file is made, on a file system with O_DIRECT. `--write` puts what was measured
+//! into the tables and charts of docs/performance.md.
 
 #[path = "support/chart.rs"]
 mod chart;
 #[path = "support/memcpy.rs"]
 mod memcpy;
+#[path = "support/table.rs"]
+mod table;
 #[path = "support/turns.rs"]
 mod turns;
 
@@ -38,6 +40,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use table::Table;
 use turns::{
     Arguments, BACK_END_CORE, BenchDir, FRONT_END_CORE, Run, Turns, in_all_turns, in_turns, median,
 };
@@ -68,8 +71,8 @@ enum Medium {
 }
 
 /// The head of the table beside other back-ends.
-const OTHERS: &str = "| load, depth, rings | vringd | qemu-storage-daemon | fio | ratio (range) | \
-                      ratio to fio | turns | probe |\n|---|---|---|---|---|---|---|---|";
+const OTHERS: &str = "| load, depth, rings | vringd | qemu-storage-daemon | fio | ratio to fio | \
+                      ratio (range) | turns | probe |\n|---|---|---|---|---|---|---|---|";
 
 /// The head of the table of options.
 const OF_OPTIONS: &str = "| option: load, depth, rings | with | without | ratio (range) | turns | \
@@ -288,26 +291,14 @@ impl Options {
     fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
         let arguments = Arguments::parse(args, &["--dir"])?;
         let target = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
-        let mut options = Self {
+        let options = Self {
             rows: arguments.rows(Case::all(), Case::name)?,
             pairs: arguments.pairs,
             seconds: arguments.seconds,
             dir: arguments.value("--dir").map_or_else(target, PathBuf::from),
             write: arguments.write,
         };
-        if options.write {
-            let tables = [false, true].map(|table| options.has_table(table));
-            options.rows = Case::all();
-            let wanted = |case: &Case| tables[usize::from(case.option.is_some())];
-            options.rows.retain(wanted);
-        }
         Ok(options)
-    }
-
-    /// Whether a row of one of the tables is wanted: that of options, or the other.
-    fn has_table(&self, of_options: bool) -> bool {
-        let mut rows = self.rows.iter();
-        rows.any(|case| case.option.is_some() == of_options)
     }
 }
 
@@ -555,7 +546,7 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns = if self.case.option.is_some() { 2 } else { 3 };
         let mut cells: Vec<_> = (0..columns).map(|peer| self.cell(peer)).collect();
-        cells.extend((1..columns).map(|peer| self.ratio_cell(peer)));
+        cells.extend((1..columns).rev().map(|peer| self.ratio_cell(peer)));
         write!(
             f,
             "| {} | {} | {} | {}, {:.0} ns |",
@@ -591,50 +582,52 @@ fn measure(case: &Case, options: &Options, files: &Files) -> Result<Vec<Row>, Pr
 
 fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let files = Files::new(options)?;
-    let mut rows = Vec::new();
+    let mut lines = [Vec::new(), Vec::new()];
     let mut complete = true;
     for case in &options.rows {
         let seen = measure(case, options, &files)?;
         complete &= seen.iter().any(|row| row.turns.runs.len() >= options.pairs);
-        rows.extend(seen);
-    }
-    let (of_options, others): (Vec<_>, Vec<_>) =
-        rows.iter().partition(|row| row.case.option.is_some());
-    let others = (OTHERS, "blk", others);
-    for (head, name, rows) in [others, (OF_OPTIONS, "blk-options", of_options)] {
-        if rows.is_empty() {
-            continue;
-        }
-        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
-        let table = format!("{head}\n{lines}");
-        print!("{table}");
+        let new: Vec<_> = seen.iter().map(Row::to_string).collect();
+        let of_options = case.option.is_some();
         if options.write {
-            turns::write_table(name, &table)?;
+            // At once: who ends a long measurement keeps what is done.
+            write_docs(of_options, &new, options.pairs)?;
         }
-        if options.write && name == "blk" {
-            turns::write_chart(name, &chart_of(&rows, options.pairs))?;
+        lines[usize::from(of_options)].extend(new);
+    }
+    for (head, lines) in [OTHERS, OF_OPTIONS].into_iter().zip(lines) {
+        if !lines.is_empty() {
+            println!("{head}\n{}", lines.join("\n"));
         }
     }
     Ok(complete)
 }
 
-/// Of the rows with all turns.
-fn chart_of(rows: &[&Row], pairs: usize) -> String {
-    let complete = rows.iter().filter(|row| row.turns.runs.len() >= pairs);
-    let bar = |row: &&Row| {
-        let (ratio, range) = row.ratio(1)?;
-        Some(chart::Bar {
-            panel: match row.case.medium {
-                Medium::Null => "no medium".to_owned(),
-                _ => "files".to_owned(),
-            },
-            label: format!("{} ({})", row.case.name(), row.turns.distance_name()),
-            ratio,
-            range,
-        })
+/// What was measured takes the place of what stands there for the same loads.
+fn write_docs(of_options: bool, new: &[String], pairs: usize) -> Result<(), String> {
+    let all = Case::all();
+    let at = |cells: &[&str]| all.iter().position(|case| case.name() == cells[0]);
+    let (name, head, title) = if of_options {
+        let title = "Requests per second, vringd / what is beside it";
+        ("blk-options", OF_OPTIONS, title)
+    } else {
+        let title = "Requests per second, vringd / qemu-storage-daemon";
+        ("blk", OTHERS, title)
     };
-    let bars: Vec<_> = complete.filter_map(bar).collect();
-    chart::svg("Requests per second, vringd / qemu-storage-daemon", &bars)
+    let table = Table {
+        name,
+        head,
+        title,
+        pairs,
+    };
+    table.write(new, at, |cells| {
+        let panel = match at(cells).map(|at| all[at].medium) {
+            Some(Medium::Null) => "no medium",
+            Some(Medium::Ram) => "memory",
+            _ => "files",
+        };
+        (panel.to_owned(), cells[0].to_owned())
+    })
 }
 
 fn main() -> ExitCode {
