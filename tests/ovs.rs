@@ -7,6 +7,9 @@
 //! iputils-ping, ethtool, iproute2, and what tests/guest.rs and tests/testpmd.rs need; run with one
 //! test thread.
 
+#[cfg(test)]
+#[path = "ovs/rates.rs"]
+mod rates;
 mod support;
 
 #[cfg(test)]

@@ -161,13 +161,25 @@ impl Ovs {
 
     /// Gives these flows to a bridge, in place of all that it had.
     pub fn set_flows(&self, bridge: &str, flows: &[String]) {
-        let control = self.dir.path(&format!("{bridge}.mgmt"));
-        let control = format!("unix:{}", control.display());
-        let ofctl = |args: &[&str]| must(Command::new("ovs-ofctl").args(args));
-        ofctl(&["del-flows", &control]);
+        self.ofctl("del-flows", bridge, None);
         for flow in flows {
-            ofctl(&["add-flow", &control, flow]);
+            self.ofctl("add-flow", bridge, Some(flow));
         }
+    }
+
+    /// Frames that the port `vu-NAME` of a bridge has given to its back-end.
+    pub fn sent(&self, bridge: &str, name: &str) -> u64 {
+        let answer = self.ofctl("dump-ports", bridge, Some(&format!("vu-{name}")));
+        let sent = answer.split("tx pkts=").nth(1);
+        let sent = sent.and_then(|rest| rest.split(',').next()?.parse().ok());
+        sent.unwrap_or_else(|| panic!("no frames sent in {answer}"))
+    }
+
+    fn ofctl(&self, command: &str, bridge: &str, argument: Option<&str>) -> String {
+        let control = self.dir.path(&format!("{bridge}.mgmt"));
+        let mut ofctl = Command::new("ovs-ofctl");
+        ofctl.args([command, &format!("unix:{}", control.display())]);
+        must(ofctl.args(argument))
     }
 
     /// Removes a port.
@@ -179,8 +191,10 @@ impl Ovs {
     pub fn add_station(&self, bridge: &str, address: &str, vlan: Option<u16>) -> Station {
         let netns = Netns::new();
         let port = format!("v{}", address.replace('.', ""));
+        // The switch's end has nothing to say of its own (IPv6).
         self.netns.ok(&format!(
-            "ip link add {port} type veth peer name eth0 netns {} && ip link set {port} up",
+            "ip link add {port} type veth peer name eth0 netns {} && \
+             ip link set {port} addrgenmode none up",
             netns.name()
         ));
         // The switch sends what it gets: checksums must be there. (OVS 3.1 has no offloads for

@@ -178,6 +178,7 @@ pub const ALL: &[Promise] = &[
             "tests/rings/limits.rs: as_much_passes_as_was_chosen_split \
              as_much_passes_as_was_chosen_packed ten_seconds_are_exact_split_and_packed",
             "tests/bench_net.rs: a_limit_is_changed_by_reading_the_settings_again",
+            "tests/ovs/rates.rs: what_ovs_sends_and_is_given_is_policed",
         ],
     ),
     (
