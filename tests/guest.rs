@@ -5,6 +5,9 @@
 //! drop feature bits without a word.
 
 mod support;
+#[cfg(test)]
+#[path = "guest/toggles.rs"]
+mod toggles;
 
 #[cfg(test)]
 mod tests {
@@ -17,6 +20,7 @@ mod tests {
     use super::support::guest::{Disk, Guest, GuestConfig, Nic};
     use super::support::netns::Netns;
     use super::support::tmp::{TempDir, random_bytes, sha256, sha256_of};
+    use super::toggles::offloads_are_switched_under_traffic;
 
     /// For a balloon in an emulated guest.
     const BALLOON: Duration = Duration::from_secs(60);
@@ -340,9 +344,11 @@ mod tests {
                 .stdout(Stdio::null())
                 .stderr(Stdio::null());
             let mut server = server.spawn().expect("iperf3 (package iperf3) runs");
+            wait_until("the server listens", SOON, || {
+                netns.ok("ss -ltn").contains(":5201").then_some(())
+            });
             let line = format!(
-                "for i in 1 2 3 4 5 6 7 8 9 10; do \
-                 iperf3 -c 10.7.0.1 -t 2 -J {reverse} >/tmp/json && break; done; \
+                "iperf3 -c 10.7.0.1 -t 1 -J {reverse} >/tmp/json; \
                  grep -A12 sum_received /tmp/json | grep '\"bytes\"'"
             );
             let bytes = guest.ok(&line);
@@ -388,6 +394,7 @@ mod tests {
         netns.ok("ping -c 3 -s 8000 10.7.0.2");
         tcp_is_exact(&mut guest, &netns);
         iperf_moves_bytes(&mut guest, &netns);
+        offloads_are_switched_under_traffic(&mut guest, &netns, &daemon);
         for counter in [
             "ring_faults",
             "tx_drop_bad_vnet_header",

@@ -182,6 +182,11 @@ pub const ALL: &[Promise] = &[
         ],
     ),
     (
+        "A guest switches its offloads while frames go both ways",
+        &["tests/guest.rs: a_network_card_works_on_split_rings \
+             a_network_card_with_two_queue_pairs_works_on_packed_rings"],
+    ),
+    (
         "`mode = \"client\"`",
         &[
             "tests/client.rs: it_comes_and_comes_again_within_a_tenth_of_a_second",
