@@ -450,13 +450,39 @@ mod tests {
         assert!(output.status.success(), "{line}: {output:?}");
     }
 
+    /// Packets of 9000 bytes, each in one frame, from the station and from the guest.
+    fn jumbo_frames_pass(daemon: &Daemon, guest: &mut Guest, station: &Station) {
+        let large =
+            || ["tx", "rx"].map(|way| daemon.queue_counter("a", way, "size_1519_max_packets"));
+        let before = large();
+        let netns = &station.netns;
+        netns.ok("ping -q -c 5 -i 0.05 -W 2 -M do -s 8972 10.1.0.1");
+        guest.ok("ping -c 3 -i 0.2 -s 8972 10.1.0.2");
+        assert_eq!(large(), before.map(|count| count + 8), "{before:?}");
+    }
+
+    /// One byte more than a switch's ports are given, both ways: dropped, and counted at the port
+    /// that sent it.
+    fn a_byte_more_is_dropped(daemon: &Daemon, guest: &mut Guest, station: &Station) {
+        guest.ok("ip link set eth0 mtu 9001");
+        let drops = || ["b", "a"].map(|port| daemon.counter(port, "tx_drop_mtu"));
+        let before = drops();
+        let ping = "ping -q -c 1 -W 0.3 -M do -s 8973 10.1.0.1";
+        assert!(!station.netns.run(ping).status.success(), "9001 pass");
+        assert_eq!(drops(), [before[0] + 1, before[1]], "to the guest");
+        let (status, said) = guest.run("ping -c 1 -W 1 -s 8973 10.1.0.2");
+        assert_ne!(status, 0, "9001 pass: {said}");
+        assert_eq!(drops(), before.map(|count| count + 1), "to the station");
+        guest.ok("ip link set eth0 mtu 9000");
+    }
+
     /// A QEMU guest with the address 10.1.0.1 at port `a`, and a station behind OVS at port `b`.
     fn guest_talks_to_ovs(links: [&str; 2], packed: bool, vlan: Option<u16>) {
         let ovs = Ovs::start(OvsConfig::default());
         let port = PortConfig {
             // The two ends never have the same ring format.
             packed: !packed,
-            mtu: 4000,
+            mtu: 9100,
             ..SPLIT
         };
         let net = |name: &str, link: &str| {
@@ -469,7 +495,8 @@ mod tests {
         ovs.add_bridge("br-b");
         ovs.add_front_end("br-b", "b", &port);
         let station = ovs.add_station("br-b", "10.1.0.2", vlan);
-        ovs.set_station_mtu(&station, 4000);
+        // For a byte more than the others take.
+        ovs.set_station_mtu(&station, 9001);
         let mut guest = Guest::boot(&GuestConfig {
             nics: vec![Nic {
                 socket: ovs.socket("a"),
@@ -484,17 +511,18 @@ mod tests {
         assert_eq!(bits & 1 << 34 != 0, packed, "{bits:#x}");
         // OVS takes no frame whose checksum is still to be made.
         guest.ok("ethtool -K eth0 tx off");
-        guest.ok("ip link set eth0 mtu 4000");
+        guest.ok("ip link set eth0 mtu 9000");
         guest.ok("ip addr add 10.1.0.1/24 dev eth0");
         guest.ok("ip link set eth0 up");
         wait_until("the guest is reached", PATIENCE, || {
             let once = station.netns.run("ping -q -c 1 -W 0.3 10.1.0.1");
             once.status.success().then_some(())
         });
-        station
-            .netns
-            .ok("ping -q -c 5 -i 0.05 -W 2 -M do -s 3972 10.1.0.1");
-        guest.ok("ping -c 3 -i 0.2 -s 9000 10.1.0.2");
+        jumbo_frames_pass(&daemon, &mut guest, &station);
+        if vlan.is_some() {
+            a_byte_more_is_dropped(&daemon, &mut guest, &station);
+        }
+        guest.ok("ping -c 3 -i 0.2 -s 12000 10.1.0.2");
         for queues in [1, 2] {
             guest.ok(&format!("ethtool -L eth0 combined {queues}"));
             let before = daemon.counter("a", "rx_bytes");
@@ -526,8 +554,8 @@ mod tests {
     #[test]
     fn a_guest_at_an_access_port_reaches_a_vlan_of_ovs() {
         let links = [
-            "link=switch:lan,vlan=10",
-            "link=switch:lan,vlan=trunk:10+20",
+            "link=switch:lan,mtu=9000,vlan=10",
+            "link=switch:lan,mtu=9000,vlan=trunk:10+20",
         ];
         guest_talks_to_ovs(links, false, Some(10));
     }

@@ -187,6 +187,13 @@ pub const ALL: &[Promise] = &[
              a_network_card_with_two_queue_pairs_works_on_packed_rings"],
     ),
     (
+        "Jumbo frames of a guest; the MTU of a switch's port",
+        &[
+            "tests/ovs.rs: a_guest_on_packed_rings_and_ovs_are_on_one_wire \
+             a_guest_at_an_access_port_reaches_a_vlan_of_ovs",
+        ],
+    ),
+    (
         "`mode = \"client\"`",
         &[
             "tests/client.rs: it_comes_and_comes_again_within_a_tenth_of_a_second",
