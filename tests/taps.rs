@@ -1,6 +1,6 @@
-//! Taps of the daemon: in another namespace, passed by descriptor, and macvtaps, and which queue
-//! pair answers come to. What else goes through them is tested with guests (tests/guest.rs) and at
-//! the queue (src/host/tap).
+//! Taps of the daemon: in another namespace, passed by descriptor, and macvtaps with frames through
+//! them, and which queue pair answers come to. What else goes through them is tested with guests
+//! (tests/guest.rs) and at the queue (src/host/tap).
 
 #[cfg(test)]
 #[path = "xdp/front_end.rs"]
@@ -15,21 +15,25 @@ mod support;
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
-    use vringd::sys::testnet::{PacketSocket, VNET_HEADER};
+    use vringd::sys::testnet::{ETHERTYPE, PacketSocket, VNET_HEADER};
     use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
     use crate::front_end::{self, FrontEnd, PATIENCE};
     use crate::support::daemon::Daemon;
     use crate::support::deadline::wait_until;
     use crate::support::netns::Netns;
+    use crate::support::pcap::Random;
     use crate::support::tmp::TempDir;
 
     const VRINGD: &str = env!("CARGO_BIN_EXE_vringd");
 
     /// A macvtap with its device in /dev, whose number is that of no other interface here.
     fn macvtap(netns: &Netns) -> String {
-        let index = 2_000_000 + std::process::id() % 1_000_000;
+        static NEXT: AtomicU32 = AtomicU32::new(2);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let index = number * 1_000_000 + std::process::id() % 1_000_000;
         netns.ok("ip link add v0 type veth peer name v1");
         netns.ok(&format!(
             "ip link add link v0 name mv0 index {index} type macvtap mode bridge"
@@ -113,6 +117,58 @@ mod tests {
             assert!(error.contains(wanted), "{link}: {error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
+    }
+
+    /// Frames of all sizes, between a guest at a macvtap and the far end of the cable below it.
+    fn frames_cross_a_macvtap<D: Driver>() {
+        let (dir, netns) = (TempDir::new("taps"), Netns::new());
+        macvtap(&netns);
+        netns.ok("ip link set mv0 address 02:00:00:00:00:01");
+        netns.ok("for i in v0 v1 mv0; do ip link set $i up; done");
+        let socket = dir.path("n.sock");
+        let at = format!("socket={},netns={}", socket.display(), netns.name());
+        let net = format!("name=n,{at},link=macvtap:mv0,queues=1");
+        let daemon = Daemon::start(&["run", "--net", &net]);
+        let mut guest = FrontEnd::<D>::connect(&socket, 1);
+        let far = netns.spawn(|| PacketSocket::bind("v1")).join().unwrap();
+        let mut random = Random(0x6d61_6376_7461_7031);
+        let mut frame = |to: &[u8; 6], from: &[u8; 6], length: u64| {
+            let mut frame = random.frame(length, length);
+            frame[..12].copy_from_slice(&[&to[..], from].concat());
+            frame
+        };
+        let sizes = [60, 61, 64, 127, 128, 777, 1513, 1514];
+        for length in sizes {
+            let sent = frame(&HOST, &GUEST, length);
+            guest.transmit(0, &sent);
+            let (header, got) = far.receive();
+            assert!(got == sent, "{length} bytes from the guest: {got:02x?}");
+            assert_eq!(header, [0; VNET_HEADER], "nothing is left to be done");
+            // What is for another station comes to nobody here, the rest in its order.
+            let stranger = frame(&[2, 0, 0, 0, 0, 3], &HOST, length);
+            far.send(&[0; VNET_HEADER], &stranger);
+            for to in [&GUEST, &[0xff; 6]] {
+                let sent = frame(to, &HOST, length);
+                far.send(&[0; VNET_HEADER], &sent);
+                let got = wait_until("a frame of ours", PATIENCE, || {
+                    guest.poll(0).filter(|got| got[12..14] == ETHERTYPE)
+                });
+                assert!(got == sent, "{length} bytes to {to:02x?}: {got:02x?}");
+            }
+        }
+        assert_eq!(daemon.counter("n", "tx_frames"), sizes.len() as u64);
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+    }
+
+    #[test]
+    fn frames_cross_a_macvtap_split() {
+        frames_cross_a_macvtap::<SplitDriver>();
+    }
+
+    #[test]
+    fn frames_cross_a_macvtap_packed() {
+        frames_cross_a_macvtap::<PackedDriver>();
     }
 
     const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];

@@ -42,7 +42,8 @@ pub const ALL: &[Promise] = &[
     (
         "`macvtap:NAME`",
         &[
-            "tests/taps.rs: a_macvtap_is_opened_by_name_or_by_the_shell",
+            "tests/taps.rs: a_macvtap_is_opened_by_name_or_by_the_shell \
+             frames_cross_a_macvtap_split frames_cross_a_macvtap_packed",
             "src/host/tap/tests.rs: a_macvtap_takes_and_gives_frames_like_a_tap",
         ],
     ),
