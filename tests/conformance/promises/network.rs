@@ -195,6 +195,11 @@ pub const ALL: &[Promise] = &[
         ],
     ),
     (
+        "A driver that sleeps is called",
+        &["tests/interrupt.rs: calls_wake_a_driver_that_sleeps_split \
+             calls_wake_a_driver_that_sleeps_packed"],
+    ),
+    (
         "`mode = \"client\"`",
         &[
             "tests/client.rs: it_comes_and_comes_again_within_a_tenth_of_a_second",
