@@ -247,8 +247,7 @@ pub const ALL: &[Promise] = &[
              path_09_split_in_order \
              sizes_and_kinds_of_addresses_are_counted_as_they_were_sent",
             "tests/testpmd.rs: echoes_64_and_1518_bytes_and_loses_none \
-             brings_back_every_byte_in_order every_one_of_eight_packed_queues_moves_frames \
-             every_one_of_eight_split_queues_moves_frames \
+             brings_back_every_byte_in_order every_one_of_eight_queues_moves_frames \
              packed_rings_of_odd_size_lose_no_frame guest_memory_in_4_kib_pages_works_as_well",
         ],
     ),
