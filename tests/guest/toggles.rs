@@ -159,10 +159,11 @@ pub(crate) fn offloads_are_switched_under_traffic(
     daemon: &Daemon,
 ) {
     let echo = Echo::start(netns);
-    guest.ok("dd if=/dev/urandom of=/tmp/s bs=1M count=4 2>/dev/null; : >/tmp/bad; : >/tmp/rounds");
+    guest.ok("dd if=/dev/urandom of=/tmp/s bs=1M count=2 2>/dev/null; : >/tmp/bad; : >/tmp/rounds");
     guest.ok(
-        "while [ ! -e /tmp/stop ]; do nc 10.7.0.1 7 </tmp/s >/tmp/r; \
-         cmp /tmp/s /tmp/r >>/tmp/bad 2>&1; echo >>/tmp/rounds; done >/dev/null 2>&1 &",
+        "{ while [ ! -e /tmp/stop ]; do nc 10.7.0.1 7 </tmp/s >/tmp/r; \
+         cmp /tmp/s /tmp/r >>/tmp/bad 2>&1; echo >>/tmp/rounds; done; \
+         : >/tmp/over; } >/dev/null 2>&1 &",
     );
     for setting in &SETTINGS {
         guest.ok(&format!("ethtool -K eth0 {}", setting.ethtool));
@@ -172,7 +173,7 @@ pub(crate) fn offloads_are_switched_under_traffic(
         let rounds: usize = guest.ok("wc -l </tmp/rounds").parse().expect("a number");
         (rounds >= 3).then_some(())
     });
-    let last = "touch /tmp/stop; while killall -0 nc 2>/dev/null; do sleep 1; done; cat /tmp/bad";
+    let last = "touch /tmp/stop; while [ ! -e /tmp/over ]; do usleep 100000; done; cat /tmp/bad";
     assert_eq!(guest.ok(last), "", "other bytes came back");
     echo.end();
 }
