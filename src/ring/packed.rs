@@ -61,6 +61,9 @@ fn is_fresh(desc: &Area, size: u16) -> bool {
     (0..size).all(|slot| (desc.load64(Packed::word_at(slot)) >> 48) as u16 & USED == 0)
 }
 
+/// Descriptors in a cache line.
+const DESCS_PER_LINE: u16 = 4;
+
 /// The device's side of one packed ring.
 #[derive(Debug)]
 pub struct Packed {
@@ -144,6 +147,15 @@ impl Packed {
             let Run { id, slots, .. } = core::mem::take(&mut self.run);
             self.write_used(id, slots, 0);
         }
+    }
+
+    /// Asks for the line of descriptors after the next one: a chain of several is walked one by
+    /// one, and what comes behind it is not seen coming.
+    #[inline]
+    fn prefetch_ahead(&self) {
+        let mut at = self.next_avail;
+        at.advance(DESCS_PER_LINE.min(self.size - 1), self.size);
+        self.areas.desc.prefetch(16 * usize::from(at.slot));
     }
 
     /// The next descriptor, if it is the available head of a chain.
@@ -272,6 +284,9 @@ impl RingFormat for Packed {
     fn take(&mut self, _head: u16, slots: u16, last: &Desc) -> ChainId {
         self.next_avail.advance(slots, self.size);
         self.known = self.known.saturating_sub(slots);
+        if slots > 1 {
+            self.prefetch_ahead();
+        }
         // The buffer id stands in the last descriptor of the chain (VIRTIO 1.3 §2.8.6).
         ChainId::new(last.id, slots)
     }
