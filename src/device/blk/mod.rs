@@ -33,7 +33,7 @@ use crate::memory::{Segment, Segments, copy};
 use crate::ring::{Chain, ChainQueue, Popped, RingFault};
 
 pub use config::{BlkCounters, BlkModel, BlkSetup, BlkTopology, SEG_MAX, SIZE_MAX};
-use pieces::{answer_at_once, blank, cut, is_short, last_byte, next_piece};
+use pieces::{answer_at_once, blank, cut, cut_after, is_short, last_byte, next_piece};
 use ranges::Progress;
 pub use ranges::RangeLimits;
 use request::{HEADER_BYTES, parse};
@@ -659,14 +659,5 @@ fn progress(slot: &mut Slot, moved: u32, durability: &Durability) -> Progress {
 /// list, for the dirty log; one that is done in part is cut in two.
 fn advance(slot: &mut Slot, moved: u32) {
     slot.done += moved;
-    let mut left = moved as usize;
-    while left > 0 {
-        let segment = slot.segments[slot.next];
-        if left < segment.len() {
-            slot.segments[slot.next] = segment.skip(left);
-            slot.segments.insert(slot.next, segment.take(left));
-        }
-        left -= left.min(segment.len());
-        slot.next += 1;
-    }
+    slot.next = cut_after(slot, moved as usize);
 }

@@ -74,8 +74,8 @@ pub(super) fn next_piece(slot: &mut Slot, wanted: u32) -> (&[Segment], u32) {
 
 /// Sees to it that a segment ends `bytes` after the slot's place in its data; returns the index of
 /// the one behind it.
-#[cold]
-fn cut_after(slot: &mut Slot, mut bytes: usize) -> usize {
+#[inline]
+pub(super) fn cut_after(slot: &mut Slot, mut bytes: usize) -> usize {
     let mut at = slot.next;
     while bytes > 0 {
         let segment = slot.segments[at];
