@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::host::net::{Frame, FrameReader, FrameSink, FrameSource};
+use crate::host::net::{Frame, FrameBurst, FrameReader, FrameSink, FrameSource};
 use crate::memory::GuestRam;
 use crate::ring::{Areas, RingFault};
 
@@ -66,6 +66,9 @@ pub(crate) trait GuestSource: VringEndpoint + FrameSource {
     fn backlog(&mut self, want: u16) -> u16;
     /// A frame's buffer was not accessible: the ring's driver broke it.
     fn latch(&mut self, fault: RingFault);
+    /// Drops a burst for the reason that the vring is disabled, unless frames of it are still on
+    /// their way. Returns how many frames.
+    fn discard(&mut self, burst: &mut FrameBurst) -> usize;
 }
 
 /// An RX vring: frames go to the guest.

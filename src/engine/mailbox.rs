@@ -42,7 +42,8 @@ pub(crate) enum Command {
     },
     /// Calls a stop off; whether it was not too late for that.
     Stay { slot: usize, reply: Sender<bool> },
-    /// A disabled vring is not processed in either direction.
+    /// A disabled vring is not processed in either direction; what lies on one that sends is
+    /// dropped after a while.
     Pause {
         slot: usize,
         paused: bool,

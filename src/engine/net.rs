@@ -148,6 +148,25 @@ impl<F: RingFormat> GuestSource for NetTx<F> {
     fn latch(&mut self, fault: RingFault) {
         self.vring.report(fault);
     }
+
+    fn discard(&mut self, burst: &mut FrameBurst) -> usize {
+        // Chains go back in order: what was sent off before comes first.
+        if self.handler.pending() > 0 {
+            return 0;
+        }
+        burst.clear();
+        burst.limit = BURST_FRAMES_MAX;
+        match self.handler.receive(&mut self.vring.vq, burst) {
+            Ok(0) => {}
+            Ok(_) => {
+                drop_all(&mut burst.frames, DropReason::Disabled);
+                self.handler.complete(&mut self.vring.vq, burst);
+                self.vring.publish();
+            }
+            Err(fault) => self.vring.report(fault),
+        }
+        burst.frames.len()
+    }
 }
 
 /// An RX vring: the guest receives.

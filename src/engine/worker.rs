@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -65,6 +65,8 @@ pub(crate) struct WorkerCx {
 struct Slot {
     endpoint: Option<Endpoint>,
     paused: bool,
+    /// When what a guest sends on it while it is paused begins to be dropped, until it has.
+    grace: Option<Instant>,
     /// What it is stopped for, and who waits for that.
     stopping: Option<(Leave, Sender<Stopped>)>,
     /// Whether it runs, for workers that send to it.
@@ -78,6 +80,13 @@ impl Slot {
 
     fn is_running(&self) -> bool {
         self.endpoint.is_some() && self.runs()
+    }
+
+    /// Disables (`true`) or enables it.
+    fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+        self.grace = paused.then(|| Instant::now() + disabled::GRACE);
+        self.tell();
     }
 
     /// Tells other workers whether it runs, after something has changed.
@@ -221,6 +230,8 @@ pub(crate) struct Worker {
     started: Vec<usize>,
     /// Slots with a disk, so that a turn does not look at the others.
     disks: Vec<usize>,
+    /// Slots with a paused vring on which a guest sends.
+    disabled: Vec<usize>,
     /// Slots whose vring puts calls to its driver off.
     putting_off: Vec<usize>,
     /// Slots whose vring has no kick fd.
@@ -287,6 +298,7 @@ impl Worker {
             ports: config.ports,
             started: Vec::new(),
             disks: Vec::new(),
+            disabled: Vec::new(),
             putting_off: Vec::new(),
             kickless: 0,
             cx: WorkerCx {
@@ -359,6 +371,9 @@ impl Worker {
                 work += disk.poll(&mut self.cx, budget);
             }
         }
+        if !self.disabled.is_empty() {
+            work += self.discard_disabled();
+        }
         let (mut finished, mut waits) = (0, false);
         if let Some(uring) = &mut self.cx.uring {
             finished = uring.enter();
@@ -391,6 +406,7 @@ impl Worker {
 
     /// Finds out which links have a turn, after vrings came, went, or were paused.
     fn find_live(&mut self) {
+        self.find_disabled();
         self.let_hosts_be();
         self.live.clear();
         let links = self.links.iter().enumerate();
@@ -426,8 +442,7 @@ impl Worker {
                     paused,
                     reply,
                 } => {
-                    self.slots.0[slot].paused = paused;
-                    self.slots.0[slot].tell();
+                    self.slots.0[slot].pause(paused);
                     let _ = reply.try_send(());
                 }
                 Command::Call { slot, fds, reply } => {
@@ -473,8 +488,7 @@ impl Worker {
         self.started.push(slot);
         let slot = &mut self.slots.0[slot];
         slot.endpoint = Some(endpoint);
-        slot.paused = paused;
-        slot.tell();
+        slot.pause(paused);
         Ok(())
     }
 
@@ -567,6 +581,7 @@ fn watch(epoll: &Epoll, fd: &impl std::os::fd::AsRawFd, how: EventSet) -> io::Re
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)
 }
 
+mod disabled;
 mod hosts;
 mod park;
 #[cfg(test)]

@@ -145,11 +145,13 @@ pub enum DropReason {
     /// A switch has no port for it: its station is where it came from, or nobody else is in its
     /// VLAN.
     NoPort,
+    /// Its sender's vring is disabled, and has been for a while.
+    Disabled,
 }
 
 impl DropReason {
     /// Number of reasons.
-    pub const COUNT: usize = 20;
+    pub const COUNT: usize = 21;
 
     /// All reasons with the names of their counters.
     pub const NAMES: [(DropReason, &'static str); DropReason::COUNT] = [
@@ -173,6 +175,7 @@ impl DropReason {
         (DropReason::Mtu, "drop_mtu"),
         (DropReason::Policed, "drop_policed"),
         (DropReason::NoPort, "drop_no_port"),
+        (DropReason::Disabled, "drop_disabled"),
     ];
 }
 

@@ -45,6 +45,8 @@ pub struct Port<D: Driver> {
     pub rings: Vec<RingMemory>,
     pub drivers: Vec<D>,
     pub started: Vec<u16>,
+    /// With one the device is told of what it wants to be told of; without it polls.
+    pub kick: Option<EventFd>,
 }
 
 impl<D: Driver> Port<D> {
@@ -65,6 +67,7 @@ impl<D: Driver> Port<D> {
             rings,
             drivers,
             started: Vec::new(),
+            kick: None,
         }
     }
 
@@ -102,7 +105,7 @@ impl<D: Driver> Port<D> {
                 base,
                 addr: self.addr(index),
                 ram: Arc::clone(&self.ram),
-                kick: None,
+                kick: self.kick.as_ref().map(|fd| fd.try_clone().unwrap()),
                 call: None,
                 err: err.map(|fd| fd.try_clone().unwrap()),
             })
@@ -133,7 +136,14 @@ impl<D: Driver> Port<D> {
             let buf = Buf::writable(Self::buffer(2 * pair, number), 2048);
             self.drivers[usize::from(2 * pair)].add(&[buf]).unwrap();
         }
-        self.drivers[usize::from(2 * pair)].publish();
+        self.publish(2 * pair);
+    }
+
+    fn publish(&mut self, index: u16) {
+        let wanted = self.drivers[usize::from(index)].publish();
+        if let Some(kick) = self.kick.as_ref().filter(|_| wanted) {
+            kick.write(1).unwrap();
+        }
     }
 
     /// Sends a frame from place `number`.
@@ -144,7 +154,7 @@ impl<D: Driver> Port<D> {
         let len = u32::try_from(HEADER + payload.len()).unwrap();
         let driver = &mut self.drivers[usize::from(index)];
         driver.add(&[Buf::readable(at, len)]).unwrap();
-        driver.publish();
+        self.publish(index);
     }
 
     /// The next frame received, from buffer `number`.

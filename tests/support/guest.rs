@@ -18,6 +18,8 @@ use super::tmp::TempDir;
 /// A boot takes about 5 s, a loaded machine a multiple.
 const BOOT: Duration = Duration::from_secs(90);
 const COMMAND: Duration = Duration::from_secs(60);
+/// How often a line is sent of which the guest gets a part.
+const LINE_TRIES: usize = 5;
 
 /// A disk of the guest.
 #[derive(Clone)]
@@ -312,11 +314,17 @@ impl Guest {
     }
 
     pub fn run_within(&mut self, line: &str, patience: Duration) -> (i32, String) {
-        self.shell
-            .write_all(format!("{line}\n").as_bytes())
-            .expect("the guest listens");
-        let (output, status) = self.read_until("VRINGD-DONE ", patience);
-        (status.trim().parse().expect("an exit status"), output)
+        let line = line.trim();
+        for _ in 0..LINE_TRIES {
+            self.shell
+                .write_all(format!("{} {line}\n", line.len()).as_bytes())
+                .expect("the guest listens");
+            let (output, status) = self.read_until("VRINGD-DONE ", patience);
+            if status.trim() != "AGAIN" {
+                return (status.trim().parse().expect("an exit status"), output);
+            }
+        }
+        panic!("the guest got no whole line in {LINE_TRIES} tries: {line}");
     }
 
     /// Runs a shell line that must succeed; returns its output, trimmed.
@@ -370,7 +378,7 @@ impl Guest {
     /// Reboots the machine from inside and waits until it is up again.
     pub fn reboot(&mut self) {
         self.shell
-            .write_all(b"reboot -f\n")
+            .write_all(b"9 reboot -f\n")
             .expect("the guest listens");
         self.read_until("VRINGD-READY", BOOT);
     }

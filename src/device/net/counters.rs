@@ -31,6 +31,7 @@ const TX_DROPS: [&str; DropReason::COUNT] = [
     "tx_drop_mtu",
     "tx_drop_policed",
     "tx_drop_no_port",
+    "tx_drop_disabled",
 ];
 
 /// Names of the drop counters of the receiving direction, in the same order.
@@ -55,6 +56,7 @@ const RX_DROPS: [&str; DropReason::COUNT] = [
     "rx_drop_mtu",
     "rx_drop_policed",
     "rx_drop_no_port",
+    "rx_drop_disabled",
 ];
 
 /// Bins for the sizes of frames, with the names that DPDK's virtio drivers give them.

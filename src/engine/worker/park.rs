@@ -56,10 +56,14 @@ impl Worker {
         }
     }
 
-    /// Sees to it that a sleep ends when some disk must be polled whatever comes. An alarm that was
-    /// set for an earlier sleep may still end this one: that does no harm.
+    /// Sees to it that a sleep ends when some disk must be polled whatever comes, or a disabled
+    /// vring keeps its frames no longer. An alarm that was set for an earlier sleep may still end
+    /// this one: that does no harm.
     fn set_alarm(&mut self) -> Armed {
-        let mut least: Option<Duration> = None;
+        let (armed, mut least) = self.arm_disabled();
+        if armed == Armed::Work {
+            return armed;
+        }
         for &slot in &self.disks {
             if let Some(wait) = self.slots.disk(slot).and_then(|disk| disk.wait()) {
                 least = Some(least.map_or(wait, |least| least.min(wait)));

@@ -27,6 +27,10 @@ pub const ALL: &[Promise] = &[
         "Queue pairs are switched on and off under load (`ethtool -L`)",
         &[
             "tests/guest.rs: queue_pairs_are_changed_under_load",
+            "tests/rings/disabled.rs: it_is_given_back_and_counted_on_one_worker \
+             it_is_given_back_and_counted_on_two_workers \
+             a_worker_that_sleeps_gives_it_back_split \
+             a_worker_that_sleeps_gives_it_back_packed",
             "tests/taps.rs: flows_come_to_the_pairs_that_are_enabled_split \
              flows_come_to_the_pairs_that_are_enabled_packed \
              what_waits_for_a_pair_that_is_left_is_counted",

@@ -1,0 +1,111 @@
+//! What a guest sends on a vring that is disabled: it gets its buffers back after a while, and each
+//! frame is counted. A guest that uses fewer queue pairs than before waits for those of the others.
+
+use vmm_sys_util::eventfd::EventFd;
+use vringd::engine::{IdlePolicy, LinkSpec, VringRunner};
+use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
+
+use crate::support::deadline::wait_until;
+
+use super::losses::{drops, one};
+use super::port::{Alone, PATIENCE, SIZE, model, payload};
+use super::wire::{ONE_WORKER, TWO_WORKERS, Wire};
+
+/// The other queue pair is not disturbed, and the disabled one goes on as if nothing had been.
+fn it_is_given_back_and_counted<D: Driver>(cores: [usize; 2]) {
+    let mut wire = Wire::<D>::new([2, 2], cores);
+    wire.start_all();
+    let [near, far] = &mut wire.ports;
+    for round in 1..=3 {
+        near.handle.pause(3, true).unwrap();
+        far.post(1, 4);
+        for number in 0..u64::from(SIZE) {
+            near.send(1, number, &payload(number, 200));
+        }
+        far.post(0, 4);
+        for number in 0..4 {
+            let bytes = payload(round + number, 300);
+            near.send(0, number, &bytes);
+            assert!(far.receive(0, number) == bytes, "{number}");
+            near.await_sent(0);
+        }
+        (0..SIZE).for_each(|_| near.await_sent(1));
+        let lost = round * u64::from(SIZE);
+        assert_eq!(drops(near, "tx"), one("disabled", lost));
+        near.handle.pause(3, false).unwrap();
+        for number in 0..4 {
+            let bytes = payload(round * number, 400);
+            near.send(1, number, &bytes);
+            assert!(far.receive(1, number) == bytes, "{number}");
+            near.await_sent(1);
+        }
+        assert_eq!(near.counter("tx_frames"), 8 * round);
+        assert_eq!(far.counter("rx_frames"), 8 * round);
+    }
+    assert_eq!(drops(far, "rx"), []);
+}
+
+/// On a vring that starts disabled, too; by a worker that sleeps without a bound, since every vring
+/// has a kick fd: the time that frames are kept wakes it, and after that a kick.
+fn a_worker_that_sleeps_gives_it_back<D: Driver>() {
+    let model = model("net0", 1);
+    let cores = &[1];
+    let mut alone = Alone::<D>::new(model, LinkSpec::Sink, cores, IdlePolicy::Interrupt);
+    let port = &mut alone.port;
+    port.kick = Some(EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap());
+    port.start(0);
+    port.start(1);
+    port.handle.pause(1, true).unwrap();
+    for number in 0..5 {
+        port.send(0, number, &payload(number, 100));
+    }
+    (0..5).for_each(|_| port.await_sent(0));
+    assert_eq!(drops(port, "tx"), one("disabled", 5));
+    let engine = alone.engine.as_ref().unwrap();
+    let slept = |name| {
+        engine.counters()[0]
+            .iter()
+            .find(|(n, _)| *n == name)
+            .unwrap()
+            .1
+    };
+    let mut before = 0;
+    for sent in 6..20 {
+        before = wait_until("it sleeps again", PATIENCE, || {
+            Some(slept("parks")).filter(|&parks| parks > before)
+        });
+        port.send(0, 0, &payload(sent, 100));
+        port.await_sent(0);
+        assert_eq!(drops(port, "tx"), one("disabled", sent));
+    }
+    assert_eq!(slept("bounded_parks"), 0);
+    port.handle.pause(1, false).unwrap();
+    port.send(0, 0, &payload(0, 100));
+    port.await_sent(0);
+    assert_eq!(port.counter("tx_drop_sink"), 1);
+    assert_eq!(port.counter("tx_drop_disabled"), 19);
+    port.stop(1);
+    port.stop(0);
+}
+
+#[test]
+fn it_is_given_back_and_counted_on_one_worker() {
+    it_is_given_back_and_counted::<SplitDriver>(ONE_WORKER);
+    it_is_given_back_and_counted::<PackedDriver>(ONE_WORKER);
+}
+
+#[test]
+fn it_is_given_back_and_counted_on_two_workers() {
+    it_is_given_back_and_counted::<SplitDriver>(TWO_WORKERS);
+    it_is_given_back_and_counted::<PackedDriver>(TWO_WORKERS);
+}
+
+#[test]
+fn a_worker_that_sleeps_gives_it_back_split() {
+    a_worker_that_sleeps_gives_it_back::<SplitDriver>();
+}
+
+#[test]
+fn a_worker_that_sleeps_gives_it_back_packed() {
+    a_worker_that_sleeps_gives_it_back::<PackedDriver>();
+}
