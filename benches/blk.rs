@@ -14,7 +14,8 @@
 //! the CPU time per request.
 //!
 //! Rows with an option of io_uring have vringd without it beside vringd with it, rows with
-//! `packed` split rings beside packed ones, and rows with `memcpy` a loop on core 1 that copies
+//! `packed` split rings beside packed ones, both of whose drivers write each request's descriptors
+//! anew as guests' do (`--rewrite`), and rows with `memcpy` a loop on core 1 that copies
 //! blocks at random, without a ring or a guest, in a table of their own.
 //!
 //! `scripts/bench blk [ROW…] [--pairs N] [--seconds S] [--dir PATH] [--write]`, where a ROW is part
@@ -456,8 +457,11 @@ fn run(peer: Peer, case: &Case, options: &Options, files: &Files) -> Rate {
         object_of(front_end().args(["--rw", "write", "--bs", "1m", "--loops", "1"]));
     }
     let queues = case.shared.map_or(1, |shared| shared.queues);
+    // Drivers of guests write descriptors anew in both formats.
+    let rewrite = (case.option == Some(PACKED)).then_some("--rewrite");
     let found = object_of(
         front_end()
+            .args(rewrite)
             .args(["--event-idx", "--rw", case.rw])
             .args(["--format", peer.format(case)])
             .args(["--queues", &queues.to_string(), "--threads", "1"])

@@ -167,9 +167,11 @@ mod tests {
         let pid = disk.daemon.pid();
         for line in [
             "--rw randwrite --iodepth 32 --size 256k --fsync 10",
+            "--rw randrw --iodepth 8 --size 256k --fsync 10 --rewrite",
             "--rw randrw --rwmixread 70 --iodepth 32 --queues 2 --format packed --size 1M",
             "--rw rw --iodepth 4 --queues 2 --threads 1 --bs 512 --event-idx --size 64k",
             "--rw randrw --iodepth 3 --bs 64k --chains indirect --offset 1M --format packed",
+            "--rw randrw --iodepth 5 --chains indirect --size 1M --rewrite --event-idx",
         ] {
             let report = disk.report(&format!("{line} --runtime 200ms --verify --pid {pid}"));
             let writes = count(&report, "write.requests");

@@ -186,6 +186,11 @@ struct BenchBlkArgs {
     #[arg(long, value_name = "KIND")]
     chains: Option<String>,
 
+    /// Write the descriptors of each request anew, as guests' drivers do; else a split ring keeps
+    /// them, which none of these does, and costs less
+    #[arg(long)]
+    rewrite: bool,
+
     /// Negotiate VIRTIO_F_EVENT_IDX
     #[arg(long)]
     event_idx: bool,
@@ -252,6 +257,7 @@ impl BenchBlkArgs {
             threads: self.threads,
             format: self.format,
             chains: self.chains,
+            rewrite: self.rewrite,
             event_idx: self.event_idx,
             ring_size: self.ring_size,
             runtime: self.runtime,
@@ -306,9 +312,9 @@ mod tests {
     #[test]
     fn bench_blk_passes_its_values_on_as_text() {
         let line = "vringd bench blk --socket /s --rw randrw --rwmixread 70 --bs 4k --iodepth 32 \
-                    --queues 2 --threads 1 --format packed --chains indirect --event-idx \
-                    --ring-size 256 --runtime 5 --loops 3 --ramp-time 1s --size 1G --offset 4k \
-                    --fsync 8 --verify --seed 9 --cpus-allowed 0,2 --pid 7 --json";
+                    --queues 2 --threads 1 --format packed --chains indirect --rewrite \
+                    --event-idx --ring-size 256 --runtime 5 --loops 3 --ramp-time 1s --size 1G \
+                    --offset 4k --fsync 8 --verify --seed 9 --cpus-allowed 0,2 --pid 7 --json";
         let some = |text: &str| Some(text.to_owned());
         let given = BenchBlkGiven {
             socket: PathBuf::from("/s"),
@@ -320,6 +326,7 @@ mod tests {
             threads: some("1"),
             format: some("packed"),
             chains: some("indirect"),
+            rewrite: true,
             event_idx: true,
             ring_size: some("256"),
             runtime: some("5"),

@@ -15,7 +15,7 @@ use crate::host::qcow2::{Qcow2Disk, Waker};
 use crate::host::ram::RamDisk;
 use crate::host::uring::UringDisk;
 use crate::memory::GuestRam;
-use crate::ring::{Areas, RingFault, RingFormat};
+use crate::ring::{Areas, RingFault, RingFormat, Virtqueue};
 use crate::sys::uring::Uring;
 
 use super::backing::Encryption;
@@ -157,9 +157,28 @@ impl EncryptedDisk {
     }
 }
 
-/// Requests that a disk which needs no device takes in a turn: all are answered at the end of it,
-/// so that the driver has something to do while we do the next.
-const AT_ONCE_BUDGET: usize = 16;
+/// Requests that a disk which needs no device takes in a turn: half of those that are there, since
+/// all are answered at the end of it and the driver needs something to do while we do the next; but
+/// these at least.
+const AT_ONCE_MIN: usize = 16;
+
+/// Requests that are looked for at most.
+const AT_ONCE_LOOK: u16 = 128;
+
+/// Descriptors of most requests, unless they have a table: header, data, status.
+const REQUEST_DESCS: u16 = 3;
+
+/// Requests to take from the ring of a disk that needs no device, after a turn with `last` begun
+/// and completed. After a small one the ring is not looked at: most of it is the driver's.
+#[inline]
+fn at_once<F: RingFormat>(vq: &mut Virtqueue<F>, last: usize) -> usize {
+    if last < 2 * AT_ONCE_MIN {
+        return AT_ONCE_MIN;
+    }
+    let each = if F::PACKED { REQUEST_DESCS } else { 1 };
+    let there = vq.backlog(AT_ONCE_LOOK * each) / each;
+    usize::from(there / 2).max(AT_ONCE_MIN)
+}
 
 /// An old memory table that requests in flight still point into.
 #[derive(Debug)]
@@ -180,6 +199,8 @@ pub(super) struct DiskQueue<F: RingFormat> {
     counters: Arc<VringCounters>,
     blk_counters: Arc<BlkCounters>,
     old_tables: Vec<OldTable>,
+    /// Requests begun and completed in the last turn.
+    last: usize,
 }
 
 impl<F: RingFormat> DiskQueue<F> {
@@ -200,6 +221,7 @@ impl<F: RingFormat> DiskQueue<F> {
             counters,
             blk_counters,
             old_tables,
+            last: 0,
         }
     }
 
@@ -221,7 +243,7 @@ impl<F: RingFormat> DiskQueue<F> {
     #[inline]
     fn run_plain(&mut self, cx: &mut WorkerCx, budget: usize) -> Result<usize, RingFault> {
         let (vq, scratch) = (&mut self.vring.vq, &mut cx.scratch);
-        let few = budget.min(AT_ONCE_BUDGET);
+        let few = budget.min(at_once(vq, self.last));
         match (&mut self.host, &mut cx.uring) {
             (HostDisk::Uring(disk), Some(ring)) => {
                 self.handler.poll(vq, &mut disk.lend(ring), scratch, budget)
@@ -369,6 +391,7 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
             self.vring.report(fault);
             0
         });
+        self.last = work;
         // What the host completed is answered on a broken ring too.
         if work > 0 || done.is_err() {
             self.vring.publish();

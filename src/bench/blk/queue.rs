@@ -78,6 +78,7 @@ pub(super) struct Queue<R> {
     block_bytes: u32,
     sectors: u64,
     chains: Chains,
+    rewrite: bool,
     in_flight: usize,
     /// FLUSH after so many writes; 0 is never.
     fsync: u32,
@@ -137,6 +138,7 @@ impl<R: LoadRing> Queue<R> {
             block_bytes: config.block_bytes,
             sectors: u64::from(config.block_bytes) / SECTOR_BYTES,
             chains: config.chains,
+            rewrite: config.rewrite,
             in_flight: 0,
             fsync: config.fsync.unwrap_or(0),
             unflushed: 0,
@@ -307,7 +309,7 @@ impl<R: LoadRing> Queue<R> {
         let Some((kind, mut block)) = self.next() else {
             return;
         };
-        if kind != self.slots[id].kind {
+        if self.rewrite || kind != self.slots[id].kind {
             self.arrange(id, kind);
         }
         if let Some(verify) = &mut self.verify {

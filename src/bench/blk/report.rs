@@ -142,6 +142,7 @@ impl Report {
             "threads": self.config.threads,
             "format": self.format(),
             "chains": self.chains(),
+            "rewrite": self.config.rewrite,
             "event_idx": self.config.event_idx,
             "ring_size": self.ring_size,
             "cpus_allowed": self.config.cores,
@@ -225,12 +226,13 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "queues    {} by {} threads, {} rings of {}, {} chains{}, {} pages",
+            "queues    {} by {} threads, {} rings of {}, {} chains{}{}, {} pages",
             config.queues,
             config.threads,
             self.format(),
             self.ring_size,
             self.chains(),
+            if config.rewrite { " written anew" } else { "" },
             if config.event_idx { ", event-idx" } else { "" },
             if self.huge_pages { "2 MiB" } else { "small" },
         )?;

@@ -31,6 +31,8 @@ pub struct BenchBlkGiven {
     pub format: Option<String>,
     /// `--chains`.
     pub chains: Option<String>,
+    /// `--rewrite`.
+    pub rewrite: bool,
     /// `--event-idx`.
     pub event_idx: bool,
     /// `--ring-size`.
@@ -80,6 +82,8 @@ pub struct BenchBlkConfig {
     pub packed: bool,
     /// How the descriptors of a request are passed.
     pub chains: Chains,
+    /// Write the descriptors of each request anew.
+    pub rewrite: bool,
     /// Negotiate VIRTIO_F_EVENT_IDX.
     pub event_idx: bool,
     /// Descriptors of each ring: a power of two.
@@ -200,6 +204,7 @@ pub fn load_bench_blk(
         .unwrap_or(queues),
         packed: flag("--format", given.format.as_ref(), packed)?.unwrap_or(false),
         chains: flag("--chains", given.chains.as_ref(), chains)?.unwrap_or(Chains::Direct),
+        rewrite: given.rewrite,
         event_idx: given.event_idx,
         ring_size: flag("--ring-size", given.ring_size.as_ref(), |text| {
             ring_size(text, false)
