@@ -16,7 +16,8 @@
 //! Rows with an option of io_uring have vringd without it beside vringd with it, rows with
 //! `packed` split rings beside packed ones, both of whose drivers write each request's descriptors
 //! anew as guests' do (`--rewrite`), and rows with `memcpy` a loop on core 1 that copies
-//! blocks at random, without a ring or a guest, in a table of their own.
+//! blocks at random, without a ring or a guest, while another thread polls on core 0; in a table of
+//! their own.
 //!
 //! `scripts/bench blk [ROW…] [--pairs N] [--seconds S] [--dir PATH] [--write]`, where a ROW is part
 //! of a row's name: `null`, `ram`, `tmpfs`, `disk`, `sqpoll`, or `"null randread 32"`. `--dir` is

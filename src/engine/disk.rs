@@ -162,22 +162,46 @@ impl EncryptedDisk {
 /// these at least.
 const AT_ONCE_MIN: usize = 16;
 
-/// Requests that are looked for at most.
+/// Requests that are looked for at most, in one of so many turns: what is looked at is taken away
+/// from the driver, which may be writing there.
 const AT_ONCE_LOOK: u16 = 128;
+const AT_ONCE_TURNS: u32 = 64;
 
 /// Descriptors of most requests, unless they have a table: header, data, status.
 const REQUEST_DESCS: u16 = 3;
 
-/// Requests to take from the ring of a disk that needs no device, after a turn with `last` begun
-/// and completed. After a small one the ring is not looked at: most of it is the driver's.
-#[inline]
-fn at_once<F: RingFormat>(vq: &mut Virtqueue<F>, last: usize) -> usize {
-    if last < 2 * AT_ONCE_MIN {
-        return AT_ONCE_MIN;
+/// How many requests a disk that needs no device takes in a turn.
+#[derive(Debug)]
+struct AtOnce {
+    budget: usize,
+    /// Turns until the ring is looked at.
+    rest: u32,
+}
+
+impl AtOnce {
+    const NEW: AtOnce = AtOnce {
+        budget: AT_ONCE_MIN,
+        rest: 0,
+    };
+
+    #[inline]
+    fn budget<F: RingFormat>(&mut self, vq: &mut Virtqueue<F>) -> usize {
+        if self.rest == 0 {
+            let each = if F::PACKED { REQUEST_DESCS } else { 1 };
+            let there = vq.backlog(AT_ONCE_LOOK * each) / each;
+            self.budget = usize::from(there / 2).max(AT_ONCE_MIN);
+            self.rest = AT_ONCE_TURNS;
+        }
+        self.budget
     }
-    let each = if F::PACKED { REQUEST_DESCS } else { 1 };
-    let there = vq.backlog(AT_ONCE_LOOK * each) / each;
-    usize::from(there / 2).max(AT_ONCE_MIN)
+
+    /// A turn has begun and completed `work` requests: after few, most of the ring is the driver's.
+    #[inline]
+    fn took(&mut self, work: usize) {
+        if work >= 2 * AT_ONCE_MIN {
+            self.rest = self.rest.saturating_sub(1);
+        }
+    }
 }
 
 /// An old memory table that requests in flight still point into.
@@ -199,8 +223,7 @@ pub(super) struct DiskQueue<F: RingFormat> {
     counters: Arc<VringCounters>,
     blk_counters: Arc<BlkCounters>,
     old_tables: Vec<OldTable>,
-    /// Requests begun and completed in the last turn.
-    last: usize,
+    at_once: AtOnce,
 }
 
 impl<F: RingFormat> DiskQueue<F> {
@@ -221,7 +244,7 @@ impl<F: RingFormat> DiskQueue<F> {
             counters,
             blk_counters,
             old_tables,
-            last: 0,
+            at_once: AtOnce::NEW,
         }
     }
 
@@ -243,7 +266,7 @@ impl<F: RingFormat> DiskQueue<F> {
     #[inline]
     fn run_plain(&mut self, cx: &mut WorkerCx, budget: usize) -> Result<usize, RingFault> {
         let (vq, scratch) = (&mut self.vring.vq, &mut cx.scratch);
-        let few = budget.min(at_once(vq, self.last));
+        let at_once = &mut self.at_once;
         match (&mut self.host, &mut cx.uring) {
             (HostDisk::Uring(disk), Some(ring)) => {
                 self.handler.poll(vq, &mut disk.lend(ring), scratch, budget)
@@ -260,8 +283,14 @@ impl<F: RingFormat> DiskQueue<F> {
             }
             // `attach` refuses a disk that needs a ring where there is none.
             (HostDisk::Uring(_) | HostDisk::Encrypted(_) | HostDisk::Qcow2(_), None) => Ok(0),
-            (HostDisk::Ram(disk), _) => self.handler.poll(vq, disk, scratch, few),
-            (HostDisk::Null(disk), _) => self.handler.poll(vq, disk, scratch, few),
+            (HostDisk::Ram(disk), _) => {
+                let few = budget.min(at_once.budget(vq));
+                self.handler.poll(vq, disk, scratch, few)
+            }
+            (HostDisk::Null(disk), _) => {
+                let few = budget.min(at_once.budget(vq));
+                self.handler.poll(vq, disk, scratch, few)
+            }
         }
     }
 
@@ -391,7 +420,7 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
             self.vring.report(fault);
             0
         });
-        self.last = work;
+        self.at_once.took(work);
         // What the host completed is answered on a broken ring too.
         if work > 0 || done.is_err() {
             self.vring.publish();
