@@ -104,6 +104,13 @@ impl HostDisk {
         }
     }
 
+    /// Before a driver is told what is done.
+    fn settle(&mut self) {
+        if let HostDisk::Ram(disk) = self {
+            disk.settle();
+        }
+    }
+
     /// Whether something is done that nothing but the next turn finds.
     fn has_done(&mut self) -> bool {
         match self {
@@ -423,6 +430,7 @@ impl<F: RingFormat> GuestDisk for DiskQueue<F> {
         self.at_once.took(work);
         // What the host completed is answered on a broken ring too.
         if work > 0 || done.is_err() {
+            self.host.settle();
             self.vring.publish();
             self.counters.in_flight.set(self.handler.in_flight() as u64);
             if !self.old_tables.is_empty() {

@@ -11,11 +11,17 @@ use super::blk::{BlkIo, BlkOp, Completion, Full, Token};
 /// the CPU sees coming. That of those behind it is asked for line by line during the copy before.
 const PREFETCH_BYTES: usize = 1024;
 
+/// What a disk of more bytes is written past the caches: no cache holds it, and each of its lines
+/// would be fetched to be overwritten.
+const CACHED_MAX: usize = 32 << 20;
+
 /// A copy that is to be made: few bytes are in a cache when it is asked for.
 #[derive(Debug, Clone, Copy)]
 struct Move {
     from: Segment,
     to: Segment,
+    /// It goes to the disk.
+    is_write: bool,
 }
 
 /// An operation that was submitted.
@@ -34,14 +40,28 @@ struct Submitted {
 pub struct RamDisk {
     store: Arc<Store>,
     submitted: VecDeque<Submitted>,
+    /// Whether it is written past the caches.
+    streams: bool,
+    /// Something was, and others need not see it yet.
+    unsettled: bool,
 }
 
 impl RamDisk {
     /// Access to `store` with at most `in_flight` operations between two reaps.
     pub fn new(store: Arc<Store>, in_flight: usize) -> RamDisk {
         RamDisk {
+            streams: store.bytes() > CACHED_MAX,
             store,
             submitted: VecDeque::with_capacity(in_flight),
+            unsettled: false,
+        }
+    }
+
+    /// Lets others see what was written; before the driver is told.
+    #[inline]
+    pub fn settle(&mut self) {
+        if core::mem::take(&mut self.unsettled) {
+            copy::settle();
         }
     }
 
@@ -55,6 +75,7 @@ impl RamDisk {
                 Some(Move {
                     from: stored,
                     to: to.take(len),
+                    is_write: false,
                 }),
                 len,
             ),
@@ -62,6 +83,7 @@ impl RamDisk {
                 Some(Move {
                     from: from.take(len),
                     to: stored,
+                    is_write: true,
                 }),
                 len,
             ),
@@ -89,7 +111,7 @@ impl BlkIo for RamDisk {
             } => (None, self.store.zero(offset, bytes as usize, unmap)),
         };
         if self.submitted.is_empty() {
-            left.inspect(Move::prefetch);
+            left.inspect(|moves| moves.prefetch(self.streams));
         }
         self.submitted.push_back(Submitted { token, left, bytes });
         Ok(())
@@ -100,6 +122,11 @@ impl BlkIo for RamDisk {
         let Submitted { token, left, bytes } = self.submitted.pop_front()?;
         if let Some(moves) = left {
             match self.submitted.front().and_then(|next| next.left) {
+                next if moves.is_write && self.streams => {
+                    let next = next.map_or(Segment::EMPTY, |next| next.from);
+                    self.unsettled = true;
+                    copy::one_past_caches(moves.from, moves.to, bytes, next)
+                }
                 Some(next) => copy::one_before(moves.from, moves.to, bytes, (next.from, next.to)),
                 None => copy::one(moves.from, moves.to, bytes),
             };
@@ -115,12 +142,87 @@ impl BlkIo for RamDisk {
 
 impl Move {
     #[inline]
-    fn prefetch(&self) {
+    fn prefetch(&self, streams: bool) {
         for at in (0..self.from.len().min(PREFETCH_BYTES)).step_by(64) {
             copy::prefetch_read(&self.from.skip(at));
         }
+        if streams && self.is_write {
+            return;
+        }
         for at in (0..self.to.len().min(PREFETCH_BYTES)).step_by(64) {
             copy::prefetch_write(&self.to.skip(at));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Access, GuestRam, Segments};
+
+    const BLOCK: usize = 4096;
+    const BLOCK_BYTES: u32 = 4096;
+
+    fn token(slot: u16) -> Token {
+        Token {
+            slot,
+            generation: 0,
+        }
+    }
+
+    /// Writes and reads of one burst, in order, whatever the disk is written with: a read sees the
+    /// write before it, also before anybody else would.
+    #[test]
+    fn a_burst_reads_what_it_wrote_on_small_and_large_disks() {
+        for bytes in [1 << 20, CACHED_MAX as u64 + (1 << 20)] {
+            let store = Arc::new(Store::new(bytes).unwrap());
+            let mut disk = RamDisk::new(Arc::clone(&store), 64);
+            assert_eq!(disk.streams, bytes > CACHED_MAX as u64);
+            let ram = GuestRam::for_test(&[(0, 0x10_0000)]);
+            let segment = |at: u64| {
+                let mut out = Segments::with_capacity(1);
+                ram.translate(at, BLOCK_BYTES, Access::Write, &mut out)
+                    .unwrap();
+                out.as_slice()[0]
+            };
+            let block = |number: u64| -> Vec<u8> {
+                (0..BLOCK as u64)
+                    .map(|at| (at * 7 + number * 31).to_le_bytes()[0])
+                    .collect()
+            };
+            // Sectors of 512 bytes: the place of a block need not be one of a page.
+            let place = |number: u64| 512 + number * 2 * BLOCK as u64;
+            for number in 0..16 {
+                let (out, back) = (
+                    segment(number * 8192 + 1),
+                    segment(0x8_0000 + number * 8192),
+                );
+                copy::write(&[out], 0, &block(number));
+                let (offset, durable) = (place(number), false);
+                let segments = &[out][..];
+                let op = BlkOp::Write {
+                    offset,
+                    segments,
+                    durable,
+                };
+                disk.submit(token(0), op).unwrap();
+                let segments = &[back][..];
+                disk.submit(token(1), BlkOp::Read { offset, segments })
+                    .unwrap();
+            }
+            while let Some(done) = disk.reap() {
+                assert_eq!(done.result, Ok(BLOCK_BYTES));
+            }
+            assert_eq!(disk.unsettled, disk.streams);
+            disk.settle();
+            assert!(!disk.unsettled);
+            for number in 0..16 {
+                let mut got = vec![0; BLOCK];
+                copy::read(&[segment(0x8_0000 + number * 8192)], 0, &mut got);
+                assert!(got == block(number), "{number} read, disk of {bytes}");
+                copy::read(&[store.segment(place(number), BLOCK)], 0, &mut got);
+                assert!(got == block(number), "{number} stored, disk of {bytes}");
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use core::ptr;
 
-use super::{Segment, prefetch};
+use super::{Segment, prefetch, stream};
 
 /// Copies guest bytes, beginning `skip` bytes into `from`, to `to`. Returns the bytes copied.
 #[inline]
@@ -111,6 +111,30 @@ pub fn one_before(
     let moved = lines * LINE;
     one(source.skip(moved), target.skip(moved), bytes - moved);
     bytes
+}
+
+/// As [`one`], past the caches, for a target that is in none and is not read soon; and fetches the
+/// memory that is copied `next` meanwhile. Other CPUs see it after [`settle`]. Source and target
+/// are memory of different owners.
+pub fn one_past_caches(source: Segment, target: Segment, bytes: usize, next: Segment) -> usize {
+    let bytes = bytes.min(source.len()).min(target.len());
+    for at in (0..bytes.min(next.len())).step_by(LINE) {
+        prefetch::for_read(next.base().wrapping_add(at));
+    }
+    let whole = target.base().addr().is_multiple_of(LINE);
+    let lines = if whole { bytes / LINE } else { 0 };
+    // SAFETY: both lie in mappings that the caller's `GuestRam` and `Store` hold, for at least
+    // `bytes`, and the target begins with a line.
+    unsafe { stream::lines(source.base(), target.base(), lines) };
+    let moved = lines * LINE;
+    one(source.skip(moved), target.skip(moved), bytes - moved);
+    bytes
+}
+
+/// Lets other CPUs see what was copied past the caches before all that is written from now on.
+#[inline]
+pub fn settle() {
+    stream::settle();
 }
 
 /// Copies up to `bytes` bytes from one guest's segments (from `from_skip` on) straight into
@@ -313,6 +337,36 @@ mod tests {
                     "{bytes} {next_from} {next_to}"
                 );
                 assert!(got[bytes..].iter().all(|&byte| byte == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_past_the_caches_is_the_same_copy() {
+        let ram = GuestRam::for_test(&[(0, 65536)]);
+        let segment = |at: u64, len: u32| {
+            let mut out = Segments::with_capacity(1);
+            ram.translate(at, len, Access::Write, &mut out).unwrap();
+            out.as_slice()[0]
+        };
+        let (all, next) = (segment(0, 65536), segment(40000, 300));
+        let data: Vec<u8> = (0..65536u32).map(|at| (at % 251) as u8).collect();
+        // Where the target is no whole line, or the source begins anywhere.
+        for to in [16384, 16384 + 64, 16384 + 16, 16384 + 1] {
+            for from in [0, 3, 64] {
+                for bytes in [0usize, 1, 63, 64, 65, 512, 4096, 5000] {
+                    write(&[all], 0, &data);
+                    let (source, target) = (segment(from, 5000), segment(to, 4999));
+                    let want = bytes.min(4999);
+                    assert_eq!(one_past_caches(source, target, bytes, next), want);
+                    settle();
+                    let [from, to] = [from, to].map(|at| usize::try_from(at).unwrap());
+                    let mut wanted = data.clone();
+                    wanted[to..to + want].copy_from_slice(&data[from..from + want]);
+                    let mut got = vec![0; 65536];
+                    assert_eq!(read(&[all], 0, &mut got), got.len());
+                    assert!(got == wanted, "{bytes} bytes from {from} to {to}");
+                }
             }
         }
     }

@@ -23,6 +23,7 @@ mod ram;
 mod region;
 mod segment;
 mod store;
+mod stream;
 mod torn;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod watch;

@@ -82,6 +82,11 @@ impl Store {
         Ok(())
     }
 
+    /// How many bytes there are now.
+    pub fn bytes(&self) -> usize {
+        self.len.load(Ordering::Acquire)
+    }
+
     /// The bytes from `offset` on, `len` at most; valid as long as the store.
     pub fn segment(&self, offset: u64, len: usize) -> Segment {
         let all = self.len.load(Ordering::Acquire);
