@@ -240,7 +240,8 @@ mod on_echo {
     ring_path!(path_09_split_in_order, 9, non_mergeable);
     ring_path!(path_10_packed_vectorized, 10, non_mergeable);
 
-    /// What DPDK's driver counts for a queue, we count under the same name, and the same number.
+    /// What DPDK's driver counts for a queue and a port, we count under the same name, and the same
+    /// number.
     fn counts_as_the_driver_does(number: u8) {
         let path = RingPath::number(number).unwrap();
         let echo = Echo::start("testpmd-xstats", 2);
@@ -275,7 +276,7 @@ mod on_echo {
             let mut value = words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
             value.next_back().map(|value| value.parse::<u64>().unwrap())
         };
-        let mut compared = 0;
+        let (mut compared, mut of_port) = (0, 0);
         for (name, value) in theirs {
             let kinds = [
                 "_size_",
@@ -288,7 +289,17 @@ mod on_echo {
                 assert_eq!(ours(&name), Some(value), "{name}");
                 compared += u32::from(value > 0);
             }
+            // Of the whole port.
+            if ["rx_good_", "tx_good_"]
+                .iter()
+                .any(|start| name.starts_with(start))
+            {
+                assert_eq!(ours(&name), Some(value), "{name}");
+                assert!(value > 0, "{name}");
+                of_port += 1;
+            }
         }
+        assert_eq!(of_port, 4, "frames and bytes, both ways");
         // Frames, bytes, groups, all, and seven of the eight bins, for two directions of two
         // queues; a queue may have missed a size.
         assert!(compared >= 4 * 10, "{compared}: {log}");

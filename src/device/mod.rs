@@ -113,7 +113,8 @@ pub trait DeviceModel: Send + Sync + core::fmt::Debug {
     }
     /// The counters by name, for the status line.
     fn counters(&self) -> Vec<(&'static str, u64)>;
-    /// The same for each queue that was in use, where there is more to say of them.
+    /// The same for the port and for each queue that was in use, where there is more to say of
+    /// them.
     fn queue_counters(&self) -> Vec<Vec<(String, u64)>> {
         Vec::new()
     }

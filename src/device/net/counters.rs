@@ -134,6 +134,15 @@ impl Direction {
         }
     }
 
+    /// Adds what another one has counted so far, for a sum that is told by name.
+    fn add_all(&self, other: &Direction) {
+        let to = self.sizes.iter().chain(&self.casts).chain(&self.drops);
+        let from = other.sizes.iter().chain(&other.casts).chain(&other.drops);
+        to.zip(from).for_each(|(to, from)| to.add(from.get()));
+        self.frames.add(other.frames());
+        self.bytes.add(other.bytes());
+    }
+
     /// Adds frames that were lost before they came to a vring. As [`Direction::add`].
     #[cold]
     pub fn add_lost(&self, reason: DropReason, count: usize) {
@@ -161,9 +170,10 @@ impl Direction {
     }
 
     /// All of them, by the names that DPDK has for a queue of this direction (`rx` or `tx`) and
-    /// number; our own names where it has none. Drops only where there were some.
-    fn named(&self, direction: &str, queue: usize, drops: &[&str]) -> Vec<(String, u64)> {
-        let count = |name: &str, value: u64| (format!("{direction}_q{queue}_{name}"), value);
+    /// number, or for a port; our own names where it has none. Drops only where there were some.
+    fn named(&self, direction: &str, queue: Option<usize>, drops: &[&str]) -> Vec<(String, u64)> {
+        let of = queue.map_or_else(String::new, |queue| format!("q{queue}_"));
+        let count = |name: &str, value: u64| (format!("{direction}_{of}{name}"), value);
         let mut all = vec![
             count("good_packets", self.frames()),
             count("good_bytes", self.bytes()),
@@ -234,18 +244,24 @@ impl NetCounters {
         self.pairs.get(usize::from(index))
     }
 
-    /// The counters of each queue pair that was ever in use, by name.
+    /// The sums over all queue pairs, and then the counters of each that was ever in use, by the
+    /// names that DPDK has.
     pub fn by_queue(&self) -> Vec<Vec<(String, u64)>> {
+        let named = |pair: &QueueCounters, queue| {
+            let mut all = pair.rx.named("rx", queue, &RX_DROPS);
+            all.extend(pair.tx.named("tx", queue, &TX_DROPS));
+            all
+        };
+        let port = QueueCounters::default();
+        for pair in &self.pairs {
+            port.rx.add_all(&pair.rx);
+            port.tx.add_all(&pair.tx);
+        }
         let used = |pair: &Arc<QueueCounters>| pair.rx.bursts.get() + pair.tx.bursts.get() > 0;
         let pairs = self.pairs.iter().enumerate();
-        pairs
-            .filter(|(_, pair)| used(pair))
-            .map(|(queue, pair)| {
-                let mut all = pair.rx.named("rx", queue, &RX_DROPS);
-                all.extend(pair.tx.named("tx", queue, &TX_DROPS));
-                all
-            })
-            .collect()
+        let pairs = pairs.filter(|(_, pair)| used(pair));
+        let pairs = pairs.map(|(queue, pair)| named(pair, Some(queue)));
+        core::iter::once(named(&port, None)).chain(pairs).collect()
     }
 
     /// The sums over all queue pairs, by name.
@@ -403,7 +419,7 @@ mod tests {
             direction.add(&tally);
         }
         assert_eq!(direction.sizes(), [4, 4, 4, 4, 4, 4, 4, 3]);
-        let named = direction.named("rx", 3, &RX_DROPS);
+        let named = direction.named("rx", Some(3), &RX_DROPS);
         let bins = named.iter().filter(|(name, _)| name.contains("size"));
         assert_eq!(
             bins.map(|(_, count)| count).sum::<u64>(),
@@ -414,15 +430,24 @@ mod tests {
     }
 
     #[test]
-    fn queues_that_were_never_used_are_not_listed() {
+    fn the_port_is_listed_and_queues_that_were_never_used_are_not() {
         let counters = NetCounters::new(3);
         let mut tally = Tally::default();
         tally.sent(100, Cast::Multicast);
         tally.dropped(DropReason::TooBig);
         counters.pair(1).unwrap().tx.add(&tally);
+        counters.pair(2).unwrap().tx.add(&tally);
         let queues = counters.by_queue();
-        assert_eq!(queues.len(), 1);
-        let of = |name: &str| queues[0].iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+        assert_eq!(queues.len(), 3);
+        let port = |name: &str| queues[0].iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+        assert_eq!(port("rx_good_packets"), Some(0));
+        assert_eq!(port("tx_good_packets"), Some(2));
+        assert_eq!(port("tx_good_bytes"), Some(200));
+        assert_eq!(port("tx_size_65_127_packets"), Some(2));
+        assert_eq!(port("tx_multicast_packets"), Some(2));
+        assert_eq!(port("tx_errors"), Some(2));
+        assert_eq!(port("tx_drop_too_big"), Some(2));
+        let of = |name: &str| queues[1].iter().find(|(n, _)| n == name).map(|(_, v)| *v);
         assert_eq!(of("rx_q1_good_packets"), Some(0));
         assert_eq!(of("tx_q1_good_bytes"), Some(100));
         assert_eq!(of("tx_q1_size_65_127_packets"), Some(1));
