@@ -127,7 +127,7 @@ impl BlkIo for RamDisk {
                     self.unsettled = true;
                     copy::one_past_caches(moves.from, moves.to, bytes, next)
                 }
-                Some(next) => copy::one_before(moves.from, moves.to, bytes, (next.from, next.to)),
+                Some(next) => copy::one_before(moves.from, moves.to, bytes, next.from),
                 None => copy::one(moves.from, moves.to, bytes),
             };
         }

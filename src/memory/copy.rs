@@ -86,22 +86,15 @@ pub fn one(source: Segment, target: Segment, bytes: usize) -> usize {
 /// A cache line, bytes.
 const LINE: usize = 64;
 
-/// As [`one`], and fetches the memory of the copy that comes `next` (from where, to where), a line
-/// of it with each line that is moved, at most as many. For memory that is in no cache: waiting for
-/// a line then takes the time in which others are moved. Where source and target overlap, what
-/// arrives is not what was there.
-pub fn one_before(
-    source: Segment,
-    target: Segment,
-    bytes: usize,
-    next: (Segment, Segment),
-) -> usize {
+/// As [`one`], and fetches the memory that is copied `next`, a line of it with each line that is
+/// moved, at most as many. For memory that is in no cache: waiting for a line then takes the time in
+/// which others are moved. Where source and target overlap, what arrives is not what was there.
+pub fn one_before(source: Segment, target: Segment, bytes: usize, next: Segment) -> usize {
     let bytes = bytes.min(source.len()).min(target.len());
-    let lines = bytes.min(next.0.len()).min(next.1.len()) / LINE;
+    let lines = bytes.min(next.len()) / LINE;
     for line in 0..lines {
         let at = line * LINE;
-        prefetch::for_read(next.0.base().wrapping_add(at));
-        prefetch::for_write(next.1.base().wrapping_add(at));
+        prefetch::for_later(next.base().wrapping_add(at));
         let from = source.base().wrapping_add(at).cast::<[u8; LINE]>();
         let to = target.base().wrapping_add(at).cast::<[u8; LINE]>();
         // SAFETY: both lie in mappings that the callers' `GuestRam`s hold, for at least `bytes`, of
@@ -119,7 +112,7 @@ pub fn one_before(
 pub fn one_past_caches(source: Segment, target: Segment, bytes: usize, next: Segment) -> usize {
     let bytes = bytes.min(source.len()).min(target.len());
     for at in (0..bytes.min(next.len())).step_by(LINE) {
-        prefetch::for_read(next.base().wrapping_add(at));
+        prefetch::for_later(next.base().wrapping_add(at));
     }
     let whole = target.base().addr().is_multiple_of(LINE);
     let lines = if whole { bytes / LINE } else { 0 };
@@ -324,18 +317,15 @@ mod tests {
         let data: Vec<u8> = (0..=255).cycle().take(700).collect();
         let segment = |at, len| cut(&ram, at, &[4096]).as_slice()[0].take(len);
         for bytes in [0, 1, 63, 64, 65, 200, 512, 700] {
-            for (next_from, next_to) in [(0, 4096), (64, 63), (4096, 4096), (100, 700)] {
+            for next in [0, 63, 64, 100, 700, 4096] {
                 write(&[segment(3, 700)], 0, &data);
                 let to = segment(8192, 900);
                 zero(&[to], 0, 900);
-                let next = (segment(16384, next_from), segment(32768, next_to));
-                assert_eq!(one_before(segment(3, 700), to, bytes, next), bytes);
+                let ahead = segment(16384, next);
+                assert_eq!(one_before(segment(3, 700), to, bytes, ahead), bytes);
                 let mut got = vec![0; 900];
                 read(&[to], 0, &mut got);
-                assert!(
-                    got[..bytes] == data[..bytes],
-                    "{bytes} {next_from} {next_to}"
-                );
+                assert!(got[..bytes] == data[..bytes], "{bytes} {next}");
                 assert!(got[bytes..].iter().all(|&byte| byte == 0));
             }
         }

@@ -13,6 +13,20 @@ pub(super) fn for_read(at: *const u8) {
     let _ = at;
 }
 
+/// Asks for the line at `at`, to read it some time later: it comes as far as the second cache, which
+/// can wait for more lines at once than the first.
+#[inline(always)]
+pub(super) fn for_later(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Asks for the line at `at`, to write it: it comes without a copy left elsewhere, so that the
 /// store need not ask a second time.
 #[inline(always)]
