@@ -87,8 +87,8 @@ pub fn one(source: Segment, target: Segment, bytes: usize) -> usize {
 const LINE: usize = 64;
 
 /// As [`one`], and fetches the memory that is copied `next`, a line of it with each line that is
-/// moved, at most as many. For memory that is in no cache: waiting for a line then takes the time in
-/// which others are moved. Where source and target overlap, what arrives is not what was there.
+/// moved, at most as many. For memory that is in no cache: waiting for a line then takes the time
+/// in which others are moved. Where source and target overlap, what arrives is not what was there.
 pub fn one_before(source: Segment, target: Segment, bytes: usize, next: Segment) -> usize {
     let bytes = bytes.min(source.len()).min(target.len());
     let lines = bytes.min(next.len()) / LINE;

@@ -13,8 +13,8 @@ pub(super) fn for_read(at: *const u8) {
     let _ = at;
 }
 
-/// Asks for the line at `at`, to read it some time later: it comes as far as the second cache, which
-/// can wait for more lines at once than the first.
+/// Asks for the line at `at`, to read it some time later: it comes as far as the second cache,
+/// which can wait for more lines at once than the first.
 #[inline(always)]
 pub(super) fn for_later(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
