@@ -357,6 +357,8 @@ impl<F: RingFormat> VringEndpoint for DiskQueue<F> {
     }
 
     fn detach(&mut self, cx: &mut WorkerCx) {
+        // Another core can't do it for us.
+        self.host.settle();
         self.retire(cx);
         for ram in self.tables() {
             self.host.unpin(cx.uring.as_mut(), ram);

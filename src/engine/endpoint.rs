@@ -69,6 +69,8 @@ pub(crate) trait GuestSource: VringEndpoint + FrameSource {
     /// Drops a burst for the reason that the vring is disabled, unless frames of it are still on
     /// their way. Returns how many frames.
     fn discard(&mut self, burst: &mut FrameBurst) -> usize;
+    /// Kicks on; whether `discard` would find a frame.
+    fn arm_discard(&mut self) -> bool;
 }
 
 /// An RX vring: frames go to the guest.

@@ -137,6 +137,8 @@ impl Link {
             _ => None,
         };
         let Some(turn) = turn else {
+            // Whoever waited for room is gone or disabled.
+            self.blocked = false;
             return 0;
         };
         self.batch.moved(turn.moved);

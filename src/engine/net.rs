@@ -157,15 +157,23 @@ impl<F: RingFormat> GuestSource for NetTx<F> {
         burst.clear();
         burst.limit = BURST_FRAMES_MAX;
         match self.handler.receive(&mut self.vring.vq, burst) {
-            Ok(0) => {}
-            Ok(_) => {
+            Ok(0) => 0,
+            Ok(count) => {
                 drop_all(&mut burst.frames, DropReason::Disabled);
                 self.handler.complete(&mut self.vring.vq, burst);
                 self.vring.publish();
+                count
             }
-            Err(fault) => self.vring.report(fault),
+            Err(fault) => {
+                self.vring.report(fault);
+                0
+            }
         }
-        burst.frames.len()
+    }
+
+    fn arm_discard(&mut self) -> bool {
+        // What is on its way wakes us when it is back.
+        self.handler.pending() == 0 && self.vring.set_kicks(true)
     }
 }
 

@@ -64,6 +64,8 @@ pub(crate) struct WorkerCx {
 #[derive(Debug, Default)]
 struct Slot {
     endpoint: Option<Endpoint>,
+    /// When it came.
+    since: Option<Instant>,
     paused: bool,
     /// When what a guest sends on it while it is paused begins to be dropped, until it has.
     grace: Option<Instant>,
@@ -130,6 +132,12 @@ impl Slots {
     /// Whether the vring in `slot` is there and runs.
     pub(crate) fn is_running(&self, slot: usize) -> bool {
         self.0[slot].is_running()
+    }
+
+    /// Whether the vring in `slot` has come within `span`.
+    pub(crate) fn is_new(&self, slot: usize, span: Duration) -> bool {
+        let since = self.0[slot].since;
+        since.is_some_and(|since| since.elapsed() < span)
     }
 
     /// Whether there is a vring in `slot`, even if it is paused or about to stop.
@@ -232,6 +240,8 @@ pub(crate) struct Worker {
     disks: Vec<usize>,
     /// Slots with a paused vring on which a guest sends.
     disabled: Vec<usize>,
+    /// Turns until they are looked at.
+    discard_in: u32,
     /// Slots whose vring puts calls to its driver off.
     putting_off: Vec<usize>,
     /// Slots whose vring has no kick fd.
@@ -299,6 +309,7 @@ impl Worker {
             started: Vec::new(),
             disks: Vec::new(),
             disabled: Vec::new(),
+            discard_in: 0,
             putting_off: Vec::new(),
             kickless: 0,
             cx: WorkerCx {
@@ -488,6 +499,7 @@ impl Worker {
         self.started.push(slot);
         let slot = &mut self.slots.0[slot];
         slot.endpoint = Some(endpoint);
+        slot.since = Some(Instant::now());
         slot.pause(paused);
         Ok(())
     }

@@ -40,9 +40,7 @@ struct Submitted {
 pub struct RamDisk {
     store: Arc<Store>,
     submitted: VecDeque<Submitted>,
-    /// Whether it is written past the caches.
-    streams: bool,
-    /// Something was, and others need not see it yet.
+    /// Something was written past the caches, and others need not see it yet.
     unsettled: bool,
 }
 
@@ -50,11 +48,15 @@ impl RamDisk {
     /// Access to `store` with at most `in_flight` operations between two reaps.
     pub fn new(store: Arc<Store>, in_flight: usize) -> RamDisk {
         RamDisk {
-            streams: store.bytes() > CACHED_MAX,
             store,
             submitted: VecDeque::with_capacity(in_flight),
             unsettled: false,
         }
+    }
+
+    /// Whether it is written past the caches.
+    fn streams(&self) -> bool {
+        self.store.bytes() > CACHED_MAX
     }
 
     /// Lets others see what was written; before the driver is told.
@@ -111,7 +113,7 @@ impl BlkIo for RamDisk {
             } => (None, self.store.zero(offset, bytes as usize, unmap)),
         };
         if self.submitted.is_empty() {
-            left.inspect(|moves| moves.prefetch(self.streams));
+            left.inspect(|moves| moves.prefetch(self.streams()));
         }
         self.submitted.push_back(Submitted { token, left, bytes });
         Ok(())
@@ -122,7 +124,7 @@ impl BlkIo for RamDisk {
         let Submitted { token, left, bytes } = self.submitted.pop_front()?;
         if let Some(moves) = left {
             match self.submitted.front().and_then(|next| next.left) {
-                next if moves.is_write && self.streams => {
+                next if moves.is_write && self.streams() => {
                     let next = next.map_or(Segment::EMPTY, |next| next.from);
                     self.unsettled = true;
                     copy::one_past_caches(moves.from, moves.to, bytes, next)
@@ -177,7 +179,7 @@ mod tests {
         for bytes in [1 << 20, CACHED_MAX as u64 + (1 << 20)] {
             let store = Arc::new(Store::new(bytes).unwrap());
             let mut disk = RamDisk::new(Arc::clone(&store), 64);
-            assert_eq!(disk.streams, bytes > CACHED_MAX as u64);
+            assert_eq!(disk.streams(), bytes > CACHED_MAX as u64);
             let ram = GuestRam::for_test(&[(0, 0x10_0000)]);
             let segment = |at: u64| {
                 let mut out = Segments::with_capacity(1);
@@ -213,7 +215,7 @@ mod tests {
             while let Some(done) = disk.reap() {
                 assert_eq!(done.result, Ok(BLOCK_BYTES));
             }
-            assert_eq!(disk.unsettled, disk.streams);
+            assert_eq!(disk.unsettled, disk.streams());
             disk.settle();
             assert!(!disk.unsettled);
             for number in 0..16 {

@@ -111,14 +111,21 @@ pub fn one_before(source: Segment, target: Segment, bytes: usize, next: Segment)
 /// are memory of different owners.
 pub fn one_past_caches(source: Segment, target: Segment, bytes: usize, next: Segment) -> usize {
     let bytes = bytes.min(source.len()).min(target.len());
-    for at in (0..bytes.min(next.len())).step_by(LINE) {
-        prefetch::for_later(next.base().wrapping_add(at));
-    }
     let whole = target.base().addr().is_multiple_of(LINE);
     let lines = if whole { bytes / LINE } else { 0 };
-    // SAFETY: both lie in mappings that the caller's `GuestRam` and `Store` hold, for at least
-    // `bytes`, and the target begins with a line.
-    unsafe { stream::lines(source.base(), target.base(), lines) };
+    for at in (0..lines).map(|line| line * LINE) {
+        if at < next.len() {
+            prefetch::for_later(next.base().wrapping_add(at));
+        }
+        // SAFETY: both lie in mappings that the caller's `GuestRam` and `Store` hold, for at least
+        // `bytes`, and the target begins with a line.
+        unsafe {
+            stream::line(
+                source.base().wrapping_add(at),
+                target.base().wrapping_add(at),
+            );
+        };
+    }
     let moved = lines * LINE;
     one(source.skip(moved), target.skip(moved), bytes - moved);
     bytes

@@ -5,45 +5,42 @@
 //! weakly ordered: other CPUs may see later ordinary ones first, unless [`settle`] comes between.
 
 /// Bytes of a line.
-pub(super) const LINE: usize = 64;
+#[cfg(not(target_arch = "x86_64"))]
+const LINE: usize = 64;
 
-/// Moves `lines` lines.
+/// Moves a line.
 ///
 /// # Safety
 /// As many bytes must be readable at `from` and writable at `to`, which is aligned to a line, and
 /// neither range may begin within the other.
-#[inline]
-pub(super) unsafe fn lines(from: *const u8, to: *mut u8, lines: usize) {
-    for line in 0..lines {
-        let at = line * LINE;
-        let (from, to) = (from.wrapping_add(at), to.wrapping_add(at));
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the caller vouches for both lines. Spelled out, so that for the language these
-        // are stores like any others, as they are for this CPU's own loads.
-        unsafe {
-            core::arch::asm!(
-                "movdqu {0}, [{from}]",
-                "movdqu {1}, [{from} + 16]",
-                "movdqu {2}, [{from} + 32]",
-                "movdqu {3}, [{from} + 48]",
-                "movntdq [{to}], {0}",
-                "movntdq [{to} + 16], {1}",
-                "movntdq [{to} + 32], {2}",
-                "movntdq [{to} + 48], {3}",
-                out(xmm_reg) _,
-                out(xmm_reg) _,
-                out(xmm_reg) _,
-                out(xmm_reg) _,
-                from = in(reg) from,
-                to = in(reg) to,
-                options(nostack, preserves_flags),
-            );
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        // SAFETY: the caller vouches for both lines.
-        unsafe {
-            core::ptr::copy(from, to, LINE);
-        }
+#[inline(always)]
+pub(super) unsafe fn line(from: *const u8, to: *mut u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller vouches for both lines. Spelled out, so that for the language these are
+    // stores like any others, as they are for this CPU's own loads.
+    unsafe {
+        core::arch::asm!(
+            "movdqu {0}, [{from}]",
+            "movdqu {1}, [{from} + 16]",
+            "movdqu {2}, [{from} + 32]",
+            "movdqu {3}, [{from} + 48]",
+            "movntdq [{to}], {0}",
+            "movntdq [{to} + 16], {1}",
+            "movntdq [{to} + 32], {2}",
+            "movntdq [{to} + 48], {3}",
+            out(xmm_reg) _,
+            out(xmm_reg) _,
+            out(xmm_reg) _,
+            out(xmm_reg) _,
+            from = in(reg) from,
+            to = in(reg) to,
+            options(nostack, preserves_flags),
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller vouches for both lines.
+    unsafe {
+        core::ptr::copy(from, to, LINE);
     }
 }
 

@@ -221,6 +221,13 @@ impl DiskFile {
     #[must_use]
     pub fn with_io(mut self, path: &Path, wanted: IoOptions) -> DiskFile {
         self.io = wanted;
+        if wanted.fixed_buffers {
+            tracing::warn!(
+                "{path:?}: fixed_buffers: guest memory is pinned; a guest that gives memory back \
+                 and takes it again (balloon, free page reporting, unplugging) loses what it reads \
+                 into it"
+            );
+        }
         if wanted.iopoll {
             let probed = if !self.direct || self.in_memory {
                 Err(io::Error::other("only with direct I/O"))

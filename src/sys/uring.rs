@@ -1,7 +1,8 @@
 //! `Uring`: one io_uring for all disks of a worker, made and used by the worker's thread alone.
 //!
 //! Several *clients* (disk queues) share the ring; completions are sorted back to them. Operations
-//! are queued by `submit`, and `enter` makes one system call for all of them. See io_uring(7).
+//! are queued by `submit`, and `enter` makes one system call for all that are queued; some go
+//! before, so that a device is not without work until then. See io_uring(7).
 //!
 //! The segments of an operation must stay mapped until its completion was reaped; the client's
 //! owner keeps the memory table that long. The lists of segments are copied into storage that

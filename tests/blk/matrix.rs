@@ -132,7 +132,7 @@ impl<D: Driver> Checked<D> {
     }
 
     /// `kind` is DISCARD or WRITE_ZEROES; the ranges together have `bytes` bytes.
-    fn ranges(&mut self, kind: u32, flags: u32, bytes: usize, framing: usize, align: usize) {
+    fn ranges(&mut self, [kind, flags]: [u32; 2], bytes: usize, how: (usize, bool), align: usize) {
         let blocks = bytes / align;
         let parts = [blocks / 2, blocks / 3, blocks - blocks / 2 - blocks / 3];
         let mut payload = Vec::new();
@@ -143,7 +143,7 @@ impl<D: Driver> Checked<D> {
             payload.extend(range((at / SECTOR) as u64, sectors, flags));
             places.push((at, bytes));
         }
-        let indirect = framing % 2 == 1;
+        let (framing, indirect) = how;
         let framing = &framings(payload.len(), 0, indirect)[framing];
         let answer = self.front.run_framed(kind, 0, &payload, 0, framing);
         let what = format!("{kind} {bytes} flags {flags} {framing:?}");
@@ -180,13 +180,10 @@ impl<D: Driver> Checked<D> {
             for framing in framings(bytes, 0, indirect) {
                 self.write(bytes, &framing, align);
             }
-            for (number, (kind, flags)) in [(DISCARD, 0), (WRITE_ZEROES, 0), (WRITE_ZEROES, 1)]
-                .into_iter()
-                .cycle()
-                .take(6)
-                .enumerate()
-            {
-                self.ranges(kind, flags, bytes, number, align);
+            for kind in [[DISCARD, 0], [WRITE_ZEROES, 0], [WRITE_ZEROES, 1]] {
+                for framing in 0..framings(0, 0, indirect).len() {
+                    self.ranges(kind, bytes, (framing, indirect), align);
+                }
             }
         }
         for framing in framings(0, 0, indirect) {

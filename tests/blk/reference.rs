@@ -195,7 +195,7 @@ fn request(number: usize) -> Request {
         29..33 => WRITE_ZEROES,
         33..36 => FLUSH,
         36..39 => GET_ID,
-        _ => [2, 14, 77, u32::MAX][usize::try_from(dice.below(4)).unwrap()],
+        _ => [2, 10, 14, 77, u32::MAX][usize::try_from(dice.below(5)).unwrap()],
     };
     // Now and then there is data in the direction that the request has no use for.
     let odd = dice.one_in(10);

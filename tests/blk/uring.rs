@@ -41,6 +41,11 @@ fn memory_comes_and_goes<D: Driver>() {
     let keys = format!("path={},fixed_buffers=true", path.display());
     let served = Served::start(dir, &keys);
     assert_eq!(pinned(&served.daemon), 0);
+    let said = served.daemon.log();
+    assert!(
+        said.contains("fixed_buffers: guest memory is pinned"),
+        "{said}"
+    );
     let mut front = served.open::<D>(0);
     let all = pinned(&served.daemon);
     assert!(all > 1024, "{all} KiB are pinned");

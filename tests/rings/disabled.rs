@@ -1,8 +1,10 @@
 //! What a guest sends on a vring that is disabled: it gets its buffers back after a while, and each
 //! frame is counted. A guest that uses fewer queue pairs than before waits for those of the others.
 
+use std::time::Duration;
+
 use vmm_sys_util::eventfd::EventFd;
-use vringd::engine::{IdlePolicy, LinkSpec, VringRunner};
+use vringd::engine::{Engine, IdlePolicy, LinkSpec, VringRunner};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
 use crate::support::deadline::wait_until;
@@ -10,6 +12,12 @@ use crate::support::deadline::wait_until;
 use super::losses::{drops, one};
 use super::port::{Alone, PATIENCE, SIZE, model, payload};
 use super::wire::{ONE_WORKER, TWO_WORKERS, Wire};
+
+/// Of the first worker.
+fn counted(engine: &Engine, name: &str) -> u64 {
+    let counters = engine.counters();
+    counters[0].iter().find(|(n, _)| *n == name).unwrap().1
+}
 
 /// The other queue pair is not disturbed, and the disabled one goes on as if nothing had been.
 fn it_is_given_back_and_counted<D: Driver>(cores: [usize; 2]) {
@@ -45,8 +53,8 @@ fn it_is_given_back_and_counted<D: Driver>(cores: [usize; 2]) {
     assert_eq!(drops(far, "rx"), []);
 }
 
-/// On a vring that starts disabled, too; by a worker that sleeps without a bound, since every vring
-/// has a kick fd: the time that frames are kept wakes it, and after that a kick.
+/// By a worker that sleeps without a bound, since every vring has a kick fd: the time that frames
+/// are kept wakes it, and after that a kick.
 fn a_worker_that_sleeps_gives_it_back<D: Driver>() {
     let model = model("net0", 1);
     let cores = &[1];
@@ -62,13 +70,8 @@ fn a_worker_that_sleeps_gives_it_back<D: Driver>() {
     (0..5).for_each(|_| port.await_sent(0));
     assert_eq!(drops(port, "tx"), one("disabled", 5));
     let engine = alone.engine.as_ref().unwrap();
-    let slept = |name| {
-        engine.counters()[0]
-            .iter()
-            .find(|(n, _)| *n == name)
-            .unwrap()
-            .1
-    };
+    let slept = |name| counted(engine, name);
+    assert!(slept("busy_turns") > 0, "a turn that drops is work");
     let mut before = 0;
     for sent in 6..20 {
         before = wait_until("it sleeps again", PATIENCE, || {
@@ -86,6 +89,42 @@ fn a_worker_that_sleeps_gives_it_back<D: Driver>() {
     assert_eq!(port.counter("tx_drop_disabled"), 19);
     port.stop(1);
     port.stop(0);
+}
+
+/// Frames waited for buffers when their vring was disabled, and then there are some: nothing is to
+/// be done, and the worker sleeps until it is told of something.
+fn a_worker_sleeps_though_frames_waited<D: Driver>() {
+    let mut alone = Alone::<D>::echo(1, &[1], IdlePolicy::Interrupt);
+    let port = &mut alone.port;
+    port.kick = Some(EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap());
+    port.start(0);
+    port.start(1);
+    port.send_burst(0, 5, |number| payload(number, 100));
+    let engine = alone.engine.as_ref().unwrap();
+    wait_until("it waits for buffers", PATIENCE, || {
+        (counted(engine, "parks") > 0).then_some(())
+    });
+    port.handle.pause(1, true).unwrap();
+    port.post(0, 1);
+    (0..5).for_each(|_| port.await_sent(0));
+    assert_eq!(drops(port, "tx"), one("disabled", 5));
+    wait_until("it sleeps on", PATIENCE, || {
+        let before = counted(engine, "parks");
+        std::thread::sleep(Duration::from_millis(20));
+        (counted(engine, "parks") == before).then_some(())
+    });
+    port.stop(1);
+    port.stop(0);
+}
+
+#[test]
+fn a_worker_sleeps_though_frames_waited_split() {
+    a_worker_sleeps_though_frames_waited::<SplitDriver>();
+}
+
+#[test]
+fn a_worker_sleeps_though_frames_waited_packed() {
+    a_worker_sleeps_though_frames_waited::<PackedDriver>();
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn request() -> impl Strategy<Value = Request> {
         2 => Just(FLUSH),
         2 => Just(GET_ID),
         3 => prop::sample::select(&[DISCARD, WRITE_ZEROES][..]),
-        1 => prop::sample::select(&[2u32, 14, 77, u32::MAX][..]),
+        1 => prop::sample::select(&[2u32, 10, 14, 77, u32::MAX][..]),
     ];
     let sectors = DISK as u64 / 512;
     let sector = prop_oneof![

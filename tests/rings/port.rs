@@ -148,13 +148,24 @@ impl<D: Driver> Port<D> {
 
     /// Sends a frame from place `number`.
     pub fn send(&mut self, pair: u16, number: u64, payload: &[u8]) {
+        self.put(pair, number, payload);
+        self.publish(2 * pair + 1);
+    }
+
+    /// Sends frames from places 0 to `count` all at once.
+    pub fn send_burst(&mut self, pair: u16, count: u64, payload: impl Fn(u64) -> Vec<u8>) {
+        (0..count).for_each(|number| self.put(pair, number, &payload(number)));
+        self.publish(2 * pair + 1);
+    }
+
+    /// Makes a frame ready that is sent with the next that is.
+    fn put(&mut self, pair: u16, number: u64, payload: &[u8]) {
         let (index, at) = (2 * pair + 1, Self::buffer(2 * pair + 1, number));
         write_guest(&self.ram, at, &[0; HEADER]);
         write_guest(&self.ram, at + HEADER as u64, payload);
         let len = u32::try_from(HEADER + payload.len()).unwrap();
         let driver = &mut self.drivers[usize::from(index)];
         driver.add(&[Buf::readable(at, len)]).unwrap();
-        self.publish(index);
     }
 
     /// The next frame received, from buffer `number`.

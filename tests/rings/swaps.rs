@@ -129,9 +129,7 @@ fn a_table_stays_until_the_last_frame_in_it_was_copied<D: Driver>() {
     let old = mapped_anew(near);
     let kept = Arc::downgrade(&old);
     near.handle.swap(1, old, near.addr(1)).unwrap();
-    near.handle.pause(1, true).unwrap();
-    (0..BURST).for_each(|number| near.send(0, number, &payload(number, 700)));
-    near.handle.pause(1, false).unwrap();
+    near.send_burst(0, BURST, |number| payload(number, 700));
     // Once the first has come, the others are on their way, or soon will be.
     far.post(0, 1);
     assert_eq!(far.receive(0, 0), payload(0, 700));

@@ -103,11 +103,7 @@ fn a_sender_goes<D: Driver>(cores: [usize; 2]) {
     let [near, far] = &mut wire.ports;
     far.post(0, 1);
     // All at once, so that some are on their way when the first has come.
-    near.handle.pause(1, true).unwrap();
-    for number in 0..SENT {
-        near.send(0, number, &payload(number, 200));
-    }
-    near.handle.pause(1, false).unwrap();
+    near.send_burst(0, SENT, |number| payload(number, 200));
     assert!(far.receive(0, 0) == payload(0, 200));
     let base = near.pull(1);
     let back = core::iter::from_fn(|| near.drivers[1].used()).count() as u64;

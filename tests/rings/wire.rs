@@ -7,6 +7,9 @@ use vringd::device::DeviceModel;
 use vringd::engine::{Engine, EngineOptions, IdlePolicy, LinkSpec, Member, Parts, VringRunner};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
+use crate::support::deadline::wait_until;
+
+use super::losses::drops;
 use super::port::{PATIENCE, Port, SIZE, fresh, model, payload};
 
 const HOLD: Duration = Duration::from_millis(2);
@@ -157,6 +160,40 @@ fn an_absent_receiver<D: Driver>(cores: [usize; 2]) {
     assert_eq!(wire.ports[0].counter("tx_drop_peer_down"), 3);
 }
 
+/// What is sent before the other end has come waits for it, in order and whole, if it comes soon.
+fn who_comes_first_waits<D: Driver>(cores: [usize; 2]) {
+    let mut wire = Wire::<D>::new([1, 1], cores);
+    for (first, second) in [(0, 1), (1, 0)] {
+        let engine = wire.engine.as_ref().unwrap();
+        let turns = || {
+            let all = engine.counters().concat();
+            let empty = all.iter().filter(|(name, _)| *name == "empty_turns");
+            empty.map(|(_, count)| count).sum::<u64>()
+        };
+        let [a, b] = &mut wire.ports;
+        let (early, late) = if first < second { (a, b) } else { (b, a) };
+        early.start(1);
+        let count = u64::from(SIZE);
+        for number in 0..count {
+            early.send(0, number, &payload(number, 200));
+        }
+        let before = turns();
+        wait_until("the workers look at it", PATIENCE, || {
+            (turns() > before + 10).then_some(())
+        });
+        late.start(0);
+        late.post(0, count);
+        for number in 0..count {
+            assert!(late.receive(0, number) == payload(number, 200), "{number}");
+            early.await_sent(0);
+        }
+        assert_eq!(drops(early, "tx"), []);
+        assert_eq!(drops(late, "rx"), []);
+        early.stop(1);
+        late.stop(0);
+    }
+}
+
 /// Four pairs against one, and pairs that stop under way: what is sent on any pair arrives.
 fn uneven_pairs<D: Driver>(cores: [usize; 2]) {
     let mut wire = Wire::<D>::new([4, 1], cores);
@@ -223,6 +260,7 @@ wires! {
     frames_cross
     a_full_receiver
     an_absent_receiver
+    who_comes_first_waits
     uneven_pairs
     a_stop_under_way
 }

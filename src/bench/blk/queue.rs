@@ -339,6 +339,9 @@ impl<R: LoadRing> Queue<R> {
         let id = self.slots.len() - 1;
         if !self.slots[id].busy {
             self.unflushed = 0;
+            if self.rewrite {
+                self.arrange(id, Kind::Flush);
+            }
             self.post(id, 0, now);
         }
     }

@@ -33,7 +33,7 @@ pub(super) fn answer_at_once<Q: ChainQueue>(
 /// expect the status byte among them. A request of a size that no driver makes is not worth the
 /// time: its length is 0.
 pub(super) fn blank(data: &[Segment]) -> u32 {
-    const WORTH_BYTES: usize = 1 << 20;
+    const WORTH_BYTES: usize = 2 << 20;
     let bytes: usize = data.iter().map(Segment::len).sum();
     if bytes > WORTH_BYTES {
         return 0;

@@ -1,6 +1,7 @@
 //! `Gate`: where the frames of one queue pair enter a fabric.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::host::net::{DropReason, FrameBurst, Verdict, decided};
 
@@ -12,6 +13,10 @@ use super::hub::Hub;
 use super::lane::{LANE_PARCELS, Lane, Parcel};
 use super::{Fabric, Hold, deliver, drop_waiting};
 
+/// How long the frames of a vring that has just come wait for the other end of a wire to come too:
+/// front-ends begin one after the other.
+const MEET_WITHIN: Duration = Duration::from_secs(1);
+
 /// The sink of a link whose source is a transmit vring.
 #[derive(Debug)]
 pub(crate) struct Gate {
@@ -22,6 +27,8 @@ pub(crate) struct Gate {
     /// Number of our worker.
     worker: usize,
     hold: Hold,
+    /// Frames wait for the other end to come.
+    awaits: bool,
     /// What it takes to send to other workers; `None` when all receivers are on ours.
     remote: Option<Remote>,
     /// What it takes to send to several ports; `None` on a wire.
@@ -70,6 +77,7 @@ impl Gate {
             pair,
             worker,
             hold: Hold::default(),
+            awaits: false,
             remote,
         }
     }
@@ -108,8 +116,14 @@ impl Gate {
             outlet.and_then(|outlet| slots.pair(from, outlet.slot))
         else {
             self.hold.over();
-            return drop_all(from, slots, burst);
+            self.awaits = slots.is_new(from, MEET_WITHIN);
+            return if self.awaits {
+                0
+            } else {
+                drop_all(from, slots, burst)
+            };
         };
+        self.awaits = false;
         burst.limit = batch.collect(source.as_mut());
         if source.receive(burst) == 0 {
             self.hold.over();
@@ -148,6 +162,11 @@ impl Gate {
         let Some(remote) = self.remote.as_mut().filter(|remote| remote.stuck.is_none()) else {
             return 0;
         };
+        let absent = self.fabric.outlet(1 - self.port, self.pair).is_none();
+        self.awaits = absent && slots.is_new(from, MEET_WITHIN);
+        if self.awaits {
+            return 0;
+        }
         let Some(source) = slots.source(from) else {
             return 0;
         };
@@ -263,6 +282,8 @@ impl Gate {
             room = !remote.free.is_empty();
         }
         match source.filter(|_| room).map(GuestSource::arm_source) {
+            // They are to go when their time is up, or when the other end has come.
+            Some(true) if self.awaits => Armed::Bounded,
             Some(true) => Armed::Work,
             _ => Armed::Sleep,
         }

@@ -13,6 +13,8 @@ use crate::engine::link::Armed;
 
 /// How long a disabled vring keeps its frames: no longer than TCP waits before it sends again.
 pub(super) const GRACE: Duration = Duration::from_millis(200);
+/// Turns of a worker that does not sleep before it looks again at disabled vrings that had nothing.
+const TURNS_BETWEEN: u32 = 64;
 
 impl Slot {
     /// The TX vring in it, if that is disabled and stays.
@@ -47,8 +49,12 @@ impl Worker {
         self.disabled.extend(disabled);
     }
 
-    /// Drops a burst of each of them. Returns the frames.
+    /// Drops a burst of each of them, if it is time to look. Returns the frames.
     pub(super) fn discard_disabled(&mut self) -> usize {
+        if self.discard_in > 0 {
+            self.discard_in -= 1;
+            return 0;
+        }
         let mut dropped = 0;
         for &at in &self.disabled {
             let slot = &mut self.slots.0[at];
@@ -58,6 +64,7 @@ impl Worker {
                 dropped += source.discard(&mut self.burst);
             }
         }
+        self.discard_in = if dropped > 0 { 0 } else { TURNS_BETWEEN };
         dropped
     }
 
@@ -70,7 +77,7 @@ impl Worker {
             let left = slot.grace();
             if !left.is_zero() {
                 least = Some(least.map_or(left, |least: Duration| least.min(left)));
-            } else if slot.disabled().is_some_and(GuestSource::arm_source) {
+            } else if slot.disabled().is_some_and(GuestSource::arm_discard) {
                 armed = Armed::Work;
             }
         }

@@ -32,6 +32,7 @@ impl Worker {
         }
         self.cx.mailbox.parking().awake();
         self.turns_awake = 0;
+        self.discard_in = 0;
         for &slot in &self.started {
             if let Some(endpoint) = &mut self.slots.0[slot].endpoint {
                 endpoint.vring().disarm();
