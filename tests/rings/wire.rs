@@ -162,7 +162,8 @@ fn an_absent_receiver<D: Driver>(cores: [usize; 2]) {
 
 /// What is sent before the other end has come waits for it, in order and whole, if it comes soon.
 fn who_comes_first_waits<D: Driver>(cores: [usize; 2]) {
-    let mut wire = Wire::<D>::new([1, 1], cores);
+    // Nothing is given up for want of buffers, which come later.
+    let mut wire = Wire::<D>::with_hold([1, 1], cores, Duration::from_secs(60));
     for (first, second) in [(0, 1), (1, 0)] {
         let engine = wire.engine.as_ref().unwrap();
         let turns = || {

@@ -253,6 +253,7 @@ pub const ALL: &[Promise] = &[
             "tests/testpmd.rs: echoes_64_and_1518_bytes_and_loses_none \
              brings_back_every_byte_in_order every_one_of_eight_queues_moves_frames \
              packed_rings_of_odd_size_lose_no_frame guest_memory_in_4_kib_pages_works_as_well",
+            "tests/rings/wire.rs: who_comes_first_waits",
         ],
     ),
     (
