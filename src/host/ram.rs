@@ -20,8 +20,8 @@ const CACHED_MAX: usize = 32 << 20;
 struct Move {
     from: Segment,
     to: Segment,
-    /// It goes to the disk.
-    is_write: bool,
+    /// It goes to a disk that no cache holds.
+    past_caches: bool,
 }
 
 /// An operation that was submitted.
@@ -77,7 +77,7 @@ impl RamDisk {
                 Some(Move {
                     from: stored,
                     to: to.take(len),
-                    is_write: false,
+                    past_caches: false,
                 }),
                 len,
             ),
@@ -85,7 +85,7 @@ impl RamDisk {
                 Some(Move {
                     from: from.take(len),
                     to: stored,
-                    is_write: true,
+                    past_caches: self.streams(),
                 }),
                 len,
             ),
@@ -113,7 +113,7 @@ impl BlkIo for RamDisk {
             } => (None, self.store.zero(offset, bytes as usize, unmap)),
         };
         if self.submitted.is_empty() {
-            left.inspect(|moves| moves.prefetch(self.streams()));
+            left.inspect(Move::prefetch);
         }
         self.submitted.push_back(Submitted { token, left, bytes });
         Ok(())
@@ -124,7 +124,7 @@ impl BlkIo for RamDisk {
         let Submitted { token, left, bytes } = self.submitted.pop_front()?;
         if let Some(moves) = left {
             match self.submitted.front().and_then(|next| next.left) {
-                next if moves.is_write && self.streams() => {
+                next if moves.past_caches => {
                     let next = next.map_or(Segment::EMPTY, |next| next.from);
                     self.unsettled = true;
                     copy::one_past_caches(moves.from, moves.to, bytes, next)
@@ -144,11 +144,11 @@ impl BlkIo for RamDisk {
 
 impl Move {
     #[inline]
-    fn prefetch(&self, streams: bool) {
+    fn prefetch(&self) {
         for at in (0..self.from.len().min(PREFETCH_BYTES)).step_by(64) {
             copy::prefetch_read(&self.from.skip(at));
         }
-        if streams && self.is_write {
+        if self.past_caches {
             return;
         }
         for at in (0..self.to.len().min(PREFETCH_BYTES)).step_by(64) {

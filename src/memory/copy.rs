@@ -84,7 +84,7 @@ pub fn one(source: Segment, target: Segment, bytes: usize) -> usize {
 }
 
 /// A cache line, bytes.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// As [`one`], and fetches the memory that is copied `next`, a line of it with each line that is
 /// moved, at most as many. For memory that is in no cache: waiting for a line then takes the time

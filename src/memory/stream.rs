@@ -4,10 +4,6 @@
 //! as a whole and past the caches is not fetched, and takes no other's place. Such stores are
 //! weakly ordered: other CPUs may see later ordinary ones first, unless [`settle`] comes between.
 
-/// Bytes of a line.
-#[cfg(not(target_arch = "x86_64"))]
-const LINE: usize = 64;
-
 /// Moves a line.
 ///
 /// # Safety
@@ -40,7 +36,7 @@ pub(super) unsafe fn line(from: *const u8, to: *mut u8) {
     #[cfg(not(target_arch = "x86_64"))]
     // SAFETY: the caller vouches for both lines.
     unsafe {
-        core::ptr::copy(from, to, LINE);
+        core::ptr::copy(from, to, super::copy::LINE);
     }
 }
 

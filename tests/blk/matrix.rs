@@ -25,6 +25,10 @@ const ALL: u64 = F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
 /// Data segments that drivers are told to stay below.
 const SEG_MAX: u32 = 126;
 
+/// Ranges of a request, and the bytes of each (VIRTIO 1.3 §5.2.6).
+const RANGES: usize = 3;
+const RANGE_BYTES: usize = 16;
+
 /// The ways in which a request with `out` and `data_in` bytes of data is cut up.
 fn framings(out: usize, data_in: usize, indirect: bool) -> Vec<Framing> {
     let (out, data_in) = (u32::try_from(out).unwrap(), u32::try_from(data_in).unwrap());
@@ -132,9 +136,9 @@ impl<D: Driver> Checked<D> {
     }
 
     /// `kind` is DISCARD or WRITE_ZEROES; the ranges together have `bytes` bytes.
-    fn ranges(&mut self, [kind, flags]: [u32; 2], bytes: usize, how: (usize, bool), align: usize) {
+    fn ranges(&mut self, [kind, flags]: [u32; 2], bytes: usize, framing: &Framing, align: usize) {
         let blocks = bytes / align;
-        let parts = [blocks / 2, blocks / 3, blocks - blocks / 2 - blocks / 3];
+        let parts: [usize; RANGES] = [blocks / 2, blocks / 3, blocks - blocks / 2 - blocks / 3];
         let mut payload = Vec::new();
         let mut places = Vec::new();
         for bytes in parts.map(|blocks| blocks * align) {
@@ -143,8 +147,6 @@ impl<D: Driver> Checked<D> {
             payload.extend(range((at / SECTOR) as u64, sectors, flags));
             places.push((at, bytes));
         }
-        let (framing, indirect) = how;
-        let framing = &framings(payload.len(), 0, indirect)[framing];
         let answer = self.front.run_framed(kind, 0, &payload, 0, framing);
         let what = format!("{kind} {bytes} flags {flags} {framing:?}");
         assert_eq!((answer.status, answer.used), (OK, 1), "{what}");
@@ -181,8 +183,8 @@ impl<D: Driver> Checked<D> {
                 self.write(bytes, &framing, align);
             }
             for kind in [[DISCARD, 0], [WRITE_ZEROES, 0], [WRITE_ZEROES, 1]] {
-                for framing in 0..framings(0, 0, indirect).len() {
-                    self.ranges(kind, bytes, (framing, indirect), align);
+                for framing in framings(RANGES * RANGE_BYTES, 0, indirect) {
+                    self.ranges(kind, bytes, &framing, align);
                 }
             }
         }

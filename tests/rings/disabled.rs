@@ -4,20 +4,14 @@
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
-use vringd::engine::{Engine, IdlePolicy, LinkSpec, VringRunner};
+use vringd::engine::{IdlePolicy, LinkSpec, VringRunner};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
 use crate::support::deadline::wait_until;
 
 use super::losses::{drops, one};
-use super::port::{Alone, PATIENCE, SIZE, model, payload};
+use super::port::{Alone, PATIENCE, SIZE, model, payload, workers_counted};
 use super::wire::{ONE_WORKER, TWO_WORKERS, Wire};
-
-/// Of the first worker.
-fn counted(engine: &Engine, name: &str) -> u64 {
-    let counters = engine.counters();
-    counters[0].iter().find(|(n, _)| *n == name).unwrap().1
-}
 
 /// The other queue pair is not disturbed, and the disabled one goes on as if nothing had been.
 fn it_is_given_back_and_counted<D: Driver>(cores: [usize; 2]) {
@@ -70,7 +64,7 @@ fn a_worker_that_sleeps_gives_it_back<D: Driver>() {
     (0..5).for_each(|_| port.await_sent(0));
     assert_eq!(drops(port, "tx"), one("disabled", 5));
     let engine = alone.engine.as_ref().unwrap();
-    let slept = |name| counted(engine, name);
+    let slept = |name| workers_counted(engine, name);
     assert!(slept("busy_turns") > 0, "a turn that drops is work");
     let mut before = 0;
     for sent in 6..20 {
@@ -102,16 +96,16 @@ fn a_worker_sleeps_though_frames_waited<D: Driver>() {
     port.send_burst(0, 5, |number| payload(number, 100));
     let engine = alone.engine.as_ref().unwrap();
     wait_until("it waits for buffers", PATIENCE, || {
-        (counted(engine, "parks") > 0).then_some(())
+        (workers_counted(engine, "parks") > 0).then_some(())
     });
     port.handle.pause(1, true).unwrap();
     port.post(0, 1);
     (0..5).for_each(|_| port.await_sent(0));
     assert_eq!(drops(port, "tx"), one("disabled", 5));
     wait_until("it sleeps on", PATIENCE, || {
-        let before = counted(engine, "parks");
+        let before = workers_counted(engine, "parks");
         std::thread::sleep(Duration::from_millis(20));
-        (counted(engine, "parks") == before).then_some(())
+        (workers_counted(engine, "parks") == before).then_some(())
     });
     port.stop(1);
     port.stop(0);

@@ -232,6 +232,13 @@ impl<D: Driver> Drop for Alone<D> {
     }
 }
 
+/// What the workers have counted by this name, all together.
+pub fn workers_counted(engine: &Engine, name: &str) -> u64 {
+    let counters = engine.counters().concat();
+    let of_name = counters.iter().filter(|(other, _)| *other == name);
+    of_name.map(|(_, count)| count).sum()
+}
+
 pub fn payload(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes as u64)
         .map(|at| (at.wrapping_mul(31) ^ seed.wrapping_mul(0x9e37)).to_le_bytes()[0])

@@ -10,7 +10,7 @@ use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 use crate::support::deadline::wait_until;
 
 use super::losses::drops;
-use super::port::{PATIENCE, Port, SIZE, fresh, model, payload};
+use super::port::{PATIENCE, Port, SIZE, fresh, model, payload, workers_counted};
 
 const HOLD: Duration = Duration::from_millis(2);
 
@@ -166,11 +166,7 @@ fn who_comes_first_waits<D: Driver>(cores: [usize; 2]) {
     let mut wire = Wire::<D>::with_hold([1, 1], cores, Duration::from_secs(60));
     for (first, second) in [(0, 1), (1, 0)] {
         let engine = wire.engine.as_ref().unwrap();
-        let turns = || {
-            let all = engine.counters().concat();
-            let empty = all.iter().filter(|(name, _)| *name == "empty_turns");
-            empty.map(|(_, count)| count).sum::<u64>()
-        };
+        let turns = || workers_counted(engine, "empty_turns");
         let [a, b] = &mut wire.ports;
         let (early, late) = if first < second { (a, b) } else { (b, a) };
         early.start(1);

@@ -159,14 +159,14 @@ impl Gate {
     fn poll_remote(&mut self, from: usize, slots: &mut Slots, batch: &mut Batch) -> usize {
         self.unstick(slots);
         self.complete(from, slots);
-        let Some(remote) = self.remote.as_mut().filter(|remote| remote.stuck.is_none()) else {
-            return 0;
-        };
-        let absent = self.fabric.outlet(1 - self.port, self.pair).is_none();
+        let absent = self.fabric.outlet(self.peer(), self.pair).is_none();
         self.awaits = absent && slots.is_new(from, MEET_WITHIN);
         if self.awaits {
             return 0;
         }
+        let Some(remote) = self.remote.as_mut().filter(|remote| remote.stuck.is_none()) else {
+            return 0;
+        };
         let Some(source) = slots.source(from) else {
             return 0;
         };
