@@ -266,8 +266,8 @@ mod tests {
         let port = |name, link| format!("name={name},socket={},{link}", socket(name));
         let nets = [
             ("e", "link=echo,queues=2"),
-            ("a", "link=wire:b"),
-            ("b", "link=wire:a"),
+            ("a", "link=wire:b,hold_us=50000"),
+            ("b", "link=wire:a,hold_us=50000"),
         ];
         let nets = nets.map(|(name, link)| port(name, link));
         let nets = nets.iter().flat_map(|net| ["--net", net.as_str()]);
@@ -372,7 +372,7 @@ mod tests {
     #[test]
     fn frames_go_there_and_back_between_two_ports() {
         for links in [
-            ["link=wire:b", "queues=2"],
+            ["link=wire:b,hold_us=50000", "queues=2"],
             ["link=switch:s", "link=switch:s"],
         ] {
             let directory = TempDir::new("bench");
