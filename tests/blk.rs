@@ -6,8 +6,8 @@
 //! io_uring; in `faults` the disk is sick, in `flush` the kernel loses what was written, in `hold`
 //! it is full or slow, in `resize` it grows and shrinks, in `qcow2` it is in an image, which is
 //! given up in `given_up`, in `locks` somebody else uses it, in `torn` the front-end's memory goes
-//! away, in `limits` it may do so much in a second, in `workers` its queues are served by two
-//! workers, in `queues` one of them waits.
+//! away, in `memory` the disk is there, in `limits` it may do so much in a second, in `workers` its
+//! queues are served by two workers, in `queues` one of them waits.
 
 mod support;
 
@@ -33,6 +33,7 @@ mod blk {
     mod limits;
     mod locks;
     mod matrix;
+    mod memory;
     mod qcow2;
     mod queues;
     mod reference;

@@ -106,8 +106,11 @@ impl HostDisk {
 
     /// Before a driver is told what is done.
     fn settle(&mut self) {
-        if let HostDisk::Ram(disk) = self {
-            disk.settle();
+        match self {
+            HostDisk::Ram(disk) => disk.settle(),
+            HostDisk::Uring(disk) => disk.settle(),
+            HostDisk::Encrypted(it) => it.disk.settle(),
+            HostDisk::Qcow2(_) | HostDisk::Null(_) => {}
         }
     }
 
@@ -276,7 +279,11 @@ impl<F: RingFormat> DiskQueue<F> {
         let at_once = &mut self.at_once;
         match (&mut self.host, &mut cx.uring) {
             (HostDisk::Uring(disk), Some(ring)) => {
-                self.handler.poll(vq, &mut disk.lend(ring), scratch, budget)
+                let few = match disk.is_in_memory() {
+                    true => budget.min(at_once.budget(vq)),
+                    false => budget,
+                };
+                self.handler.poll(vq, &mut disk.lend(ring), scratch, few)
             }
             (HostDisk::Encrypted(it), Some(ring)) => match &mut it.crypt {
                 Some(crypt) => {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blk;
+mod copies;
 pub mod crypt;
 pub mod fault;
 pub mod limit;

@@ -252,6 +252,18 @@ impl UringDisk {
         self.at_once.in_flight() > 0
     }
 
+    /// Whether most operations need no device.
+    #[inline]
+    pub fn is_in_memory(&self) -> bool {
+        self.disk.is_in_memory()
+    }
+
+    /// Lets others see what was written; before the driver is told.
+    #[inline]
+    pub fn settle(&mut self) {
+        self.at_once.settle();
+    }
+
     /// What is asked of the ring beside the usual.
     pub fn io(&self) -> IoOptions {
         self.disk.io()
@@ -528,7 +540,7 @@ impl BlkIo for Lent<'_> {
     fn submit(&mut self, token: Token, op: BlkOp<'_>) -> Result<(), Full> {
         let at = self.queue.attached.ok_or(Full)?;
         let queue = &mut *self.queue;
-        if queue.at_once.submit(queue.disk.file(), token, op) {
+        if queue.at_once.submit(&queue.disk, token, op) {
             return Ok(());
         }
         match op {
@@ -554,7 +566,7 @@ impl BlkIo for Lent<'_> {
     }
 
     fn reap(&mut self) -> Option<Completion> {
-        if let Some(completion) = self.queue.at_once.reap() {
+        if let Some(completion) = self.queue.at_once.reap(&self.queue.disk) {
             return Some(completion);
         }
         let (tag, result) = self.ring.reap(self.queue.attached?.client)?;

@@ -6,6 +6,7 @@
 //!   naturally aligned, by-value access with the orderings that the rings need.
 //! * [`Segment`] and [`Segments`] are translated buffers; [`copy`] moves bytes through them.
 //! * [`Bounce`] is a buffer of ours that is reached through a segment.
+//! * [`FileMap`] is a disk's file in memory, [`Store`] a disk in our own.
 //! * [`DirtyLog`] marks pages written while the guest migrates.
 //!
 //! No Rust reference to guest memory is ever formed: the guest may change any byte at any time.
@@ -15,6 +16,7 @@ mod area;
 mod bounce;
 pub mod copy;
 mod dirty;
+mod file_map;
 #[cfg(fuzzing)]
 pub mod meddle;
 mod node;
@@ -31,6 +33,7 @@ pub(crate) mod watch;
 pub use area::Area;
 pub use bounce::Bounce;
 pub use dirty::DirtyLog;
+pub use file_map::FileMap;
 pub use ram::{Access, GuestRam, MemoryError, RegionInfo, RegionSpec, Translate};
 #[cfg(any(test, fuzzing, feature = "testing"))]
 pub use region::memfd;

@@ -1,10 +1,11 @@
 //! Memory whose file has become shorter than what was mapped of it.
 //!
 //! Touching such a page raises SIGBUS, which would end the daemon, and with it every other guest.
-//! The handler puts zero pages in the place of the rest of that mapping, marks it, and shuts down
+//! The handler marks that mapping, puts zero pages in the place of the rest of it, and shuts down
 //! the connection of the front-end it came from, so that its session ends; whoever touched it goes
-//! on with zeros until then. The same happens where a hugetlbfs has no page left, and where the
-//! host's memory is broken. A SIGBUS anywhere else ends the process as before.
+//! on with zeros until then. A disk has no connection: what was moved is done again. The same
+//! happens where a hugetlbfs has no page left, and where the host's memory is broken. A SIGBUS
+//! anywhere else ends the process as before.
 //!
 //! A signal handler may take no lock and no memory: it reads a list whose members are never freed.
 
@@ -137,17 +138,16 @@ impl Watched {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let at = core::ptr::without_provenance_mut(pages.start);
-        // SAFETY: the range is the rest of a mapping of guest memory, which `forget` is called for
-        // before it is unmapped. All access to it tolerates that its bytes change.
-        let made = unsafe { libc::mmap(at, pages.len(), protection, flags, -1, 0) };
-        if made == libc::MAP_FAILED {
-            return false;
-        }
         self.busy.fetch_add(1, Ordering::SeqCst);
+        // First: who finds nothing here after an access has had a page of the file.
         self.is_torn.store(true, Ordering::SeqCst);
+        // SAFETY: the range is the rest of a mapping, of guest memory or of a disk, for which
+        // `forget` is called before it is unmapped. All access to it tolerates that its bytes
+        // change.
+        let made = unsafe { libc::mmap(at, pages.len(), protection, flags, -1, 0) };
         shut_down(self.socket.load(Ordering::SeqCst));
         self.busy.fetch_sub(1, Ordering::SeqCst);
-        true
+        made != libc::MAP_FAILED
     }
 }
 

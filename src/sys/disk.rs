@@ -7,6 +7,8 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::memory::FileMap;
+
 use super::lock::{LockError, lock};
 use super::uring::probe_iopoll;
 
@@ -100,6 +102,8 @@ pub struct DiskFile {
     /// The page cache is bypassed.
     direct: bool,
     in_memory: bool,
+    /// Of a file in memory that is a disk by itself.
+    map: Option<FileMap>,
     bytes: u64,
     mem_align: u32,
     offset_align: u32,
@@ -116,15 +120,30 @@ impl DiskFile {
     /// # Errors
     /// [`DiskError`] names the path and the reason.
     pub fn open(path: &Path, options: DiskOptions) -> Result<DiskFile, DiskError> {
-        let disk = DiskFile::open_image(path, options)?;
+        let mut disk = DiskFile::open_image(path, options)?;
         let (bytes, block_size) = (disk.bytes, options.block_size);
         let reason = match bytes {
             0 => DiskReason::Empty,
             _ if !bytes.is_multiple_of(block_size.into()) => DiskReason::Size { bytes, block_size },
-            _ => return Ok(disk),
+            _ => {
+                disk.map_in_memory(!options.read_only);
+                return Ok(disk);
+            }
         };
         let path = path.to_owned();
         Err(DiskError { path, reason })
+    }
+
+    fn map_in_memory(&mut self, writable: bool) {
+        let map = || FileMap::new(&self.file, self.bytes, writable);
+        let map = self.in_memory.then(map).transpose();
+        self.map = map.unwrap_or_else(|error| {
+            tracing::info!(
+                "{:?}: not mapped ({error}): read and written by calls",
+                self.path
+            );
+            None
+        });
     }
 
     /// Opens `path`, whose own size is not the size of a disk.
@@ -174,6 +193,7 @@ impl DiskFile {
             _locked: locked,
             direct,
             in_memory,
+            map: None,
             bytes,
             mem_align,
             offset_align,
@@ -277,6 +297,12 @@ impl DiskFile {
     /// Whether its file system keeps everything in memory.
     pub fn is_in_memory(&self) -> bool {
         self.in_memory
+    }
+
+    /// Its mapping, where it has one.
+    #[inline]
+    pub fn map(&self) -> Option<&FileMap> {
+        self.map.as_ref()
     }
 
     /// The file itself.

@@ -1,26 +1,28 @@
 //! A file in memory is read and written by the worker itself, before anything is submitted.
 //!
 //! A file system in memory (tmpfs) can't promise io_uring not to wait, so that each operation would
-//! be passed to a thread of the kernel and back. Hits in the page cache of other file systems are
-//! copied by io_uring itself at once: there nothing is gained (docs/decisions/0010).
-
-use std::collections::VecDeque;
-use std::fs::File;
+//! be passed to a thread of the kernel and back. What is known to have memory is copied from and to
+//! a mapping of the file; of the rest the kernel is asked. Hits in the page cache of other file
+//! systems are copied by io_uring itself at once: there nothing is gained (docs/decisions/0010).
 
 use crate::host::blk::{BlkOp, Completion, Token};
-use crate::memory::Segment;
+use crate::host::copies::Copies;
+use crate::memory::{FileMap, Segment};
+use crate::sys::disk::DiskFile;
 use crate::sys::rw;
+
+use super::EAGAIN;
 
 /// Bytes that a queue copies in a turn at most, so that the worker's other queues are not kept
 /// waiting by it. What is more goes the long way.
 const BYTES_PER_TURN: usize = 1 << 20;
 
-/// The operations of a queue that were done at once.
+/// The operations of a queue that are done at once.
 #[derive(Debug)]
 pub(super) struct AtOnce {
     /// Whether the file is in memory.
     in_memory: bool,
-    done: VecDeque<Completion>,
+    copies: Copies,
     /// Bytes that may still be copied in this turn.
     left: usize,
     moved: u64,
@@ -30,15 +32,15 @@ impl AtOnce {
     pub(super) fn new(in_memory: bool) -> AtOnce {
         AtOnce {
             in_memory,
-            done: VecDeque::new(),
+            copies: Copies::default(),
             left: BYTES_PER_TURN,
             moved: 0,
         }
     }
 
-    /// Room for `in_flight` completions.
+    /// Room for `in_flight` operations.
     pub(super) fn attach(&mut self, in_flight: usize) {
-        self.done.reserve(in_flight);
+        self.copies.reserve(in_flight);
     }
 
     #[inline]
@@ -54,44 +56,86 @@ impl AtOnce {
     /// Operations that were not reaped yet.
     #[inline]
     pub(super) fn in_flight(&self) -> usize {
-        self.done.len()
+        self.copies.in_flight()
     }
 
+    /// Lets others see what was written; before the driver is told.
     #[inline]
-    pub(super) fn reap(&mut self) -> Option<Completion> {
-        self.done.pop_front()
+    pub(super) fn settle(&mut self) {
+        self.copies.settle();
+    }
+
+    /// The next operation that is done.
+    #[inline]
+    pub(super) fn reap(&mut self, disk: &DiskFile) -> Option<Completion> {
+        let (mut completion, is_copy) = self.copies.reap()?;
+        // Part of the file was gone: the kernel says which.
+        if is_copy && disk.map().is_some_and(FileMap::is_torn) {
+            completion.result = Err(EAGAIN);
+        }
+        Some(completion)
     }
 
     /// Does `op`, or returns `false` where the ring has to.
     #[inline]
-    pub(super) fn submit(&mut self, file: &File, token: Token, op: BlkOp<'_>) -> bool {
+    pub(super) fn submit(&mut self, disk: &DiskFile, token: Token, op: BlkOp<'_>) -> bool {
         if !self.in_memory {
             return false;
         }
-        let result = match op {
-            BlkOp::Read { offset, segments } if self.may(segments) => {
-                rw::read(file, offset, segments)
+        match op {
+            BlkOp::Read { offset, segments } => {
+                let Some(bytes) = self.share(segments) else {
+                    return false;
+                };
+                match disk.map().and_then(|map| map.segment(offset, bytes)) {
+                    Some(stored) => self.copies.read(token, stored, segments),
+                    None => self.copies.done(token, read(disk, offset, segments)),
+                }
             }
             // Memory is as durable as it gets.
             BlkOp::Write {
                 offset, segments, ..
-            } if self.may(segments) => rw::write(file, offset, segments),
-            BlkOp::Flush => Ok(0),
-            _ => return false,
-        };
+            } => {
+                let Some(bytes) = self.share(segments) else {
+                    return false;
+                };
+                match disk.map().and_then(|map| map.segment(offset, bytes)) {
+                    Some(stored) => self.copies.write(token, stored, segments, disk.bytes()),
+                    None => self.copies.done(token, write(disk, offset, segments)),
+                }
+            }
+            BlkOp::Flush => self.copies.done(token, Ok(0)),
+            BlkOp::Discard { offset, bytes } | BlkOp::WriteZeroes { offset, bytes, .. } => {
+                disk.map().inspect(|map| map.forget(offset, bytes as usize));
+                return false;
+            }
+        }
         self.moved += 1;
-        self.done.push_back(Completion { token, result });
         true
     }
 
-    /// Whether so much may still be copied in this turn.
+    /// How many bytes these are, if so much may still be copied in this turn.
     #[inline]
-    fn may(&mut self, segments: &[Segment]) -> bool {
+    fn share(&mut self, segments: &[Segment]) -> Option<usize> {
         let bytes = segments.iter().map(Segment::len).sum();
-        let left = self.left.checked_sub(bytes);
-        self.left = left.unwrap_or(self.left);
-        left.is_some()
+        self.left = self.left.checked_sub(bytes)?;
+        Some(bytes)
     }
+}
+
+#[cold]
+fn read(disk: &DiskFile, offset: u64, segments: &[Segment]) -> Result<u32, i32> {
+    let done = rw::read(disk.file(), offset, segments)?;
+    disk.map()
+        .inspect(|map| map.read(disk.file(), offset, done as usize));
+    Ok(done)
+}
+
+#[cold]
+fn write(disk: &DiskFile, offset: u64, segments: &[Segment]) -> Result<u32, i32> {
+    let done = rw::write(disk.file(), offset, segments)?;
+    disk.map().inspect(|map| map.written(offset, done as usize));
+    Ok(done)
 }
 
 #[cfg(test)]

@@ -1,0 +1,368 @@
+//! `FileMap`: a file in memory (tmpfs), mapped, so that its blocks are moved without system calls.
+//!
+//! Touching a page that the file does not have would make one, so that reading a sparse disk would
+//! fill it. Therefore only what is known to have memory is handed out; of everything else the
+//! caller asks the kernel, and tells us what it learnt. Being wrong costs memory, never data:
+//! somebody else may punch a hole, and a page of zeros takes its place when it is touched.
+//!
+//! When somebody cuts the file, zeros stand in place of what is missing ([`super::torn`]), and
+//! whatever was moved since is to be done again, by the kernel.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::torn::{self, Watched};
+use super::{Segment, copy};
+
+/// What is known to have memory, or not, as one; no less than that of a page of the file.
+const PAGE: usize = 4096;
+/// Pages in a word of the marks.
+const WORD: usize = 64;
+/// Pages in a part of the marks: 128 MiB.
+const PART: usize = WORD * 512;
+/// Pages that the kernel maps when one of them is read.
+const AROUND: usize = 16;
+/// How many times its size at first the file can become and still be mapped as a whole, where
+/// there are so many addresses.
+const GROWTH: usize = 16;
+
+/// By page of a part, one bit: it has memory.
+type Marks = [AtomicU64; PART / WORD];
+
+/// A file that is mapped as a whole.
+#[derive(Debug)]
+pub struct FileMap {
+    base: *mut u8,
+    /// Bytes of the mapping, which reaches beyond the end of the file.
+    bytes: usize,
+    marks: Box<[OnceLock<Box<Marks>>]>,
+    watched: &'static Watched,
+}
+
+// SAFETY: the mapping is shared memory, of which only addresses are handed out; every access to it
+// tolerates concurrent change.
+unsafe impl Send for FileMap {}
+// SAFETY: as above; the marks are atomics.
+unsafe impl Sync for FileMap {}
+
+impl FileMap {
+    /// Maps `file`, now `bytes` long.
+    ///
+    /// # Errors
+    /// When the system says so.
+    pub fn new(file: &File, bytes: u64, writable: bool) -> io::Result<FileMap> {
+        let exact = usize::try_from(bytes)
+            .ok()
+            .and_then(|bytes| bytes.checked_next_multiple_of(PAGE))
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let protection = match writable {
+            true => libc::PROT_READ | libc::PROT_WRITE,
+            false => libc::PROT_READ,
+        };
+        let map = |bytes: usize| {
+            let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+            let fd = file.as_raw_fd();
+            // SAFETY: a new mapping, at an address that the kernel chooses.
+            let at = unsafe { libc::mmap(core::ptr::null_mut(), bytes, protection, flags, fd, 0) };
+            match at == libc::MAP_FAILED {
+                true => Err(io::Error::last_os_error()),
+                false => Ok((at.cast::<u8>(), bytes)),
+            }
+        };
+        let grown = exact.checked_mul(GROWTH).map(map).and_then(Result::ok);
+        let (base, bytes) = grown.map_or_else(|| map(exact), Ok)?;
+        // SAFETY: advice about the mapping just made. A disk is no use in a core dump of ours.
+        unsafe { libc::madvise(base.cast(), bytes, libc::MADV_DONTDUMP) };
+        let parts = bytes.div_ceil(PART * PAGE);
+        Ok(FileMap {
+            base,
+            bytes,
+            marks: (0..parts).map(|_| OnceLock::new()).collect(),
+            watched: torn::watch(base, bytes, PAGE),
+        })
+    }
+
+    /// The `len` bytes from `offset` on, valid as long as the mapping; `None` where the kernel has
+    /// to be asked.
+    #[inline]
+    pub fn segment(&self, offset: u64, len: usize) -> Option<Segment> {
+        let offset = usize::try_from(offset).ok()?;
+        let end = offset.checked_add(len).filter(|end| *end <= self.bytes)?;
+        if len == 0 || self.is_torn() {
+            return None;
+        }
+        let has_memory = (offset / PAGE..=(end - 1) / PAGE).all(|page| self.is_marked(page));
+        has_memory.then(|| Segment::new(self.base.wrapping_add(offset), len))
+    }
+
+    /// Whether a part of the file was missing when it was touched: what was moved from or to any
+    /// of it since is to be done again.
+    #[inline]
+    pub fn is_torn(&self) -> bool {
+        // After the bytes before it were moved. They went to a page that the handler has put there
+        // only if it had set the flag before; changing a mapping interrupts every x86 CPU that
+        // uses it, so that no load stays ahead of it.
+        match cfg!(target_arch = "x86_64") {
+            true => core::sync::atomic::compiler_fence(Ordering::SeqCst),
+            false => core::sync::atomic::fence(Ordering::SeqCst),
+        }
+        self.watched.is_torn()
+    }
+
+    /// The kernel has written `len` bytes at `offset`: they have memory.
+    pub fn written(&self, offset: u64, len: usize) {
+        for page in self.pages(offset, len) {
+            if !self.is_marked(page) && !self.mark_around(page) {
+                self.mark(page);
+            }
+        }
+    }
+
+    /// The kernel has read `len` bytes of `file`, the one that is mapped, at `offset`: what of them
+    /// has memory is looked up.
+    pub fn read(&self, file: &File, offset: u64, len: usize) {
+        for page in self.pages(offset, len) {
+            let is_new = !self.is_marked(page) && has_data(file, page);
+            if is_new && !self.mark_around(page) {
+                self.mark(page);
+            }
+        }
+    }
+
+    /// `len` bytes at `offset` are about to lose their memory.
+    pub fn forget(&self, offset: u64, len: usize) {
+        for page in self.pages(offset, len) {
+            if let Some(marks) = self.marks[page / PART].get() {
+                marks[page % PART / WORD].fetch_and(!bit(page), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The pages of a range, as far as they are mapped.
+    fn pages(&self, offset: u64, len: usize) -> core::ops::Range<usize> {
+        let offset = usize::try_from(offset).map_or(self.bytes, |at| at.min(self.bytes));
+        offset / PAGE..(offset + len.min(self.bytes - offset)).div_ceil(PAGE)
+    }
+
+    #[inline]
+    fn is_marked(&self, page: usize) -> bool {
+        let marks = self.marks[page / PART].get();
+        marks
+            .is_some_and(|marks| marks[page % PART / WORD].load(Ordering::Relaxed) & bit(page) != 0)
+    }
+
+    fn mark(&self, page: usize) {
+        self.marks(page).fetch_or(bit(page), Ordering::Relaxed);
+        self.fault_in(page);
+    }
+
+    /// Marks all pages that share a word with `page`, if all of them are in memory.
+    fn mark_around(&self, page: usize) -> bool {
+        let first = page / WORD * WORD;
+        // Of a file that is not ours to write the kernel says that all of it is in memory, what is
+        // behind its end as well.
+        let last = self.bytes / PAGE - 1;
+        if !self.are_cached(first, WORD) || self.are_cached(last, 1) {
+            return false;
+        }
+        self.marks(page).store(u64::MAX, Ordering::Relaxed);
+        (first..first + WORD)
+            .step_by(AROUND)
+            .for_each(|page| self.fault_in(page));
+        true
+    }
+
+    /// Whether `count` pages from `first` on, at most [`WORD`], are all in memory.
+    fn are_cached(&self, first: usize, count: usize) -> bool {
+        let bytes = count * PAGE;
+        if first * PAGE + bytes > self.bytes {
+            return false;
+        }
+        let mut told = [0u8; WORD];
+        let at = self.base.wrapping_add(first * PAGE).cast();
+        // SAFETY: the range lies in our mapping, and there is a byte for each of its pages.
+        let answer = unsafe { libc::mincore(at, bytes, told.as_mut_ptr()) };
+        answer == 0 && told[..count].iter().all(|page| page & 1 != 0)
+    }
+
+    /// The word of `page`.
+    fn marks(&self, page: usize) -> &AtomicU64 {
+        let new = || Box::new([const { AtomicU64::new(0) }; PART / WORD]);
+        &self.marks[page / PART].get_or_init(new)[page % PART / WORD]
+    }
+
+    /// Has the kernel map `page`. It maps what there is around a page that is read, for writing
+    /// too, and a page alone when it is written.
+    fn fault_in(&self, page: usize) {
+        let first = Segment::new(self.base.wrapping_add(page * PAGE), PAGE);
+        core::hint::black_box(copy::first_word(&first));
+    }
+}
+
+impl Drop for FileMap {
+    fn drop(&mut self) {
+        // Before it is unmapped.
+        self.watched.forget();
+        // SAFETY: the mapping that `new` made, whoever has mended it; nobody has a segment of it.
+        unsafe { libc::munmap(self.base.cast(), self.bytes) };
+    }
+}
+
+fn bit(page: usize) -> u64 {
+    1 << (page % WORD)
+}
+
+/// Whether `file` has memory for `page`.
+fn has_data(file: &File, page: usize) -> bool {
+    let Ok(at) = libc::off_t::try_from(page * PAGE) else {
+        return false;
+    };
+    // SAFETY: no memory is passed. Nobody uses the offset of the file.
+    unsafe { libc::lseek(file.as_raw_fd(), at, libc::SEEK_DATA) == at }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+
+    use super::super::memfd;
+    use super::*;
+
+    const BYTES: u64 = 64 * PAGE as u64;
+
+    fn page(number: usize) -> u64 {
+        (number * PAGE) as u64
+    }
+
+    #[test]
+    fn only_what_has_memory_is_handed_out() {
+        let file = memfd(BYTES).unwrap();
+        file.write_all_at(&[7; 2 * PAGE], page(4)).unwrap();
+        let map = FileMap::new(&file, BYTES, true).unwrap();
+        assert!(map.segment(page(4), 10).is_none(), "nothing is known");
+        // Both sides of it are holes.
+        map.read(&file, page(3), 4 * PAGE);
+        for (at, len, there) in [
+            (page(4), 2 * PAGE, true),
+            (page(4) + 100, PAGE, true),
+            (page(5), PAGE, true),
+            (page(5), PAGE + 1, false),
+            (page(4) - 1, 2, false),
+            (page(6), 1, false),
+            (page(4), 0, false),
+            (u64::MAX, 1, false),
+            (u64::MAX - 100, usize::MAX, false),
+        ] {
+            let segment = map.segment(at, len);
+            assert_eq!(
+                segment.map(|it| it.len()),
+                there.then_some(len),
+                "{at}+{len}"
+            );
+        }
+        let mut got = [0; 3];
+        copy::read(&[map.segment(page(5), 3).unwrap()], 0, &mut got);
+        assert_eq!(got, [7; 3]);
+        // A write makes memory for every page that it touches.
+        file.write_all_at(&[8; PAGE], page(8) + 1).unwrap();
+        map.written(page(8) + 1, PAGE);
+        let both = map.segment(page(8), 2 * PAGE).unwrap();
+        copy::write(&[both], 1, b"xy");
+        let mut got = [0; 4];
+        file.read_exact_at(&mut got, page(8)).unwrap();
+        assert_eq!(got, [0, b'x', b'y', 8]);
+        map.forget(page(9), 1);
+        assert!(map.segment(page(8), 2 * PAGE).is_none());
+        assert!(map.segment(page(8), PAGE).is_some());
+        let blocks = file.metadata().unwrap().blocks();
+        assert_eq!(blocks, 4 * 8, "and no page was made");
+    }
+
+    #[test]
+    fn neighbours_are_known_when_all_of_them_have_memory() {
+        let file = memfd(4 * WORD as u64 * PAGE as u64).unwrap();
+        let map = FileMap::new(&file, 4 * WORD as u64 * PAGE as u64, true).unwrap();
+        file.write_all_at(&[7; 2 * WORD * PAGE], page(WORD))
+            .unwrap();
+        file.write_all_at(&[7; PAGE], page(3 * WORD)).unwrap();
+        for at in [WORD, 2 * WORD + 5, 3 * WORD] {
+            map.read(&file, page(at), PAGE);
+        }
+        assert!(map.segment(page(3 * WORD), PAGE).is_some());
+        assert!(map.segment(page(WORD) - 1, 1).is_none());
+        assert!(map.segment(page(3 * WORD + 1), 1).is_none(), "a hole");
+        assert!(map.segment(page(WORD), 2 * WORD * PAGE).is_some());
+        let blocks = file.metadata().unwrap().blocks();
+        assert_eq!(blocks, (2 * WORD as u64 + 1) * 8, "and no page was made");
+    }
+
+    #[test]
+    fn nothing_is_taken_for_known_of_which_the_kernel_tells_nothing() {
+        // Of root, to be read by all.
+        let file = memfd(BYTES).unwrap();
+        let mode = std::fs::Permissions::from_mode(0o444);
+        file.set_permissions(mode).unwrap();
+        file.write_all_at(&[7; PAGE], page(4)).unwrap();
+        let map = FileMap::new(&file, BYTES, false).unwrap();
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                // SAFETY: no memory is passed; this thread alone becomes somebody else.
+                unsafe { libc::syscall(libc::SYS_setfsuid, 65534) };
+                let pretends = map.are_cached(0, WORD);
+                map.read(&file, page(4), PAGE);
+                // SAFETY: no memory is passed.
+                let is_root = unsafe { libc::geteuid() } == 0;
+                assert!(
+                    pretends || !is_root,
+                    "the kernel has said what it should not"
+                );
+            });
+        });
+        assert!(map.segment(page(4), PAGE).is_some());
+        assert!(map.segment(page(5), 1).is_none(), "a hole");
+    }
+
+    #[test]
+    fn a_file_that_grows_is_mapped_where_it_grew() {
+        let file = memfd(BYTES).unwrap();
+        let map = FileMap::new(&file, BYTES, true).unwrap();
+        let end = BYTES * GROWTH as u64;
+        file.set_len(2 * end).unwrap();
+        map.written(end - 10, 20);
+        let last = map.segment(end - 10, 10).unwrap();
+        copy::write(&[last], 0, b"0123456789");
+        let mut got = [0; 10];
+        file.read_exact_at(&mut got, end - 10).unwrap();
+        assert_eq!(&got, b"0123456789");
+        assert!(map.segment(end - 10, 11).is_none());
+        map.forget(0, usize::MAX);
+        assert!(map.segment(end - 10, 10).is_none());
+    }
+
+    #[test]
+    fn what_is_read_only_stays_so_and_a_cut_file_is_told() {
+        let file = memfd(BYTES).unwrap();
+        file.write_all_at(&[7; PAGE], 0).unwrap();
+        let maps = [true, false].map(|writable| FileMap::new(&file, BYTES, writable).unwrap());
+        let neighbour = memfd(BYTES).unwrap();
+        let other = FileMap::new(&neighbour, BYTES, true).unwrap();
+        other.written(0, PAGE);
+        for map in &maps {
+            map.read(&file, 0, PAGE);
+            assert!(map.segment(0, PAGE).is_some() && !map.is_torn());
+        }
+        file.set_len(0).unwrap();
+        for map in &maps {
+            let mut got = [1; 2];
+            copy::read(&[map.segment(0, 2).unwrap()], 0, &mut got);
+            assert_eq!((got, map.is_torn()), ([0; 2], true));
+            assert!(map.segment(0, 2).is_none(), "the kernel is to be asked");
+        }
+        assert!(!other.is_torn());
+        copy::write(&[other.segment(0, 2).unwrap()], 0, b"ok");
+        assert!(!other.is_torn());
+    }
+}
