@@ -29,8 +29,8 @@ pub(crate) struct Turn {
 /// its next kick, short against what a sleeping core saves.
 const SPIN_BEFORE_PARK: Duration = Duration::from_micros(100);
 
-/// Empty turns before it sleeps when a device works that takes its time: 1 or 2 µs.
-const TURNS_BEFORE_DEVICE: u32 = 32;
+/// Empty turns before it sleeps when a device works that takes its time.
+const TURNS_BEFORE_DEVICE: u32 = 4;
 
 /// A device takes its time when its answers come after so long: twice what a wake-up costs.
 const DEVICE_IS_SLOW: Duration = Duration::from_micros(15);
