@@ -165,7 +165,7 @@ impl Case {
     }
 
     fn beside_others() -> Vec<Case> {
-        use Medium::{Disk, Null, Ram, Tmpfs};
+        use Medium::{Cached, Disk, Null, Ram, Tmpfs};
         let case = Case::new;
         let mut cases = Vec::new();
         for format in ["split", "packed"] {
@@ -178,6 +178,7 @@ impl Case {
                 cases.push(case(medium, rw, 32, format));
             }
         }
+        cases.push(case(Cached, "randread", 32, "split"));
         for rw in ["randread", "randwrite"] {
             for depth in [1, 32, 128] {
                 cases.push(case(Disk, rw, depth, "split"));
@@ -367,7 +368,13 @@ impl BackEnd {
                 };
                 let mut command = Command::new("taskset");
                 command.args(["-c", &BACK_END_CORE.to_string(), "qemu-storage-daemon"]);
-                command.args(["--object", "iothread,id=io0,poll-max-ns=1000000000"]);
+                // Beside a worker that sleeps: one that polls as long as it does by default.
+                let polls = if case.adaptive {
+                    ""
+                } else {
+                    ",poll-max-ns=1000000000"
+                };
+                command.args(["--object", &format!("iothread,id=io0{polls}")]);
                 command.arg("--blockdev").arg(format!("{node},node-name=d"));
                 command.arg("--export").arg(format!(
                     "type=vhost-user-blk,id=e,node-name=d,addr.type=unix,\

@@ -212,8 +212,8 @@ struct Ranges {
     punch: bool,
     /// Whether it can have ranges zeroed that stay allocated, as far as is known.
     keep: bool,
-    /// By slot: bytes of the operation in flight.
-    bytes: Box<[u32]>,
+    /// By slot: offset and bytes of the operation in flight.
+    places: Box<[(u64, u32)]>,
     /// Zeros to be written; there while attached.
     zeroes: Option<Store>,
 }
@@ -230,7 +230,7 @@ impl UringDisk {
                 discard: Discard::on(&disk),
                 punch: true,
                 keep: true,
-                bytes: Box::default(),
+                places: Box::default(),
                 zeroes: None,
             },
             disk,
@@ -264,6 +264,12 @@ impl UringDisk {
         self.at_once.settle();
     }
 
+    /// Whether others need not see yet what was written.
+    #[cfg(test)]
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.at_once.is_unsettled()
+    }
+
     /// What is asked of the ring beside the usual.
     pub fn io(&self) -> IoOptions {
         self.disk.io()
@@ -283,7 +289,7 @@ impl UringDisk {
             self.bounces = Some(Bounces::new()?);
         }
         self.at_once.attach(in_flight);
-        self.ranges.bytes = vec![0; in_flight].into();
+        self.ranges.places = vec![(0, 0); in_flight].into();
         self.ranges.zeroes = Some(Store::new(ZEROES_BYTES as u64)?);
         let file = match self.disk.io().iopoll {
             true => ring.add_polled_file(self.disk.file())?,
@@ -457,7 +463,7 @@ impl Lent<'_> {
             Some(_) if keep => (Kind::Zero(Zero::Keep), zero(Zero::Keep)),
             Some(_) => return self.push_zeroes(at, token, offset, bytes),
         };
-        self.push_ring(at, token, kind, bytes, op)
+        self.push_ring(at, token, kind, (offset, bytes), op)
     }
 
     fn push_ring(
@@ -465,7 +471,7 @@ impl Lent<'_> {
         at: Attached,
         token: Token,
         kind: Kind,
-        bytes: u32,
+        place: (u64, u32),
         op: UringOp<'_>,
     ) -> Result<(), Full> {
         let tag = Tag {
@@ -476,7 +482,7 @@ impl Lent<'_> {
         if !self.ring.submit(at.client, tag.to_u64(), op) {
             return Err(Full);
         }
-        self.queue.ranges.bytes[usize::from(token.slot)] = bytes;
+        self.queue.ranges.places[usize::from(token.slot)] = place;
         Ok(())
     }
 
@@ -513,7 +519,9 @@ impl Lent<'_> {
     #[cold]
     fn finish_range(&mut self, token: Token, kind: Kind, result: i32) -> Completion {
         let ranges = &mut self.queue.ranges;
-        let bytes = ranges.bytes[usize::from(token.slot)];
+        let (offset, bytes) = ranges.places[usize::from(token.slot)];
+        // Others may have asked for these pages while they were there.
+        self.queue.at_once.forget(&self.queue.disk, offset, bytes);
         let cannot = matches!(-result, EOPNOTSUPP | ENOSYS | EINVAL);
         let result = match u32::try_from(result) {
             Ok(_) => Ok(bytes),

@@ -1,5 +1,6 @@
 //! Copies between guest segments and our own bytes, and between two guests.
 //!
+//! What is said below of memory that a `GuestRam` holds is true of that of a `Store` or `FileMap`.
 //! Every function stops at the shorter side and returns the number of bytes moved. Source and
 //! destination segments may overlap (a hostile guest posts the same buffer twice), so the copies
 //! are moves.
@@ -117,7 +118,7 @@ pub fn one_past_caches(source: Segment, target: Segment, bytes: usize, next: Seg
         if at < next.len() {
             prefetch::for_later(next.base().wrapping_add(at));
         }
-        // SAFETY: both lie in mappings that the caller's `GuestRam` and `Store` hold, for at least
+        // SAFETY: both lie in mappings that the caller's `GuestRam` and disk hold, for at least
         // `bytes`, and the target begins with a line.
         unsafe {
             stream::line(

@@ -2,43 +2,39 @@
 //!
 //! Touching a page that the file does not have would make one, so that reading a sparse disk would
 //! fill it. Therefore only what is known to have memory is handed out; of everything else the
-//! caller asks the kernel, and tells us what it learnt. Being wrong costs memory, never data:
-//! somebody else may punch a hole, and a page of zeros takes its place when it is touched.
+//! caller asks the kernel, and we learn what it has meanwhile. Being wrong costs memory, never
+//! data: somebody else may punch a hole, and a page of zeros takes its place when it is touched.
 //!
-//! When somebody cuts the file, zeros stand in place of what is missing ([`super::torn`]), and
-//! whatever was moved since is to be done again, by the kernel.
+//! When somebody cuts the file, zeros stand in place of the pages that are missing
+//! ([`super::torn`]), and whatever was moved since is to be done again, by the kernel.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::torn::{self, Watched};
 use super::{Segment, copy};
 
-/// What is known to have memory, or not, as one; no less than that of a page of the file.
+/// What is known to have memory, or not, as one; no more than a page of the file.
 const PAGE: usize = 4096;
 /// Pages in a word of the marks.
 const WORD: usize = 64;
-/// Pages in a part of the marks: 128 MiB.
-const PART: usize = WORD * 512;
 /// Pages that the kernel maps when one of them is read.
 const AROUND: usize = 16;
 /// How many times its size at first the file can become and still be mapped as a whole, where
 /// there are so many addresses.
 const GROWTH: usize = 16;
 
-/// By page of a part, one bit: it has memory.
-type Marks = [AtomicU64; PART / WORD];
-
 /// A file that is mapped as a whole.
 #[derive(Debug)]
 pub struct FileMap {
     base: *mut u8,
-    /// Bytes of the mapping, which reaches beyond the end of the file.
+    /// Bytes of the mapping, but for one page behind them. It reaches beyond the end of the file.
     bytes: usize,
-    marks: Box<[OnceLock<Box<Marks>>]>,
+    /// By page, one bit: it has memory. Made of zeros that take none until they are used.
+    marks: Box<[AtomicU64]>,
     watched: &'static Watched,
 }
 
@@ -57,6 +53,7 @@ impl FileMap {
         let exact = usize::try_from(bytes)
             .ok()
             .and_then(|bytes| bytes.checked_next_multiple_of(PAGE))
+            .filter(|bytes| *bytes < usize::MAX - PAGE)
             .ok_or(io::ErrorKind::InvalidInput)?;
         let protection = match writable {
             true => libc::PROT_READ | libc::PROT_WRITE,
@@ -65,23 +62,25 @@ impl FileMap {
         let map = |bytes: usize| {
             let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
             let fd = file.as_raw_fd();
+            let (anywhere, whole) = (core::ptr::null_mut(), bytes + PAGE);
             // SAFETY: a new mapping, at an address that the kernel chooses.
-            let at = unsafe { libc::mmap(core::ptr::null_mut(), bytes, protection, flags, fd, 0) };
+            let at = unsafe { libc::mmap(anywhere, whole, protection, flags, fd, 0) };
             match at == libc::MAP_FAILED {
                 true => Err(io::Error::last_os_error()),
                 false => Ok((at.cast::<u8>(), bytes)),
             }
         };
-        let grown = exact.checked_mul(GROWTH).map(map).and_then(Result::ok);
+        let grown = exact.checked_mul(GROWTH);
+        let grown = grown.filter(|bytes| bytes.checked_add(PAGE).is_some());
+        let grown = grown.map(map).and_then(Result::ok);
         let (base, bytes) = grown.map_or_else(|| map(exact), Ok)?;
         // SAFETY: advice about the mapping just made. A disk is no use in a core dump of ours.
-        unsafe { libc::madvise(base.cast(), bytes, libc::MADV_DONTDUMP) };
-        let parts = bytes.div_ceil(PART * PAGE);
+        unsafe { libc::madvise(base.cast(), bytes + PAGE, libc::MADV_DONTDUMP) };
         Ok(FileMap {
             base,
             bytes,
-            marks: (0..parts).map(|_| OnceLock::new()).collect(),
-            watched: torn::watch(base, bytes, PAGE),
+            marks: zeros((bytes / PAGE).div_ceil(WORD)),
+            watched: torn::watch(base, bytes + PAGE, PAGE),
         })
     }
 
@@ -94,104 +93,62 @@ impl FileMap {
         if len == 0 || self.is_torn() {
             return None;
         }
-        let has_memory = (offset / PAGE..=(end - 1) / PAGE).all(|page| self.is_marked(page));
+        let marked = |page: usize| self.marks[page / WORD].load(Ordering::Relaxed) & bit(page) != 0;
+        let has_memory = (offset / PAGE..=(end - 1) / PAGE).all(marked);
         has_memory.then(|| Segment::new(self.base.wrapping_add(offset), len))
     }
 
-    /// Whether a part of the file was missing when it was touched: what was moved from or to any
+    /// Whether a page of the file was missing when it was touched: what was moved from or to any
     /// of it since is to be done again.
     #[inline]
     pub fn is_torn(&self) -> bool {
-        // After the bytes before it were moved. They went to a page that the handler has put there
-        // only if it had set the flag before; changing a mapping interrupts every x86 CPU that
-        // uses it, so that no load stays ahead of it.
-        match cfg!(target_arch = "x86_64") {
-            true => core::sync::atomic::compiler_fence(Ordering::SeqCst),
-            false => core::sync::atomic::fence(Ordering::SeqCst),
-        }
+        // Asked after the bytes were moved. Where they went to a page that the handler has put
+        // there, somebody has had a page fault for it after the flag was set: no load is ahead of
+        // its store by as much. The compiler must not put it there either.
+        core::sync::atomic::compiler_fence(Ordering::SeqCst);
         self.watched.is_torn()
     }
 
-    /// The kernel has written `len` bytes at `offset`: they have memory.
-    pub fn written(&self, offset: u64, len: usize) {
-        for page in self.pages(offset, len) {
-            if !self.is_marked(page) && !self.mark_around(page) {
-                self.mark(page);
+    /// The kernel has moved `len` bytes at `offset`: what is there, and around, is looked up.
+    pub fn learn(&self, offset: u64, len: usize) {
+        if self.is_torn() {
+            return;
+        }
+        for (word, bits) in self.words(offset, len) {
+            if self.marks[word].load(Ordering::Relaxed) & bits != bits {
+                self.look(word);
             }
         }
     }
 
-    /// The kernel has read `len` bytes of `file`, the one that is mapped, at `offset`: what of them
-    /// has memory is looked up.
-    pub fn read(&self, file: &File, offset: u64, len: usize) {
-        for page in self.pages(offset, len) {
-            let is_new = !self.is_marked(page) && has_data(file, page);
-            if is_new && !self.mark_around(page) {
-                self.mark(page);
-            }
-        }
-    }
-
-    /// `len` bytes at `offset` are about to lose their memory.
+    /// `len` bytes at `offset` lose their memory: to be called before and after they do.
     pub fn forget(&self, offset: u64, len: usize) {
-        for page in self.pages(offset, len) {
-            if let Some(marks) = self.marks[page / PART].get() {
-                marks[page % PART / WORD].fetch_and(!bit(page), Ordering::Relaxed);
+        for (word, bits) in self.words(offset, len) {
+            if self.marks[word].load(Ordering::Relaxed) & bits != 0 {
+                self.marks[word].fetch_and(!bits, Ordering::Relaxed);
             }
         }
     }
 
-    /// The pages of a range, as far as they are mapped.
-    fn pages(&self, offset: u64, len: usize) -> core::ops::Range<usize> {
-        let offset = usize::try_from(offset).map_or(self.bytes, |at| at.min(self.bytes));
-        offset / PAGE..(offset + len.min(self.bytes - offset)).div_ceil(PAGE)
-    }
-
-    #[inline]
-    fn is_marked(&self, page: usize) -> bool {
-        let marks = self.marks[page / PART].get();
-        marks
-            .is_some_and(|marks| marks[page % PART / WORD].load(Ordering::Relaxed) & bit(page) != 0)
-    }
-
-    fn mark(&self, page: usize) {
-        self.marks(page).fetch_or(bit(page), Ordering::Relaxed);
-        self.fault_in(page);
-    }
-
-    /// Marks all pages that share a word with `page`, if all of them are in memory.
-    fn mark_around(&self, page: usize) -> bool {
-        let first = page / WORD * WORD;
+    /// Marks the pages of a word that are in memory.
+    #[cold]
+    fn look(&self, word: usize) {
+        let first = word * WORD;
+        let there = self.cached(first..(first + WORD).min(self.bytes / PAGE));
+        let new = there & !self.marks[word].load(Ordering::Relaxed);
         // Of a file that is not ours to write the kernel says that all of it is in memory, what is
         // behind its end as well.
-        let last = self.bytes / PAGE - 1;
-        if !self.are_cached(first, WORD) || self.are_cached(last, 1) {
-            return false;
+        let behind = self.bytes / PAGE;
+        if new == 0 || self.cached(behind..behind + 1) != 0 {
+            return;
         }
-        self.marks(page).store(u64::MAX, Ordering::Relaxed);
-        (first..first + WORD)
-            .step_by(AROUND)
-            .for_each(|page| self.fault_in(page));
-        true
-    }
-
-    /// Whether `count` pages from `first` on, at most [`WORD`], are all in memory.
-    fn are_cached(&self, first: usize, count: usize) -> bool {
-        let bytes = count * PAGE;
-        if first * PAGE + bytes > self.bytes {
-            return false;
+        self.marks[word].fetch_or(new, Ordering::Relaxed);
+        for around in (0..WORD).step_by(AROUND) {
+            let of_these = new >> around & ((1 << AROUND) - 1);
+            if of_these != 0 {
+                self.fault_in(first + around + of_these.trailing_zeros() as usize);
+            }
         }
-        let mut told = [0u8; WORD];
-        let at = self.base.wrapping_add(first * PAGE).cast();
-        // SAFETY: the range lies in our mapping, and there is a byte for each of its pages.
-        let answer = unsafe { libc::mincore(at, bytes, told.as_mut_ptr()) };
-        answer == 0 && told[..count].iter().all(|page| page & 1 != 0)
-    }
-
-    /// The word of `page`.
-    fn marks(&self, page: usize) -> &AtomicU64 {
-        let new = || Box::new([const { AtomicU64::new(0) }; PART / WORD]);
-        &self.marks[page / PART].get_or_init(new)[page % PART / WORD]
     }
 
     /// Has the kernel map `page`. It maps what there is around a page that is read, for writing
@@ -200,6 +157,31 @@ impl FileMap {
         let first = Segment::new(self.base.wrapping_add(page * PAGE), PAGE);
         core::hint::black_box(copy::first_word(&first));
     }
+
+    /// Which of these pages, at most [`WORD`], are in memory: a bit each.
+    fn cached(&self, pages: Range<usize>) -> u64 {
+        let mut told = [0u8; WORD];
+        let at = self.base.wrapping_add(pages.start * PAGE).cast();
+        // SAFETY: the range lies in our mapping, and there is a byte for each of its pages.
+        let answer = unsafe { libc::mincore(at, pages.len() * PAGE, told.as_mut_ptr()) };
+        if answer < 0 {
+            return 0;
+        }
+        let bits = told.iter().enumerate();
+        bits.fold(0, |all, (at, page)| all | u64::from(page & 1) << at)
+    }
+
+    /// The words that have the pages of a range, as far as it is mapped, and the bits of them.
+    fn words(&self, offset: u64, len: usize) -> impl Iterator<Item = (usize, u64)> {
+        let offset = usize::try_from(offset).map_or(self.bytes, |at| at.min(self.bytes));
+        let end = (offset + len.min(self.bytes - offset)).div_ceil(PAGE);
+        let first = offset / PAGE;
+        (first / WORD..end.div_ceil(WORD)).map(move |word| {
+            let from = first.saturating_sub(word * WORD);
+            let to = (end - word * WORD).min(WORD);
+            (word, u64::MAX << from & u64::MAX >> (WORD - to))
+        })
+    }
 }
 
 impl Drop for FileMap {
@@ -207,7 +189,7 @@ impl Drop for FileMap {
         // Before it is unmapped.
         self.watched.forget();
         // SAFETY: the mapping that `new` made, whoever has mended it; nobody has a segment of it.
-        unsafe { libc::munmap(self.base.cast(), self.bytes) };
+        unsafe { libc::munmap(self.base.cast(), self.bytes + PAGE) };
     }
 }
 
@@ -215,13 +197,11 @@ fn bit(page: usize) -> u64 {
     1 << (page % WORD)
 }
 
-/// Whether `file` has memory for `page`.
-fn has_data(file: &File, page: usize) -> bool {
-    let Ok(at) = libc::off_t::try_from(page * PAGE) else {
-        return false;
-    };
-    // SAFETY: no memory is passed. Nobody uses the offset of the file.
-    unsafe { libc::lseek(file.as_raw_fd(), at, libc::SEEK_DATA) == at }
+/// `count` zeros, of which the kernel makes memory when they are touched.
+fn zeros(count: usize) -> Box<[AtomicU64]> {
+    let words = Box::into_raw(vec![0u64; count].into_boxed_slice());
+    // SAFETY: an `AtomicU64` is laid out as an `u64` is, and nobody else has the slice.
+    unsafe { Box::from_raw(words as *mut [AtomicU64]) }
 }
 
 #[cfg(test)]
@@ -244,7 +224,7 @@ mod tests {
         let map = FileMap::new(&file, BYTES, true).unwrap();
         assert!(map.segment(page(4), 10).is_none(), "nothing is known");
         // Both sides of it are holes.
-        map.read(&file, page(3), 4 * PAGE);
+        map.learn(page(3), 4 * PAGE);
         for (at, len, there) in [
             (page(4), 2 * PAGE, true),
             (page(4) + 100, PAGE, true),
@@ -268,7 +248,7 @@ mod tests {
         assert_eq!(got, [7; 3]);
         // A write makes memory for every page that it touches.
         file.write_all_at(&[8; PAGE], page(8) + 1).unwrap();
-        map.written(page(8) + 1, PAGE);
+        map.learn(page(8) + 1, PAGE);
         let both = map.segment(page(8), 2 * PAGE).unwrap();
         copy::write(&[both], 1, b"xy");
         let mut got = [0; 4];
@@ -289,7 +269,7 @@ mod tests {
             .unwrap();
         file.write_all_at(&[7; PAGE], page(3 * WORD)).unwrap();
         for at in [WORD, 2 * WORD + 5, 3 * WORD] {
-            map.read(&file, page(at), PAGE);
+            map.learn(page(at), PAGE);
         }
         assert!(map.segment(page(3 * WORD), PAGE).is_some());
         assert!(map.segment(page(WORD) - 1, 1).is_none());
@@ -311,8 +291,8 @@ mod tests {
             threads.spawn(|| {
                 // SAFETY: no memory is passed; this thread alone becomes somebody else.
                 unsafe { libc::syscall(libc::SYS_setfsuid, 65534) };
-                let pretends = map.are_cached(0, WORD);
-                map.read(&file, page(4), PAGE);
+                let pretends = map.cached(0..WORD) == u64::MAX;
+                map.learn(page(4), PAGE);
                 // SAFETY: no memory is passed.
                 let is_root = unsafe { libc::geteuid() } == 0;
                 assert!(
@@ -321,8 +301,9 @@ mod tests {
                 );
             });
         });
-        assert!(map.segment(page(4), PAGE).is_some());
-        assert!(map.segment(page(5), 1).is_none(), "a hole");
+        assert!((0..16).all(|at| map.segment(page(at), PAGE).is_none()));
+        let blocks = file.metadata().unwrap().blocks();
+        assert_eq!(blocks, 8, "and no page was made");
     }
 
     #[test]
@@ -330,8 +311,9 @@ mod tests {
         let file = memfd(BYTES).unwrap();
         let map = FileMap::new(&file, BYTES, true).unwrap();
         let end = BYTES * GROWTH as u64;
-        file.set_len(2 * end).unwrap();
-        map.written(end - 10, 20);
+        file.set_len(end).unwrap();
+        file.write_all_at(&[7; 10], end - 10).unwrap();
+        map.learn(end - 10, 20);
         let last = map.segment(end - 10, 10).unwrap();
         copy::write(&[last], 0, b"0123456789");
         let mut got = [0; 10];
@@ -349,9 +331,10 @@ mod tests {
         let maps = [true, false].map(|writable| FileMap::new(&file, BYTES, writable).unwrap());
         let neighbour = memfd(BYTES).unwrap();
         let other = FileMap::new(&neighbour, BYTES, true).unwrap();
-        other.written(0, PAGE);
+        neighbour.write_all_at(&[7; PAGE], 0).unwrap();
+        other.learn(0, PAGE);
         for map in &maps {
-            map.read(&file, 0, PAGE);
+            map.learn(0, PAGE);
             assert!(map.segment(0, PAGE).is_some() && !map.is_torn());
         }
         file.set_len(0).unwrap();

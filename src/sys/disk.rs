@@ -299,6 +299,11 @@ impl DiskFile {
         self.in_memory
     }
 
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Its mapping, where it has one.
     #[inline]
     pub fn map(&self) -> Option<&FileMap> {

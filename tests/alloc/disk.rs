@@ -1,5 +1,5 @@
-//! Requests of a disk, over both ring formats: on one that does nothing, in memory, and in a file
-//! through io_uring, where buffers that do not suit it are bounced.
+//! Requests of a disk, over both ring formats: on one that does nothing, in memory, in a file that
+//! is mapped, and in one through io_uring, where buffers that do not suit it are bounced.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -51,8 +51,9 @@ enum Host {
 }
 
 impl Host {
-    fn file() -> Host {
-        let file = TempFile::new_in(Path::new("/var/tmp")).unwrap();
+    /// In `/dev/shm` it is mapped.
+    fn file(directory: &str) -> Host {
+        let file = TempFile::new_in(Path::new(directory)).unwrap();
         file.as_file().set_len(DISK).unwrap();
         let options = DiskOptions {
             read_only: false,
@@ -263,7 +264,8 @@ fn all<D: Driver>() {
     let hosts = [
         Host::Null(NullDisk::new(SIZE.into())),
         Host::Ram(RamDisk::new(store, SIZE.into())),
-        Host::file(),
+        Host::file("/var/tmp"),
+        Host::file("/dev/shm"),
     ];
     for host in hosts {
         let mut guest = Guest::<D>::new(host);

@@ -2,9 +2,10 @@
 
 use std::fs::{self, Permissions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use vmm_sys_util::tempfile::TempFile;
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
@@ -14,9 +15,12 @@ use super::front_end::{
 };
 use super::front_end::{FLUSH, Framing, IN, OUT};
 use super::served::{DISK, SECTOR, Served, assert_same, image};
+use crate::support::daemon::Daemon;
+use crate::support::deadline::wait_until;
 use crate::support::tmp::{TempDir, random_bytes};
 use crate::support::xts::reference;
 
+const SOON: Duration = Duration::from_secs(20);
 /// `write_zeroes_may_unmap` in config space.
 const MAY_UNMAP: usize = 56;
 
@@ -226,4 +230,63 @@ fn a_key_of_another_size_is_refused_with_its_name_and_size() {
     }
     let missing = refused(&path, &dir.path("none"));
     assert!(missing.contains("No such file"), "{missing}");
+}
+
+/// Places in the memory of a process that hold any eighth of the key.
+fn places_of_key(pid: u32, key: &[u8; 64]) -> Vec<String> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut found = Vec::new();
+    // What it may write, but for what is shared with others.
+    for line in maps.lines().filter(|line| line.contains(" rw-p ")) {
+        let (start, rest) = line.split_once('-').unwrap();
+        let end = rest.split_whitespace().next().unwrap();
+        let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).unwrap());
+        let mut bytes = vec![0; 1 << 20];
+        for at in (start..end).step_by(1 << 20) {
+            let len = usize::try_from(end - at).unwrap().min(1 << 20);
+            // What can't be read (a guard page) is nobody's.
+            if memory.read_at(&mut bytes[..len], at).is_err() {
+                continue;
+            }
+            let there = |part: &[u8]| bytes[..len].windows(8).any(|window| window == part);
+            if key.chunks(8).any(there) {
+                found.push(format!("{at:#x}: {line}"));
+            }
+        }
+    }
+    found
+}
+
+/// `strace` holds the daemon when it is about to end, with its memory as it is then.
+#[test]
+fn when_the_daemon_ends_nothing_of_the_key_is_in_its_memory() {
+    let dir = TempDir::new("key-wiped");
+    let (path, ciphertext) = image(&dir);
+    let (key_path, key) = key_file(&dir, 0o600);
+    let socket = dir.path("disk.sock");
+    let mut command = Command::new("strace");
+    command.args(["-D", "-o", "/dev/null", "-e", "trace=exit_group"]);
+    command.args(["-e", "inject=exit_group:delay_enter=5s"]);
+    command.arg(env!("CARGO_BIN_EXE_vringd"));
+    let disk = format!(
+        "name=disk0,socket={},path={},encrypt=aes-256-xts,key_file={}",
+        socket.display(),
+        path.display(),
+        key_path.display()
+    );
+    let daemon = Daemon::spawn(command, &["run", "--core", "1", "--blk", &disk]);
+    let mut front = FrontEnd::<SplitDriver>::open(&socket, F_FLUSH);
+    let want = reference(&key, 512, 0, &ciphertext[..65536], false);
+    assert_same("a read", &front.run(IN, 0, &[], 65536).data, &want);
+    let pid = daemon.pid();
+    assert!(!places_of_key(pid, &key).is_empty(), "it is used");
+    daemon.signal(libc::SIGTERM);
+    // x86-64's number of exit_group.
+    wait_until("the daemon is about to end", SOON, || {
+        let call = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
+        call.starts_with("231 ").then_some(())
+    });
+    let left = places_of_key(pid, &key);
+    assert!(left.is_empty(), "the key is still in {left:#?}");
 }

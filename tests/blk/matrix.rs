@@ -9,6 +9,7 @@ use super::front_end::{
     Answer, DISCARD, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, FLUSH, Framing, FrontEnd, GET_ID, IN, OUT,
     WRITE_ZEROES, range,
 };
+use super::mounted::Mounted;
 use super::qcow2;
 use super::served::{DISK, SECTOR, Served, assert_same, image};
 use crate::support::loop_device::Loop;
@@ -251,8 +252,11 @@ fn on(path: &Path, keys: &str, model: Vec<u8>, align: usize, discarded: Discarde
 }
 
 fn on_a_file(keys: &str, align: usize) {
-    let dir = TempDir::new("matrix");
-    let (path, model) = image(&dir);
+    on_a_file_in(&TempDir::new("matrix"), keys, align);
+}
+
+fn on_a_file_in(dir: &TempDir, keys: &str, align: usize) {
+    let (path, model) = image(dir);
     let model = on(&path, keys, model, align, zeros);
     assert_same("the file", &std::fs::read(&path).unwrap(), &model);
 }
@@ -330,6 +334,16 @@ fn on_a_file_in_blocks_of_4096() {
     on_a_file(",block_size=4096", 4096);
 }
 
+/// One that is mapped.
+#[test]
+fn on_a_file_in_memory() {
+    let Some(tmpfs) = Mounted::new("tmpfs", "size=32M") else {
+        return;
+    };
+    on_a_file_in(tmpfs.dir(), "", 512);
+    on_an_encrypted_disk_in(tmpfs.dir(), 512);
+}
+
 #[test]
 fn with_a_thread_of_the_kernel() {
     on_a_file(",sqpoll=true", 512);
@@ -353,20 +367,23 @@ fn in_an_image() {
     assert_same("as QEMU has it", &qcow2::content(&image), &model);
 }
 
+fn on_an_encrypted_disk_in(dir: &TempDir, sector: usize) {
+    let (path, ciphertext) = image(dir);
+    let (key_path, key) = key_file(dir, 0o600);
+    let model = reference(&key, sector, 0, &ciphertext, false);
+    let keys = format!(
+        ",encrypt=aes-256-xts,key_file={},encrypt_sector={sector},block_size={sector}",
+        key_path.display()
+    );
+    let model = on(&path, &keys, model, sector, anything);
+    let plain = reference(&key, sector, 0, &std::fs::read(&path).unwrap(), false);
+    assert_same("the file, decrypted", &plain, &model);
+}
+
 #[test]
 fn on_an_encrypted_disk() {
     for sector in [512, 4096] {
-        let dir = TempDir::new("matrix");
-        let (path, ciphertext) = image(&dir);
-        let (key_path, key) = key_file(&dir, 0o600);
-        let model = reference(&key, sector, 0, &ciphertext, false);
-        let keys = format!(
-            ",encrypt=aes-256-xts,key_file={},encrypt_sector={sector},block_size={sector}",
-            key_path.display()
-        );
-        let model = on(&path, &keys, model, sector, anything);
-        let plain = reference(&key, sector, 0, &std::fs::read(&path).unwrap(), false);
-        assert_same("the file, decrypted", &plain, &model);
+        on_an_encrypted_disk_in(&TempDir::new("matrix"), sector);
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
+use std::time::Duration;
 
 use super::front_end::{DISCARD, F_DISCARD, F_FLUSH, F_WRITE_ZEROES, FLUSH, FrontEnd};
 use super::front_end::{IN, OUT, WRITE_ZEROES, range};
@@ -13,6 +15,7 @@ use crate::support::tmp::{TempDir, random_bytes};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
 const MIB: usize = 1 << 20;
+const SOON: Duration = Duration::from_secs(20);
 const FEATURES: u64 = F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
 
 fn read<D: Driver>(front: &mut FrontEnd<D>, at: usize, bytes: usize) -> Vec<u8> {
@@ -52,11 +55,18 @@ fn holes_stay_holes<D: Driver>() {
     let bytes = random_bytes(9, MIB);
     file.write_all_at(&bytes, MIB as u64).unwrap();
     model[MIB..2 * MIB].copy_from_slice(&bytes);
+    // Pages that are there and were never written.
+    let preallocate = ["-o", "5M", "-l", "1M"].map(str::to_owned);
+    let done = Command::new("fallocate")
+        .args(preallocate)
+        .arg(&path)
+        .status();
+    assert!(done.unwrap().success());
     let keys = format!("path={}", path.display());
     let served = Served::start(TempDir::new("memory"), &keys);
     let mut front: FrontEnd<D> = served.open(FEATURES);
     reads_as(&mut front, &model);
-    assert_eq!(kib(&file), 1024, "reading makes no pages");
+    assert_eq!(kib(&file), 2048, "reading makes no pages");
     // Pages that were holes, in part and as a whole, and some that were not.
     for (at, len) in [
         (512, 512),
@@ -68,7 +78,7 @@ fn holes_stay_holes<D: Driver>() {
         write(&mut front, &mut model, at, &bytes);
     }
     reads_as(&mut front, &model);
-    assert_eq!(kib(&file), 1024 + 4 + 4 + 64);
+    assert_eq!(kib(&file), 2048 + 4 + 4 + 64);
     for (kind, at) in [(DISCARD, MIB), (WRITE_ZEROES, 3 * MIB)] {
         let sectors = u32::try_from(65536 / SECTOR).unwrap();
         let range = range(
@@ -82,7 +92,7 @@ fn holes_stay_holes<D: Driver>() {
     reads_as(&mut front, &model);
     assert_eq!(
         kib(&file),
-        1024 + 4 + 4 + 64 - 128,
+        2048 + 4 + 4 + 64 - 128,
         "what was given back stays so"
     );
     let bytes = random_bytes(77, 8192);
@@ -91,7 +101,7 @@ fn holes_stay_holes<D: Driver>() {
     file.write_all_at(&bytes, 6 * MIB as u64).unwrap();
     model[6 * MIB..6 * MIB + 8192].copy_from_slice(&bytes);
     reads_as(&mut front, &model);
-    assert_eq!(kib(&file), 1024 + 4 + 4 + 64 - 128 + 8 + 8);
+    assert_eq!(kib(&file), 2048 + 4 + 4 + 64 - 128 + 8 + 8);
     assert_eq!(front.run(FLUSH, 0, &[], 0).status, 0);
     assert_eq!(served.daemon.counter("disk0", "errors"), 0);
     drop(front);
@@ -106,6 +116,66 @@ fn a_sparse_file_in_memory_is_filled_by_writes_only_on_split_rings() {
 #[test]
 fn a_sparse_file_in_memory_is_filled_by_writes_only_on_packed_rings() {
     holes_stay_holes::<PackedDriver>();
+}
+
+/// Discards, and reads of what is beside them, all in flight at once, over and over.
+fn discarded_stays_so<D: Driver>() {
+    const BLOCK: usize = 16384;
+    let Some(mounted) = Mounted::new("tmpfs", "size=32M") else {
+        return;
+    };
+    let (path, mut model) = image(mounted.dir());
+    let file = File::open(&path).unwrap();
+    let keys = format!("path={}", path.display());
+    let served = Served::start(TempDir::new("memory"), &keys);
+    let mut front: FrontEnd<D> = served.open(FEATURES);
+    reads_as(&mut front, &model);
+    let mut left = kib(&file);
+    // In each word of what is known of the file.
+    for (round, at) in (0..DISK).step_by(MIB / 4).enumerate() {
+        let kept = at + BLOCK;
+        let bytes = random_bytes(round as u64, BLOCK);
+        let discard = range(
+            (at / SECTOR) as u64,
+            (BLOCK / SECTOR).try_into().unwrap(),
+            0,
+        );
+        front.post(0, OUT, (kept / SECTOR) as u64, &bytes, 0);
+        front.post(1, DISCARD, 0, &discard, 0);
+        for place in 2..6 {
+            let at = kept + BLOCK * place;
+            front.post(place as u64, IN, (at / SECTOR) as u64, &[], BLOCK);
+        }
+        let answers = front.all_answers();
+        model[at..at + BLOCK].fill(0);
+        model[kept..kept + BLOCK].copy_from_slice(&bytes);
+        for (place, answer) in answers {
+            assert_eq!(answer.status, 0, "{place}");
+            if place > 1 {
+                let at = kept + BLOCK * usize::try_from(place).unwrap();
+                assert_same("a read beside it", &answer.data, &model[at..at + BLOCK]);
+            }
+        }
+        left -= BLOCK as u64 / 1024;
+        assert_same(
+            "the rest",
+            &read(&mut front, at, 4 * BLOCK),
+            &model[at..at + 4 * BLOCK],
+        );
+        assert_eq!(kib(&file), left, "round {round}");
+    }
+    reads_as(&mut front, &model);
+    assert_eq!(kib(&file), left);
+}
+
+#[test]
+fn what_a_guest_gave_back_of_a_file_in_memory_stays_so_on_split_rings() {
+    discarded_stays_so::<SplitDriver>();
+}
+
+#[test]
+fn what_a_guest_gave_back_of_a_file_in_memory_stays_so_on_packed_rings() {
+    discarded_stays_so::<PackedDriver>();
 }
 
 #[test]
@@ -130,26 +200,39 @@ fn a_file_in_memory_that_is_cut_costs_its_disk_what_was_cut_and_no_other_anythin
         .map(|at| FrontEnd::<SplitDriver>::open(at, FEATURES));
     reads_as(&mut front, &model);
     reads_as(&mut neighbour, &kept);
-    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    let open = || OpenOptions::new().write(true).open(&path).unwrap();
+    let file = open();
+    // The daemon notices when the file is closed.
     file.set_len(4 * MIB as u64).unwrap();
     // Gone, by two blocks and by all of one.
     for (at, bytes) in [(4 * MIB - 4096, 8192), (5 * MIB, 4096)] {
         let back = front.run(IN, (at / SECTOR) as u64, &[], bytes);
         assert_eq!(back.status, 1, "{bytes} bytes at {at}");
     }
+    daemon.wait_log("a page of it was missing", SOON);
     for at in (0..4 * MIB).step_by(65536) {
         let got = read(&mut front, at, 65536);
         assert_same("what is left", &got, &model[at..at + 65536]);
     }
-    // What is written is in the file, below the cut and behind it.
     let bytes = random_bytes(3, 65536);
-    for at in [MIB, 4 * MIB - 4096, 5 * MIB] {
+    for at in [MIB, 4 * MIB - 65536] {
         write(&mut front, &mut model, at, &bytes);
     }
     write(&mut neighbour, &mut kept, MIB, &bytes);
-    file.set_len(DISK as u64).unwrap();
-    model[4 * MIB + 61440..5 * MIB].fill(0);
-    model[5 * MIB + 65536..].fill(0);
+    model.truncate(4 * MIB);
+    assert_same("the file", &std::fs::read(&path).unwrap(), &model);
+    // It becomes what it was, and the next guest has it.
+    drop(file);
+    let line = "its medium has 4194304 bytes now";
+    daemon.wait_log(line, SOON);
+    open().set_len(DISK as u64).unwrap();
+    let line = "grown from 4194304 to 8388608 bytes";
+    daemon.wait_log(line, SOON);
+    model.resize(DISK, 0);
+    drop(front);
+    let mut front = FrontEnd::<PackedDriver>::open(&sockets[0], FEATURES);
+    reads_as(&mut front, &model);
+    write(&mut front, &mut model, 6 * MIB, &bytes);
     reads_as(&mut front, &model);
     reads_as(&mut neighbour, &kept);
     drop((front, neighbour, daemon));

@@ -142,3 +142,28 @@ fn a_file_that_can_not_be_polled_is_served_without() {
     assert!(served.daemon.counter("disk0", "at_once") >= 8);
     assert_same("the file", &std::fs::read(file.as_path()).unwrap(), &model);
 }
+
+#[test]
+fn without_a_thread_of_the_kernel_the_worker_makes_the_calls() {
+    let dir = TempDir::new("sqpoll");
+    let (path, mut model) = image(&dir);
+    let socket = dir.path("disk.sock");
+    // The kernel says no to a thread's first two rings: those of a worker with SQPOLL.
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-o", "/dev/null", "-e", "trace=io_uring_setup"]);
+    command.args(["-e", "inject=io_uring_setup:error=EPERM:when=1..2"]);
+    command.arg(env!("CARGO_BIN_EXE_vringd"));
+    let disk = format!(
+        "name=disk0,socket={},path={},sqpoll=true",
+        socket.display(),
+        path.display()
+    );
+    let daemon = Daemon::spawn(command, &["run", "--core", "1", "--blk", &disk]);
+    let line = daemon.wait_log("sqpoll: not here", SOON);
+    assert!(line.contains("Operation not permitted"), "{line}");
+    let mut front = FrontEnd::<SplitDriver>::open(&socket, 0);
+    data_is_exact(&mut front, &mut model, 1);
+    drop(front);
+    assert_eq!(daemon.counter("disk0", "errors"), 0);
+    assert_same("the file", &std::fs::read(&path).unwrap(), &model);
+}

@@ -26,6 +26,8 @@ pub(super) struct AtOnce {
     /// Bytes that may still be copied in this turn.
     left: usize,
     moved: u64,
+    /// The log has it that the file was cut.
+    is_told: bool,
 }
 
 impl AtOnce {
@@ -35,6 +37,7 @@ impl AtOnce {
             copies: Copies::default(),
             left: BYTES_PER_TURN,
             moved: 0,
+            is_told: false,
         }
     }
 
@@ -65,15 +68,32 @@ impl AtOnce {
         self.copies.settle();
     }
 
+    #[cfg(test)]
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.copies.is_unsettled()
+    }
+
     /// The next operation that is done.
     #[inline]
     pub(super) fn reap(&mut self, disk: &DiskFile) -> Option<Completion> {
         let (mut completion, is_copy) = self.copies.reap()?;
-        // Part of the file was gone: the kernel says which.
         if is_copy && disk.map().is_some_and(FileMap::is_torn) {
+            self.tell_torn(disk);
             completion.result = Err(EAGAIN);
         }
         Some(completion)
+    }
+
+    /// Part of the file was gone: the kernel says which.
+    #[cold]
+    fn tell_torn(&mut self, disk: &DiskFile) {
+        if !core::mem::replace(&mut self.is_told, true) {
+            tracing::warn!(
+                "{:?}: a page of it was missing (the file was cut, or its file system is full): \
+                 read and written by system calls from now on, until the daemon is started again",
+                disk.path()
+            );
+        }
     }
 
     /// Does `op`, or returns `false` where the ring has to.
@@ -89,7 +109,10 @@ impl AtOnce {
                 };
                 match disk.map().and_then(|map| map.segment(offset, bytes)) {
                     Some(stored) => self.copies.read(token, stored, segments),
-                    None => self.copies.done(token, read(disk, offset, segments)),
+                    None => {
+                        let done = rw::read(disk.file(), offset, segments);
+                        self.by_call(disk, token, offset, done);
+                    }
                 }
             }
             // Memory is as durable as it gets.
@@ -101,17 +124,37 @@ impl AtOnce {
                 };
                 match disk.map().and_then(|map| map.segment(offset, bytes)) {
                     Some(stored) => self.copies.write(token, stored, segments, disk.bytes()),
-                    None => self.copies.done(token, write(disk, offset, segments)),
+                    None => {
+                        let done = rw::write(disk.file(), offset, segments);
+                        self.by_call(disk, token, offset, done);
+                    }
                 }
             }
             BlkOp::Flush => self.copies.done(token, Ok(0)),
             BlkOp::Discard { offset, bytes } | BlkOp::WriteZeroes { offset, bytes, .. } => {
-                disk.map().inspect(|map| map.forget(offset, bytes as usize));
+                self.forget(disk, offset, bytes);
                 return false;
             }
         }
         self.moved += 1;
         true
+    }
+
+    /// What a system call came to.
+    #[cold]
+    fn by_call(&mut self, disk: &DiskFile, token: Token, offset: u64, done: Result<u32, i32>) {
+        if let (Ok(bytes), Some(map)) = (done, disk.map()) {
+            map.learn(offset, bytes as usize);
+        }
+        self.copies.done(token, done);
+    }
+
+    /// A range loses its memory, or has lost it.
+    #[inline]
+    pub(super) fn forget(&self, disk: &DiskFile, offset: u64, bytes: u32) {
+        if let Some(map) = disk.map() {
+            map.forget(offset, bytes as usize);
+        }
     }
 
     /// How many bytes these are, if so much may still be copied in this turn.
@@ -121,21 +164,6 @@ impl AtOnce {
         self.left = self.left.checked_sub(bytes)?;
         Some(bytes)
     }
-}
-
-#[cold]
-fn read(disk: &DiskFile, offset: u64, segments: &[Segment]) -> Result<u32, i32> {
-    let done = rw::read(disk.file(), offset, segments)?;
-    disk.map()
-        .inspect(|map| map.read(disk.file(), offset, done as usize));
-    Ok(done)
-}
-
-#[cold]
-fn write(disk: &DiskFile, offset: u64, segments: &[Segment]) -> Result<u32, i32> {
-    let done = rw::write(disk.file(), offset, segments)?;
-    disk.map().inspect(|map| map.written(offset, done as usize));
-    Ok(done)
 }
 
 #[cfg(test)]

@@ -370,7 +370,7 @@ fn what_the_kernel_can_not_do_is_learnt_and_errors_are_told() {
         slot: 0,
         generation: 0,
     };
-    rig.disk.ranges.bytes[0] = 4096;
+    rig.disk.ranges.places[0] = (0, 4096);
     rig.disk.ranges.discard = Discard::Command;
     let mut io = rig.disk.lend(&mut rig.ring);
     let mut end = |kind, errno: i32| io.finish_range(token, kind, -errno).result;

@@ -125,6 +125,51 @@ fn ranges_beyond_the_limits_are_refused_before_anything_is_done() {
     assert!(rig.disk.bytes == before && rig.disk.discards.is_empty());
 }
 
+/// A hostile guest rewrites its ranges, or what kind of request it was, while they are acted on.
+#[test]
+fn ranges_that_change_after_they_were_read_change_nothing() {
+    for kind in [DISCARD, WRITE_ZEROES] {
+        let mut rig = Rig::new(FLUSH | RANGES);
+        let mut want = rig.disk.bytes.clone();
+        // The second is continued, the third tried again.
+        rig.disk.endings.extend([
+            Ending::Whole,
+            Ending::Short(512),
+            Ending::Whole,
+            Ending::Error(EAGAIN),
+        ]);
+        let id = rig.add_ranges(kind, &[(0, 2, 0), (16, 4, 0), (32, 1, 0)]);
+        let mut used = None;
+        for turn in 0..20 {
+            rig.poll();
+            // Elsewhere, beyond the end, with flags that nobody knows, and as a write.
+            let entry = [[100 + turn, 1], [u64::MAX, u64::MAX]][usize::from(turn % 2 == 1)];
+            let bytes = entry.map(u64::to_le_bytes).concat().repeat(3);
+            write_guest(&rig.ram, DATA, &bytes);
+            rig.header(HEADER, 1, 120);
+            rig.disk.release();
+            rig.poll();
+            used = used.or_else(|| rig.driver.used());
+        }
+        assert_eq!((used, rig.status(0)), (Some((id, 1)), STATUS_OK), "{kind}");
+        if kind == DISCARD {
+            let parts = [(0, 1024), (8192, 512), (8704, 1536), (16384, 512)];
+            assert_eq!(rig.disk.discards, parts);
+        } else {
+            for range in [0..1024, 8192..10240, 16384..16896] {
+                want[range].fill(0);
+            }
+        }
+        assert!(rig.disk.bytes == want, "{kind}: other bytes");
+        let counted = if kind == DISCARD {
+            "discard_bytes"
+        } else {
+            "zeroed_bytes"
+        };
+        assert_eq!(rig.counter(counted), 7 * 512);
+    }
+}
+
 #[test]
 fn what_was_not_negotiated_is_not_supported() {
     let mut rig = Rig::new(FLUSH);

@@ -187,3 +187,28 @@ fn a_file_that_was_cut_ends_where_it_ends() {
         assert_eq!(rig.finish(2), [Ok(8192), Ok(0)], "{directory}");
     }
 }
+
+/// What is copied while a page is missing is to be done again, and the kernel does it.
+#[test]
+fn a_file_that_is_cut_while_it_is_mapped_is_asked_of_the_kernel() {
+    let mut rig = Rig::new(MEMORY);
+    assert!(rig.in_memory, "{MEMORY} is no tmpfs");
+    let (back, end) = (rig.segments(0, 16384), rig.segments(32768, 16384));
+    let out = rig.segments(MIB + 1, 8192);
+    copy::write(out.as_slice(), 0, &[0x77; 8192]);
+    // Known and mapped from now on.
+    rig.submit(&[read(0, &back), read(12288, &end)]);
+    assert_eq!(rig.finish(2), [Ok(16384); 2]);
+    rig.file.as_file().set_len(16384).unwrap();
+    let ops = [read(0, &back), read(12288, &end), write(8192, &out, false)];
+    rig.submit(&ops);
+    // The first was there as a whole, before anybody knew.
+    assert_eq!(rig.finish(3), [Ok(16384), Err(EAGAIN), Err(EAGAIN)]);
+    assert!(bytes_in(&back).iter().all(|&byte| byte == 0x5a));
+    rig.submit(&ops[1..]);
+    assert_eq!(rig.finish(2), [Ok(4096), Ok(8192)]);
+    let file = std::fs::read(rig.file.as_path()).unwrap();
+    assert_eq!(file.len(), 16384);
+    assert!(file[..8192].iter().all(|&byte| byte == 0x5a));
+    assert!(file[8192..].iter().all(|&byte| byte == 0x77));
+}
