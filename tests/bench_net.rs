@@ -316,6 +316,39 @@ mod tests {
         }
     }
 
+    /// `script` gives it a terminal.
+    #[test]
+    fn who_looks_on_sees_the_rate_once_a_second_and_then_the_table() {
+        let directory = TempDir::new("bench");
+        let socket = directory.path("s").display().to_string();
+        let net = format!("name=n0,socket={socket},link=echo");
+        let _daemon = Daemon::start(&["run", "--net", &net]);
+        let vringd = env!("CARGO_BIN_EXE_vringd");
+        let seen = |more: &str| {
+            let command = format!("{vringd} bench net --socket {socket} --duration 2500ms {more}");
+            let script = ["-qec", &command, "/dev/null"];
+            let output = Command::new("script").args(script).output().unwrap();
+            assert!(output.status.success(), "{}", text(&output.stdout));
+            text(&output.stdout).to_owned()
+        };
+        let shown = seen("");
+        let rates: Vec<f64> = shown
+            .split('\r')
+            .filter_map(|line| line.split_once(" s ")?.1.strip_suffix(" Mpps "))
+            .map(|rate| rate.trim().parse().unwrap())
+            .collect();
+        assert_eq!(rates.len(), 2, "{shown:?}");
+        assert!(rates.iter().all(|rate| *rate > 0.0), "{shown:?}");
+        let table = shown.rfind(" s ").unwrap() < shown.find("latency").unwrap();
+        assert!(table, "the table comes last: {shown:?}");
+        // Whoever reads by program is not disturbed.
+        let report = seen("--json");
+        assert!(
+            serde_json::from_str::<Value>(report.trim()).is_ok(),
+            "{report:?}"
+        );
+    }
+
     #[test]
     fn frames_that_are_only_sent_count_when_they_are_taken() {
         let directory = TempDir::new("bench");
