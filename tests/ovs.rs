@@ -210,7 +210,7 @@ mod tests {
     }
 
     /// A connection between two stations that lives through the end of either program.
-    /// Waits for both front-ends, which listen, to have the new daemon. Of DPDK's (22.11) two threads
+    /// Waits for both front-ends, which listen, to have the new daemon. Two threads of DPDK (22.11)
     /// may look at a link that went down at once: one takes the end of the last connection for
     /// that of the new one, and the front-end is of no use any more. Then it is made anew.
     fn come_back(ovs: &Ovs, daemon: &Daemon, port: &PortConfig, ovs_said: usize) {
