@@ -15,6 +15,7 @@ use super::front_end::{
 };
 use super::front_end::{FLUSH, Framing, IN, OUT};
 use super::served::{DISK, SECTOR, Served, assert_same, image};
+use super::uring::strace;
 use crate::support::daemon::Daemon;
 use crate::support::deadline::wait_until;
 use crate::support::tmp::{TempDir, random_bytes};
@@ -265,8 +266,10 @@ fn when_the_daemon_ends_nothing_of_the_key_is_in_its_memory() {
     let (path, ciphertext) = image(&dir);
     let (key_path, key) = key_file(&dir, 0o600);
     let socket = dir.path("disk.sock");
-    let mut command = Command::new("strace");
-    command.args(["-D", "-o", "/dev/null", "-e", "trace=exit_group"]);
+    let Some(mut command) = strace() else {
+        return;
+    };
+    command.args(["-e", "trace=exit_group"]);
     command.args(["-e", "inject=exit_group:delay_enter=5s"]);
     command.arg(env!("CARGO_BIN_EXE_vringd"));
     let disk = format!(

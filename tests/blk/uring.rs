@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::front_end::{FrontEnd, IN, OUT};
 use super::served::{DISK, SECTOR, Served, assert_same, image};
 use crate::support::daemon::Daemon;
+use crate::support::missing;
 use crate::support::tmp::{TempDir, random_bytes};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
@@ -19,6 +20,21 @@ fn pinned(daemon: &Daemon) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
     let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
     number.and_then(|kib| kib.parse().ok()).unwrap_or(0)
+}
+
+/// `strace` that leaves the daemon its place as a child of ours; `None` where nothing can be
+/// traced.
+pub(super) fn strace() -> Option<Command> {
+    let trace = |more: &str| {
+        let mut command = Command::new("strace");
+        command.args(["-D", "-o", "/dev/null", more]);
+        command
+    };
+    let tried = trace("true").status().expect("strace runs");
+    if !tried.success() {
+        return missing("no process can be traced here");
+    }
+    Some(trace("-f"))
 }
 
 /// Writes all over the disk and reads it back.
@@ -149,8 +165,10 @@ fn without_a_thread_of_the_kernel_the_worker_makes_the_calls() {
     let (path, mut model) = image(&dir);
     let socket = dir.path("disk.sock");
     // The kernel says no to a thread's first two rings: those of a worker with SQPOLL.
-    let mut command = Command::new("strace");
-    command.args(["-D", "-f", "-o", "/dev/null", "-e", "trace=io_uring_setup"]);
+    let Some(mut command) = strace() else {
+        return;
+    };
+    command.args(["-e", "trace=io_uring_setup"]);
     command.args(["-e", "inject=io_uring_setup:error=EPERM:when=1..2"]);
     command.arg(env!("CARGO_BIN_EXE_vringd"));
     let disk = format!(
