@@ -209,7 +209,6 @@ mod tests {
         assert!(status.success(), "{log}");
     }
 
-    /// A connection between two stations that lives through the end of either program.
     /// Waits for both front-ends, which listen, to have the new daemon. Two threads of DPDK (22.11)
     /// may look at a link that went down at once: one takes the end of the last connection for
     /// that of the new one, and the front-end is of no use any more. Then it is made anew.
@@ -232,6 +231,7 @@ mod tests {
         }
     }
 
+    /// A connection between two stations that lives through the end of either program.
     fn traffic_outlives_restarts(packed: bool) {
         let port = PortConfig {
             packed,

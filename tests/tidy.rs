@@ -281,7 +281,7 @@ mod tests {
             ("src/memory/dirty.rs", "a page that is logged"),
             (
                 "src/memory/file_map.rs",
-                "a page that is used the first time",
+                "a page that is used first, or given back",
             ),
             ("src/memory/torn.rs", "memory that went away"),
             ("src/sys/disk.rs", "a file that is opened"),

@@ -222,7 +222,7 @@ impl UringDisk {
     /// Access to `disk`, not attached to a ring yet.
     pub fn new(disk: Arc<DiskFile>) -> UringDisk {
         UringDisk {
-            at_once: AtOnce::new(disk.is_in_memory()),
+            at_once: AtOnce::new(),
             attached: None,
             bounces: None,
             unaligned: 0,

@@ -295,6 +295,7 @@ impl DiskFile {
     }
 
     /// Whether its file system keeps everything in memory.
+    #[inline]
     pub fn is_in_memory(&self) -> bool {
         self.in_memory
     }

@@ -20,8 +20,6 @@ const BYTES_PER_TURN: usize = 1 << 20;
 /// The operations of a queue that are done at once.
 #[derive(Debug)]
 pub(super) struct AtOnce {
-    /// Whether the file is in memory.
-    in_memory: bool,
     copies: Copies,
     /// Bytes that may still be copied in this turn.
     left: usize,
@@ -31,9 +29,8 @@ pub(super) struct AtOnce {
 }
 
 impl AtOnce {
-    pub(super) fn new(in_memory: bool) -> AtOnce {
+    pub(super) fn new() -> AtOnce {
         AtOnce {
-            in_memory,
             copies: Copies::default(),
             left: BYTES_PER_TURN,
             moved: 0,
@@ -99,7 +96,7 @@ impl AtOnce {
     /// Does `op`, or returns `false` where the ring has to.
     #[inline]
     pub(super) fn submit(&mut self, disk: &DiskFile, token: Token, op: BlkOp<'_>) -> bool {
-        if !self.in_memory {
+        if !disk.is_in_memory() {
             return false;
         }
         match op {
