@@ -1,9 +1,11 @@
 //! The hot path allocates nothing: a counting allocator around frames that go from one guest's
 //! transmit queue to another's receive queue, over both ring formats, and (`disk`) around requests
-//! of disks.
+//! of disks; and what the workers of a whole daemon allocate (`daemon`).
 //!
 //! A binary of its own, because the allocator is the whole program's. It counts for each thread
 //! apart: the tests do not see each other.
+
+mod support;
 
 #[cfg(test)]
 #[path = "alloc"]
@@ -22,6 +24,7 @@ mod tests {
     };
     use vringd::testing::packets::Packet;
 
+    mod daemon;
     mod disk;
 
     /// The system's allocator, with an eye on it.
@@ -30,6 +33,11 @@ mod tests {
     // Of this thread alone: the test harness has one of its own.
     thread_local!(static CALLS: Cell<u64> = const { Cell::new(0) });
 
+    fn called() {
+        CALLS.set(CALLS.get() + 1);
+        daemon::called();
+    }
+
     fn calls() -> u64 {
         CALLS.get()
     }
@@ -37,19 +45,19 @@ mod tests {
     // SAFETY: every call goes to the system's allocator as it came.
     unsafe impl GlobalAlloc for Counting {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-            CALLS.set(CALLS.get() + 1);
+            called();
             // SAFETY: the caller keeps the rules of `alloc`.
             unsafe { System.alloc(layout) }
         }
 
         unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-            CALLS.set(CALLS.get() + 1);
+            called();
             // SAFETY: the caller keeps the rules of `dealloc`.
             unsafe { System.dealloc(at, layout) }
         }
 
         unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-            CALLS.set(CALLS.get() + 1);
+            called();
             // SAFETY: the caller keeps the rules of `realloc`.
             unsafe { System.realloc(at, layout, bytes) }
         }

@@ -41,14 +41,16 @@ mod tests {
     }
 
     impl Sleeper {
-        fn start(path: &RingPath, socket: &Path, dir: &TempDir) -> Sleeper {
+        fn start(path: &RingPath, socket: &Path, queues: u16, dir: &TempDir) -> Sleeper {
             let root = Path::new(env!("CARGO_MANIFEST_DIR"));
             let built = Command::new(root.join("scripts/l3fwd-power")).status();
             assert!(built.expect("scripts/l3fwd-power runs").success());
             let said = dir.path("l3fwd-power");
             let log = File::create(&said).expect("a log file");
-            let mut config = path.front_end_with(socket, 256, 1);
+            let mut config = path.front_end_with(socket, 256, queues);
             let vdev = config.vdevs.remove(0);
+            // Port, queue, core: one core sleeps for all of them.
+            let queues: Vec<_> = (0..queues).map(|q| format!("(0,{q},0)")).collect();
             // Else the whole of a line may wait in its buffer.
             let child = Command::new("stdbuf")
                 .arg("-oL")
@@ -56,8 +58,8 @@ mod tests {
                 .args(["--lcores=0@0", "--main-lcore=0", "--no-pci", "-m", "128"])
                 .args(["--in-memory", "--single-file-segments", "--no-telemetry"])
                 .args([format!("--vdev={vdev}"), "--".to_owned()])
-                .args(["-p", "1", "--config=(0,0,0)", "--parse-ptype"])
-                .args(["--interrupt-only", "--no-numa"])
+                .args(["-p", "1", "--parse-ptype", "--interrupt-only", "--no-numa"])
+                .arg(format!("--config={}", queues.join(",")))
                 .stdin(Stdio::null())
                 .stdout(log.try_clone().expect("a second descriptor"))
                 .stderr(log)
@@ -79,10 +81,10 @@ mod tests {
             std::fs::read_to_string(&self.said).expect("its log")
         }
 
-        /// How often an interrupt woke it.
-        fn woken(&self) -> usize {
-            let line = "is waked up from rx interrupt on port 0 queue 0";
-            self.said().matches(line).count()
+        /// How often an interrupt of this queue woke it.
+        fn woken(&self, queue: u16) -> usize {
+            let line = format!("is waked up from rx interrupt on port 0 queue {queue}\n");
+            self.said().matches(&line).count()
         }
 
         /// Waits until it has nothing to do, has asked for interrupts and sleeps.
@@ -133,30 +135,29 @@ mod tests {
         frame
     }
 
-    fn calls_wake_a_driver(number: u8) {
+    fn calls_wake_a_driver(number: u8, queues: u16) {
         const NAPS: usize = 20;
         let path = RingPath::number(number).unwrap();
         let dir = TempDir::new("interrupt");
         let [a, b] = ["a.sock", "b.sock"].map(|name| dir.path(name));
-        let one = format!("name=a,socket={},link=wire:b", a.display());
-        let other = format!("name=b,socket={}", b.display());
+        let one = format!("name=a,socket={},queues={queues},link=wire:b", a.display());
+        let other = format!("name=b,socket={},queues={queues}", b.display());
         let nets = ["--net", &one, "--net", &other];
         let idle = ["run", "--core", "1", "--idle", "interrupt"];
         let daemon = Daemon::start(&[&idle[..], &nets].concat());
-        let sleeper = Sleeper::start(&path, &a, &dir);
+        let sleeper = Sleeper::start(&path, &a, queues, &dir);
         let line = daemon.wait_log("negotiated device=a", PATIENCE);
         assert_eq!(line.contains("RING_PACKED"), path.packed, "{line}");
-        let mut guest = FrontEnd::<SplitDriver>::connect(&b, 1);
+        let mut guest = FrontEnd::<SplitDriver>::connect(&b, queues.into());
         let mut sent = 0;
         // It looks at its ring every 10 ms by itself: what comes just then wakes nobody.
-        while sleeper.woken() < NAPS {
-            assert!(
-                sent < 100,
-                "woken {} times by {sent} frames",
-                sleeper.woken()
-            );
+        let naps = || (0..queues).map(|queue| sleeper.woken(queue));
+        while naps().min() < Some(NAPS) {
+            let woken: Vec<_> = naps().collect();
+            assert!(sent < 200, "woken {woken:?} times by {sent} frames");
             sleeper.sleeps();
-            guest.transmit(0, &datagram(sent));
+            guest.transmit(usize::from(sent) % usize::from(queues), &datagram(sent));
+            // Its one core sends with its first queue.
             let got = guest.receive(0);
             assert!(got == forwarded(sent), "frame {sent}: {got:02x?}");
             sent += 1;
@@ -164,7 +165,7 @@ mod tests {
         let calls = daemon.counter("a", "calls");
         let frames = u64::from(sent);
         assert!(
-            (NAPS as u64..=frames).contains(&calls),
+            (naps().sum::<usize>() as u64..=frames).contains(&calls),
             "{calls} calls for {frames} frames"
         );
         assert_eq!(daemon.counter("a", "rx_frames"), frames);
@@ -174,11 +175,21 @@ mod tests {
 
     #[test]
     fn calls_wake_a_driver_that_sleeps_split() {
-        calls_wake_a_driver(5);
+        calls_wake_a_driver(5, 1);
     }
 
     #[test]
     fn calls_wake_a_driver_that_sleeps_packed() {
-        calls_wake_a_driver(1);
+        calls_wake_a_driver(1, 1);
+    }
+
+    #[test]
+    fn calls_of_each_of_two_queues_wake_a_driver_that_sleeps_split() {
+        calls_wake_a_driver(5, 2);
+    }
+
+    #[test]
+    fn calls_of_each_of_two_queues_wake_a_driver_that_sleeps_packed() {
+        calls_wake_a_driver(1, 2);
     }
 }

@@ -3,6 +3,9 @@
 use crate::chart::{self, Bar};
 use crate::turns;
 
+/// Pairs that are enough for the chart, even when these rows have more.
+const ENOUGH: usize = 5;
+
 /// A table between the marks of `name`, and its chart.
 pub(crate) struct Table<'a> {
     pub(crate) name: &'a str,
@@ -45,7 +48,7 @@ impl Table<'_> {
 
     fn bar(&self, row: &str, bar: &impl Fn(&[&str]) -> (String, String)) -> Option<Bar> {
         let cells = cells(row);
-        let found = Measured::of(&cells).filter(|found| found.pairs >= self.pairs)?;
+        let found = Measured::of(&cells).filter(|found| found.pairs >= self.pairs.min(ENOUGH))?;
         let (panel, label) = bar(&cells);
         Some(Bar {
             panel,

@@ -201,7 +201,9 @@ pub const ALL: &[Promise] = &[
     (
         "A driver that sleeps is called",
         &["tests/interrupt.rs: calls_wake_a_driver_that_sleeps_split \
-             calls_wake_a_driver_that_sleeps_packed"],
+             calls_wake_a_driver_that_sleeps_packed \
+             calls_of_each_of_two_queues_wake_a_driver_that_sleeps_split \
+             calls_of_each_of_two_queues_wake_a_driver_that_sleeps_packed"],
     ),
     (
         "`mode = \"client\"`",
@@ -248,8 +250,7 @@ pub const ALL: &[Promise] = &[
             "tests/plans.rs: restarts_of_port_front_end_and_daemon_lose_no_ring \
              every_byte_goes_from_one_front_end_to_the_other path_05_split_mergeable \
              path_06_split path_07_split_vector_rx path_08_split_in_order_mergeable \
-             path_09_split_in_order \
-             sizes_and_kinds_of_addresses_are_counted_as_they_were_sent",
+             path_09_split_in_order",
             "tests/testpmd.rs: echoes_64_and_1518_bytes_and_loses_none \
              brings_back_every_byte_in_order every_one_of_eight_queues_moves_frames \
              packed_rings_of_odd_size_lose_no_frame guest_memory_in_4_kib_pages_works_as_well",

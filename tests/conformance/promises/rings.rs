@@ -319,6 +319,7 @@ pub const COSTS: &[Promise] = &[
         "No allocation per burst",
         &[
             "tests/alloc.rs: the_hot_path_allocates_nothing_after_its_first_burst",
+            "tests/alloc/daemon.rs: a_worker_allocates_nothing_for_a_frame_or_a_request",
             "tests/alloc/disk.rs: a_request_of_a_disk_allocates_nothing_after_the_first_burst",
         ],
     ),
