@@ -59,17 +59,37 @@ impl Table<'_> {
     }
 }
 
-/// The rows of `old` for other loads, and the `new` ones.
+/// The `new` rows, and those of `old` for other loads. Of the same load an old row of [`ENOUGH`]
+/// pairs stays where there is none for the same distance with as many.
 fn merged<R: Ord>(old: &str, new: &[String], rank: impl Fn(&[&str]) -> Option<R>) -> Vec<String> {
     let ranked = |row: &str| Some((rank(&cells(row))?, row.to_owned()));
+    let others: Vec<_> = old.lines().filter_map(ranked).collect();
     let mut rows: Vec<_> = new.iter().filter_map(|row| ranked(row)).collect();
     let is_new = |old: &(R, String)| rows.iter().any(|new| new.0 == old.0);
-    let others: Vec<_> = old.lines().filter_map(ranked).collect();
-    let kept: Vec<_> = others.into_iter().filter(|row| !is_new(row)).collect();
+    let beaten = |old: &(R, String)| {
+        let mut same = rows.iter().filter(|new| new.0 == old.0);
+        !is_firm(&old.1) || same.any(|new| is_firm(&new.1) && distance(&new.1) == distance(&old.1))
+    };
+    let stay = |old: &(R, String)| !is_new(old) || !beaten(old);
+    let kept: Vec<_> = others.into_iter().filter(stay).collect();
+    let stands = |new: &(R, String)| {
+        let mut same = kept.iter().filter(|old| old.0 == new.0);
+        is_firm(&new.1) || !same.any(|old| distance(&old.1) == distance(&new.1))
+    };
+    rows.retain(stands);
     rows.extend(kept);
     // Those for one load stay in their order.
     rows.sort_by(|a, b| a.0.cmp(&b.0));
     rows.into_iter().map(|(_, row)| row).collect()
+}
+
+/// Whether a row has pairs enough.
+fn is_firm(row: &str) -> bool {
+    Measured::of(&cells(row)).is_some_and(|found| found.pairs >= ENOUGH)
+}
+
+fn distance(row: &str) -> Option<String> {
+    Measured::of(&cells(row)).map(|found| found.distance.to_owned())
 }
 
 /// A row from before a column was added has nothing there; what is at its end stays there.

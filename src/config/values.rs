@@ -24,7 +24,7 @@ pub(super) const SERIAL_MAX: usize = 20;
 
 const TAP_FDS: &str = "fd= and numbers of file descriptors, as in tap:fd=3+4";
 const LINKS: &str = "tap, macvtap, xdp, wire, switch, echo, sink";
-const BACKENDS: &str = "ram, null";
+const BACKENDS: &str = "ram, null; a file or a device is given by path";
 const FAULTS: &str = "eio, enospc, eintr, eagain, short, delay_us, reorder, drop_flush";
 
 pub(super) fn bounded(value: u64, min: u64, max: u64) -> Result<u16, Problem> {

@@ -86,6 +86,18 @@ impl Parts {
         }
     }
 
+    /// Whether its vrings stay with the workers that they are spread over, wherever its memory is.
+    pub(super) fn stay(&self) -> bool {
+        match self {
+            // The ends of a wire must find each other; the rings of a socket have one owner.
+            Parts::Net(_, link) => matches!(
+                link,
+                LinkSpec::Wire { .. } | LinkSpec::Switch { .. } | LinkSpec::Xdp(_)
+            ),
+            Parts::Blk(..) => false,
+        }
+    }
+
     /// The endpoint of a vring in format `F`.
     pub(super) fn endpoint<F: RingFormat>(
         &self,
@@ -279,12 +291,10 @@ impl Member {
     pub(super) fn groups(&self, options: &EngineOptions) -> Vec<(Option<usize>, Vec<usize>)> {
         let cores = &options.cores;
         let workers = workers_of(&self.cores, cores);
-        let placement = match self.parts {
-            // The ends of a wire must find each other.
-            Parts::Net(_, LinkSpec::Wire { .. } | LinkSpec::Switch { .. }) => Placement::Spread,
-            // The rings of a socket have one owner.
-            Parts::Net(_, LinkSpec::Xdp(_)) => Placement::Spread,
-            _ => options.placement,
+        let placement = if self.parts.stay() {
+            Placement::Spread
+        } else {
+            options.placement
         };
         groups(placement, &workers, |worker| {
             (options.topology.of_core)(cores[worker])

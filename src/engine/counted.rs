@@ -2,7 +2,7 @@
 
 use crate::sync::Counter;
 use crate::sys::tap::Tap;
-use crate::sys::xdp::{OffloadCounters, Xdp};
+use crate::sys::xdp::{SendCounters, Xdp};
 
 /// Of a tap.
 pub(super) fn of_tap(tap: &Tap) -> Vec<(&'static str, u64)> {
@@ -14,7 +14,7 @@ pub(super) fn of_tap(tap: &Tap) -> Vec<(&'static str, u64)> {
 pub(super) fn of_xdp(xdp: &Xdp) -> Vec<(&'static str, u64)> {
     let all = xdp.statistics();
     let sum =
-        |of: fn(&OffloadCounters) -> &Counter| xdp.counters().iter().map(|one| of(one).get()).sum();
+        |of: fn(&SendCounters) -> &Counter| xdp.counters().iter().map(|one| of(one).get()).sum();
     vec![
         ("xdp_tx_offloaded_csum", sum(|one| &one.offloaded_csum)),
         ("xdp_tx_software_csum", sum(|one| &one.software_csum)),
@@ -26,5 +26,6 @@ pub(super) fn of_xdp(xdp: &Xdp) -> Vec<(&'static str, u64)> {
         ("xdp_rx_ring_full", all.rx_ring_full),
         ("xdp_fill_ring_empty", all.fill_ring_empty),
         ("xdp_tx_invalid", all.tx_invalid),
+        ("xdp_tx_dropped", sum(|one| &one.kernel_dropped)),
     ]
 }

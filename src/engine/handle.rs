@@ -137,9 +137,14 @@ impl DeviceHandle {
             let earlier = self.remote_starts.fetch_add(1, Ordering::Relaxed);
             let none_runs = self.started.iter().all(|s| !s.load(Ordering::Relaxed));
             if none_runs || earlier == 0 {
+                let or = if self.parts.stay() {
+                    ""
+                } else {
+                    ", or placement = \"auto\""
+                };
                 tracing::warn!(
                     "{} vring {}: served on core {core} of node {own}, its memory is on node \
-                     {memory}: give it a core there, or placement = \"auto\"",
+                     {memory}: give it a core there{or}",
                     self.name,
                     setup.index
                 );

@@ -224,7 +224,11 @@ impl<F: RingFormat> NetRx<F> {
                 Ok(Filled::Frame)
             }
             Ok(None) => Ok(Filled::Nothing),
-            Err(error) if error.raw_os_error() == Some(EFAULT) => Err(RingFault::Memory),
+            Err(error) if error.raw_os_error() == Some(EFAULT) => {
+                // The kernel has taken it from the interface.
+                self.window.discard(DropReason::PeerBroken);
+                Err(RingFault::Memory)
+            }
             // An interface that is down has no frames; the reader counts what it refuses.
             Err(_) => Ok(Filled::Nothing),
         }

@@ -46,6 +46,8 @@ pub(crate) struct Vring<F: RingFormat> {
     limits: Option<CallLimits>,
     /// A call that the driver wants and did not get yet.
     owed: Option<Owed>,
+    /// Somebody may have served the ring before, and ended between a publish and the call.
+    resumes: bool,
 }
 
 /// A call that was put off.
@@ -94,6 +96,7 @@ impl<F: RingFormat> Vring<F> {
             reported: false,
             limits,
             owed: None,
+            resumes: setup.base.is_some(),
         };
         let stands = vring.base();
         if let Some(asked) = setup.base
@@ -154,6 +157,12 @@ impl<F: RingFormat> Vring<F> {
     /// From now on the worker of `mailbox` serves it.
     pub(crate) fn served_by(&mut self, mailbox: &Arc<Mailbox>) {
         self.teller.served_by(mailbox);
+        // A driver that sleeps on what was published before may not ask for a call again: the
+        // position that it named is behind the ring's. Where a ring begins says nothing, as a
+        // packed one is back there after each lap.
+        if core::mem::take(&mut self.resumes) {
+            self.call();
+        }
     }
 
     fn call(&mut self) {

@@ -22,6 +22,11 @@ pub(super) const HEADERS_MAX: usize = 256;
 /// Bytes of the longest frame: an IP packet of 65,535 bytes, Ethernet header and tags.
 const FRAME_MAX: usize = (1 << 16) + 32;
 
+/// Frames that are made of larger ones for one receiver in a turn, after which the rest waits: a
+/// sender that wants them tiny costs the others on its worker little more. A queue of an interface
+/// has as many chunks to send in.
+pub(crate) const PIECES_MAX: usize = 2048;
+
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM.
 pub(super) const NEEDS_CSUM: u8 = 1;
 /// VIRTIO_NET_HDR_GSO_NONE, _TCPV4, _TCPV6, _UDP_L4 and _ECN.

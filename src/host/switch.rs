@@ -13,8 +13,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::memory::{Bounce, Segment, Segments, copy};
 
-use super::net::{BURST_FRAMES_MAX, Cast, DropReason, Frame, Verdict};
-use super::offload::HEADERS_MAX;
+use super::net::{BURST_FRAMES_MAX, Cast, DropReason, Frame, Verdict, VnetHeader};
+use super::offload::{HEADERS_MAX, NEEDS_CSUM};
 
 use fdb::{Fdb, Station};
 pub use filter::Filter;
@@ -239,6 +239,12 @@ impl Front {
         self.tag().map_or(0, |_| self.tci & PRIORITY)
     }
 
+    /// Up to the type, or the type behind the tag.
+    #[inline]
+    fn bytes(&self) -> usize {
+        ETHERNET + if self.kind == TYPE_VLAN { TAG } else { 0 }
+    }
+
     /// Whether another tag comes after the first.
     fn is_tagged_twice(&self) -> bool {
         self.tag().is_some() && [TYPE_VLAN, TYPE_SERVICE_VLAN].contains(&self.behind)
@@ -371,7 +377,10 @@ impl Switch {
             let Some(front) = words.map(Front::new) else {
                 return (index, way);
             };
-            if frame.verdict != Verdict::Retry || front.kind == TYPE_VLAN {
+            if frame.verdict != Verdict::Retry
+                || front.kind == TYPE_VLAN
+                || !is_behind(ETHERNET, &frame.header)
+            {
                 return (index, way);
             }
             if front.from != last[0] {
@@ -496,6 +505,9 @@ impl Switch {
             }
             front.behind = u16::from_be_bytes(behind);
         }
+        if !is_behind(front.bytes(), &frame.header) {
+            return Err(DropReason::BadVnetHeader);
+        }
         if self.strict && !pin(frame, index, words, front.behind, segments, ways) {
             return Err(DropReason::TooBig);
         }
@@ -517,15 +529,24 @@ impl Switch {
         let len = copy::read(frame.payload(segments), 0, &mut bytes);
         let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|i| bytes[at + i]));
         let mut front = Front::new([word(0), word(8)]);
-        let tag = if front.kind == TYPE_VLAN { TAG } else { 0 };
-        if len < ETHERNET + tag {
+        let bytes_of_front = front.bytes();
+        if len < bytes_of_front {
             return Err(DropReason::BadFrame);
         }
         front.behind = u16::from_be_bytes([bytes[FRONT], bytes[FRONT + 1]]);
         let from = core::array::from_fn(|i| bytes[6 + i]);
-        let rest = bytes.get(ADDRESSES + tag..len).unwrap_or_default();
+        let rest = &bytes[bytes_of_front - 2..len];
         if !rules.filter.allows(from, rest) {
             return Err(DropReason::Spoofed);
+        }
+        if !is_behind(bytes_of_front, &frame.header)
+            || csum_end(&frame.header).is_some_and(|end| {
+                !rules
+                    .filter
+                    .lets_be_written(rest, end - (bytes_of_front - 2))
+            })
+        {
+            return Err(DropReason::BadVnetHeader);
         }
         let place = ways.filtered.segment().skip(index * LOOK).take(len);
         copy::write(&[place], 0, &bytes[..len]);
@@ -620,6 +641,19 @@ impl PortRules {
             }
         }
     }
+}
+
+/// Where the checksum ends that a receiver, or we for it, will write into the frame.
+fn csum_end(header: &VnetHeader) -> Option<usize> {
+    let asks = header.flags & NEEDS_CSUM != 0;
+    asks.then(|| usize::from(header.csum_start) + usize::from(header.csum_offset) + 2)
+}
+
+/// Whether the checksum that `header` asks for lies behind the first `front` bytes. The sender
+/// chooses what comes of it, and it is written after these were looked at.
+#[inline]
+fn is_behind(front: usize, header: &VnetHeader) -> bool {
+    header.flags & NEEDS_CSUM == 0 || usize::from(header.csum_start) >= front
 }
 
 /// Puts the front of a frame as it was looked at, `words` and the type `behind` a tag, in the place

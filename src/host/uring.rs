@@ -47,7 +47,9 @@ const ZEROES_REPEATED: usize = 8;
 
 // What the kernel says where it does not do what it is asked for; the same on every Linux. EINVAL
 // comes from kernels whose io_uring has no such operation.
+const EIO: i32 = 5;
 const EAGAIN: i32 = 11;
+const ENOSPC: i32 = 28;
 const EINVAL: i32 = 22;
 const ENOSYS: i32 = 38;
 const EOPNOTSUPP: i32 = 95;
@@ -108,6 +110,8 @@ impl Bounces {
 enum Kind {
     /// Moves data.
     Move,
+    /// Moves data and makes it durable.
+    Durable,
     /// Makes what was moved durable.
     Sync,
     /// Discards.
@@ -117,7 +121,7 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 7] = [
+    const ALL: [Kind; 8] = [
         Kind::Move,
         Kind::Discard(Discard::Command),
         Kind::Discard(Discard::Hole),
@@ -125,7 +129,17 @@ impl Kind {
         Kind::Zero(Zero::Punch),
         Kind::Zero(Zero::Keep),
         Kind::Sync,
+        Kind::Durable,
     ];
+
+    /// Of an operation on data or on the whole disk.
+    fn of(op: &BlkOp<'_>) -> Kind {
+        match op {
+            BlkOp::Flush => Kind::Sync,
+            BlkOp::Write { durable: true, .. } => Kind::Durable,
+            _ => Kind::Move,
+        }
+    }
 }
 
 /// How ranges are discarded; what can't be done becomes the next.
@@ -171,6 +185,7 @@ impl Tag {
             Kind::Zero(Zero::Punch) => 4,
             Kind::Zero(Zero::Keep) => 5,
             Kind::Sync => 6,
+            Kind::Durable => 7,
         };
         let token = u64::from(self.token.slot) | (u64::from(self.token.generation) << 16);
         token | (buffer << 32) | (kind << 48)
@@ -409,7 +424,7 @@ impl Lent<'_> {
         let tag = Tag {
             token,
             buffer: Some(buffer),
-            kind: Kind::Move,
+            kind: Kind::of(&op),
         };
         let pushed = self.push(at, tag, op);
         match (&pushed, &mut self.queue.bounces) {
@@ -538,7 +553,7 @@ impl Lent<'_> {
             Kind::Discard(Discard::Hole) => ranges.discard = Discard::Nothing,
             Kind::Zero(Zero::Punch) => ranges.punch = false,
             Kind::Zero(Zero::Keep) => ranges.keep = false,
-            Kind::Discard(_) | Kind::Move | Kind::Sync => {}
+            Kind::Discard(_) | Kind::Move | Kind::Durable | Kind::Sync => {}
         }
         Completion { token, result }
     }
@@ -559,14 +574,10 @@ impl BlkIo for Lent<'_> {
             }
             BlkOp::Discard { .. } | BlkOp::WriteZeroes { .. } => self.push_range(at, token, op),
             op => {
-                let kind = match op {
-                    BlkOp::Flush => Kind::Sync,
-                    _ => Kind::Move,
-                };
                 let tag = Tag {
                     token,
                     buffer: None,
-                    kind,
+                    kind: Kind::of(&op),
                 };
                 self.push(at, tag, op)
             }
@@ -583,11 +594,17 @@ impl BlkIo for Lent<'_> {
             buffer,
             kind,
         } = Tag::from_u64(tag);
-        if !matches!(kind, Kind::Move | Kind::Sync) {
+        if matches!(kind, Kind::Discard(_) | Kind::Zero(_)) {
             return Some(self.finish_range(token, kind, result));
         }
         let mut result = u32::try_from(result).map_err(|_| -result);
-        if kind == Kind::Sync {
+        // Its own data may have had no memory, or in a file no room: no news of data before it.
+        let syncs = match (kind, result) {
+            (Kind::Durable, Err(ENOSPC)) => !self.queue.disk.is_regular(),
+            (Kind::Durable, result) => matches!(result, Ok(_) | Err(EIO)),
+            _ => kind == Kind::Sync,
+        };
+        if syncs {
             result = self.queue.disk.synced(result);
         }
         if let (Some(buffer), Some(bounces)) = (buffer, &mut self.queue.bounces) {

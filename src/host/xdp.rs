@@ -13,14 +13,10 @@ use crate::sys::xdp::{Undone, Xdp, XdpSocket};
 use super::net::{
     Cast, DropReason, Frame, FrameBurst, FrameSink, FrameSource, Verdict, VnetHeader,
 };
-use super::offload::{HEADERS_MAX, NEEDS_CSUM, Offload, has_usual_csum};
+use super::offload::{HEADERS_MAX, NEEDS_CSUM, Offload, PIECES_MAX, has_usual_csum};
 
 /// Bytes of an Ethernet header.
 const HEADER_BYTES: u32 = 14;
-/// Frames that are made of larger ones in a turn at most: a sender that wants them tiny costs the
-/// others on its worker no more. A queue has as many chunks to send in: no frame needs more.
-const PIECES_MAX: usize = 2048;
-
 /// One queue of an interface.
 #[derive(Debug)]
 pub struct XdpQueue {

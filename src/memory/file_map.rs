@@ -8,6 +8,7 @@
 //! When somebody cuts the file, zeros stand in place of the pages that are missing
 //! ([`super::torn`]), and whatever was moved since is to be done again, by the kernel.
 
+use std::alloc::{Layout, alloc_zeroed};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -76,12 +77,14 @@ impl FileMap {
         let (base, bytes) = grown.map_or_else(|| map(exact), Ok)?;
         // SAFETY: advice about the mapping just made. A disk is no use in a core dump of ours.
         unsafe { libc::madvise(base.cast(), bytes + PAGE, libc::MADV_DONTDUMP) };
-        Ok(FileMap {
+        let mut map = FileMap {
             base,
             bytes,
-            marks: zeros((bytes / PAGE).div_ceil(WORD)),
+            marks: Box::default(),
             watched: torn::watch(base, bytes + PAGE, PAGE),
-        })
+        };
+        map.marks = zeros((bytes / PAGE).div_ceil(WORD))?;
+        Ok(map)
     }
 
     /// The `len` bytes from `offset` on, valid as long as the mapping; `None` where the kernel has
@@ -197,11 +200,21 @@ fn bit(page: usize) -> u64 {
     1 << (page % WORD)
 }
 
-/// `count` zeros, of which the kernel makes memory when they are touched.
-fn zeros(count: usize) -> Box<[AtomicU64]> {
-    let words = Box::into_raw(vec![0u64; count].into_boxed_slice());
-    // SAFETY: an `AtomicU64` is laid out as an `u64` is, and nobody else has the slice.
-    unsafe { Box::from_raw(words as *mut [AtomicU64]) }
+/// `count` zeros, of which the kernel makes memory when they are touched; it may refuse so many
+/// all the same.
+fn zeros(count: usize) -> io::Result<Box<[AtomicU64]>> {
+    let layout = Layout::array::<AtomicU64>(count).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    if layout.size() == 0 {
+        return Ok(Box::default());
+    }
+    // SAFETY: the layout is not that of nothing.
+    let words = unsafe { alloc_zeroed(layout) }.cast::<AtomicU64>();
+    if words.is_null() {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
+    let words = core::ptr::slice_from_raw_parts_mut(words, count);
+    // SAFETY: allocated as such a slice is, with zeros, which are atomics, and nobody else has it.
+    Ok(unsafe { Box::from_raw(words) })
 }
 
 #[cfg(test)]

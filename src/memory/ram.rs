@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Area;
 use super::region::{Mapping, map_or_keep};
@@ -419,10 +420,16 @@ impl GuestRam {
             clippy::cast_possible_truncation,
             reason = "offsets of a mapping fit usize"
         )]
-        let at = region.hva.wrapping_add(offset as usize).cast::<[u64; 2]>();
-        // SAFETY: the 16 bytes lie inside the region's mapping (checked above), which `keep` holds.
-        // The table may be unaligned, and the guest may change it: it is copied once, by value.
-        let words = unsafe { at.read_unaligned() };
+        let at = region.hva.wrapping_add(offset as usize).cast::<u64>();
+        if !at.is_aligned() {
+            // No driver of ours has such tables, though nothing forbids them.
+            return self.read_entry_spanning(addr);
+        }
+        let words = [at, at.wrapping_add(1)].map(|at| {
+            // SAFETY: the 16 bytes lie inside the region's mapping (checked above), which `keep`
+            // holds, and are aligned. The guest may change them: each word is read once.
+            unsafe { AtomicU64::from_ptr(at) }.load(Ordering::Relaxed)
+        });
         Some(words.map(u64::from_le))
     }
 

@@ -128,9 +128,8 @@ impl RingFormat for Split {
     const DRIVER_ALIGN: usize = 2;
 
     fn area_bytes(size: u16) -> [usize; 3] {
-        // The trailing event fields are there in the layout whether negotiated or not, but legacy
-        // drivers need not map them: they count only as part of the ring with EVENT_IDX, and a page
-        // has room for them in practice.
+        // The trailing event fields are part of the layout whether they are negotiated or not
+        // (VIRTIO 1.3 §2.7, "6 +").
         let size = usize::from(size);
         [16 * size, RING + 2 * size + 2, RING + 8 * size + 2]
     }

@@ -204,7 +204,7 @@ impl DiskFile {
         })
     }
 
-    /// What a sync that ended like this came to. Once one of a file in the page cache has failed,
+    /// What a sync that ended like this came to, or a durable write, which ends with one. Once one of a file in the page cache has failed,
     /// all fail: the kernel tells once of data that it could not write, to whoever asks first, and
     /// then takes them for written.
     ///

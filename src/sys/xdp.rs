@@ -30,9 +30,7 @@ use bpf::{Link, Program, XskMap};
 pub use metadata::{TxCsum, Undone};
 pub use passed::{PassedFd, PassedXdp, XdpPlace, hand_over};
 use socket::{Binding, REGISTER};
-pub use socket::{
-    CHUNK, MEMORY_BYTES, OffloadCounters, PIECES_MAX, RX_CHUNK, Statistics, XdpSocket,
-};
+pub use socket::{CHUNK, MEMORY_BYTES, PIECES_MAX, RX_CHUNK, SendCounters, Statistics, XdpSocket};
 
 /// Queues at most: more than interfaces have.
 pub const QUEUES_MAX: u16 = 1024;
@@ -159,7 +157,7 @@ pub struct Xdp {
     /// The sockets, until their workers take them.
     sockets: ArrayQueue<XdpSocket>,
     fds: Vec<Arc<OwnedFd>>,
-    counters: Vec<Arc<OffloadCounters>>,
+    counters: Vec<Arc<SendCounters>>,
     /// Without one, the sockets are where they belong already, and stay there.
     map: Option<XskMap>,
     /// Without it, whoever passed the sockets sees to the program.
@@ -312,7 +310,7 @@ impl Xdp {
     }
 
     /// What was counted of the work that guests leave undone, for each queue.
-    pub fn counters(&self) -> &[Arc<OffloadCounters>] {
+    pub fn counters(&self) -> &[Arc<SendCounters>] {
         &self.counters
     }
 

@@ -14,19 +14,31 @@ const MIB: usize = 1 << 20;
 const IOERR: u8 = 1;
 
 /// A disk in the page cache, whose device has less room than it says.
+struct Small {
+    served: Served,
+    device: Loop,
+    _file: Mounted,
+}
+
+impl Small {
+    fn new() -> Option<Small> {
+        let file = Mounted::new("tmpfs", "size=4M")?;
+        let path = file.path("disk.img");
+        File::create(&path).unwrap().set_len(16 << 20).unwrap();
+        let device = Loop::over(&path, 512)?;
+        let disk = format!("path={},direct=false", device.0);
+        Some(Small {
+            served: Served::start(TempDir::new("flush"), &disk),
+            device,
+            _file: file,
+        })
+    }
+}
+
 fn a_lost_write_is_never_forgotten<D: Driver>() {
-    let Some(small) = Mounted::new("tmpfs", "size=4M") else {
+    let Some(Small { served, .. }) = &Small::new() else {
         return;
     };
-    let path = small.path("disk.img");
-    File::create(&path).unwrap().set_len(16 << 20).unwrap();
-    let Some(device) = Loop::over(&path, 512) else {
-        return;
-    };
-    let served = Served::start(
-        TempDir::new("flush"),
-        &format!("path={},direct=false", device.0),
-    );
     let mut front: FrontEnd<D> = served.open(F_FLUSH);
     let data = vec![0x5a; MIB];
     let flush = |front: &mut FrontEnd<D>| front.run(FLUSH, 0, &[], 0).status;
@@ -46,6 +58,43 @@ fn a_lost_write_is_never_forgotten<D: Driver>() {
     let log = served.daemon.log();
     let told = log.matches("could not be written").count();
     assert_eq!(told, 1, "one line: {log}");
+}
+
+/// A write that is durable by itself is told of data before it that could not be written, and the
+/// kernel tells nobody else.
+fn a_durable_write_is_told_of_a_lost_one<D: Driver>() {
+    let Some(Small { served, device, .. }) = &Small::new() else {
+        return;
+    };
+    let mut front: FrontEnd<D> = served.open(F_FLUSH);
+    let data = vec![0x5a; MIB];
+    for at in 0..12 {
+        let written = front.run(OUT, (at * MIB / SECTOR) as u64, &data, 0);
+        assert_eq!(written.status, 0, "the cache takes it");
+    }
+    drop(front);
+    // The kernel writes when it likes; its answer to us is ours alone.
+    let now = File::options().write(true).open(&device.0).unwrap();
+    assert!(now.sync_data().is_err(), "there is no room");
+    // Without FLUSH each write is durable.
+    let mut front: FrontEnd<D> = served.open(0);
+    let statuses: Vec<_> = (0..3)
+        .map(|_| front.run(OUT, 0, &data[..4096], 0).status)
+        .collect();
+    assert_eq!(statuses, [IOERR; 3]);
+    drop(front);
+    let mut front: FrontEnd<D> = served.open(F_FLUSH);
+    assert_eq!(front.run(FLUSH, 0, &[], 0).status, IOERR);
+}
+
+#[test]
+fn a_flush_fails_after_a_durable_write_was_told_of_a_loss_on_a_split_ring() {
+    a_durable_write_is_told_of_a_lost_one::<SplitDriver>();
+}
+
+#[test]
+fn a_flush_fails_after_a_durable_write_was_told_of_a_loss_on_a_packed_ring() {
+    a_durable_write_is_told_of_a_lost_one::<PackedDriver>();
 }
 
 #[test]

@@ -110,6 +110,10 @@ impl<D: Driver> Machine<D> {
     }
 
     pub fn start(&mut self, index: u16, fds: &Fds<'_>) {
+        self.start_at(index, None, fds);
+    }
+
+    fn start_at(&mut self, index: u16, base: Option<u32>, fds: &Fds<'_>) {
         let copy = |fd: Option<&EventFd>| fd.map(|fd| fd.try_clone().unwrap());
         let packed = if D::Format::PACKED { PACKED } else { 0 };
         self.handle
@@ -117,7 +121,7 @@ impl<D: Driver> Machine<D> {
                 index,
                 size: SIZE,
                 features: FEATURES | packed,
-                base: None,
+                base,
                 addr: self.addr(index),
                 ram: Arc::clone(&self.ram),
                 kick: copy(fds.kick),
@@ -222,6 +226,7 @@ both! {
     an_err_fd_that_blocks_and_is_full_stops_nobody
     a_ring_that_breaks_tells_its_err_fd_once_and_the_other_goes_on
     the_memory_table_is_exchanged_under_load
+    who_takes_over_a_ring_calls_a_driver_that_may_have_been_told_nothing
 }
 
 fn kicks_too_many_and_kicks_for_nothing_change_nothing<D: Driver>() {
@@ -311,6 +316,38 @@ fn a_call_fd_that_is_full_stops_nobody<D: Driver>() {
         assert_eq!(machine.await_used(0), (id, 513));
     }
     assert_eq!(full.read().unwrap(), u64::MAX - 1);
+}
+
+/// The worker before may have ended between a publish and its call, and a position that the driver
+/// asked to be called at is passed only once.
+fn who_takes_over_a_ring_calls_a_driver_that_may_have_been_told_nothing<D: Driver>() {
+    let mut machine = Machine::<D>::new();
+    machine.drivers[0].set_calls(Calls::On);
+    let call = eventfd();
+    let (deaf, hears) = (
+        Fds::default(),
+        Fds {
+            call: Some(&call),
+            ..Fds::default()
+        },
+    );
+    let mut base = None;
+    for number in 0..2 * u64::from(SIZE) {
+        machine.start_at(0, base, &deaf);
+        let id = machine.post(0, number % 16, false);
+        assert_eq!(machine.await_used(0), (id, 513));
+        for fds in [&hears, &deaf] {
+            machine.started.pop();
+            base = Some(machine.handle.stop(0).unwrap());
+            machine.start_at(0, base, fds);
+            if fds.call.is_some() {
+                wait_until("the driver is called", PATIENCE, || call.read().ok());
+            }
+        }
+        machine.started.pop();
+        base = Some(machine.handle.stop(0).unwrap());
+    }
+    assert_eq!(machine.counter("calls"), 2 * u64::from(SIZE), "one each");
 }
 
 /// Makes `fd` one that sleeps in a write, after it was passed.

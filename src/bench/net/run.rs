@@ -286,7 +286,7 @@ impl<R: LoadRing> Load<'_, R> {
             latency,
             backend_cpu: cpu_after
                 .zip(cpu_before)
-                .map(|(after, before)| after - before),
+                .map(|(after, before)| after.saturating_sub(before)),
         })
     }
 

@@ -77,7 +77,8 @@ fn refused_blk_flags_name_key_and_value() {
         ),
         (
             "socket=/b,backend=rma:1G",
-            "--blk disk0: backend = \"rma:1G\": unknown backend \"rma\" (known: ram, null)",
+            "--blk disk0: backend = \"rma:1G\": unknown backend \"rma\" (known: ram, null; \
+             a file or a device is given by path)",
         ),
         (
             "socket=/b,backend=ram",

@@ -204,10 +204,14 @@ impl BlkHandler {
                 break;
             }
             taken += popped.len();
+            let mut begun = Ok(());
             for chain in popped.drain(..) {
-                let begun = self.begin(vq, io, chain, scratch);
-                end = end.and(begun);
+                // Behind one that can't be answered nothing is done.
+                if begun.is_ok() {
+                    begun = self.begin(vq, io, chain, scratch);
+                }
             }
+            end = begun.and(end);
         }
         self.popped = popped;
         end.map(|()| taken)

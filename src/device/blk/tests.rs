@@ -313,7 +313,7 @@ fn a_request_that_can_not_be_answered_breaks_the_ring_behind_those_before_it() {
         let unknown = rig.add(0, 99, 0, 0);
         let read = rig.add(1, 0, 0, 512);
         rig.driver.add(bad).unwrap();
-        rig.driver.publish();
+        rig.add(2, 1, 0, 512);
         let Rig {
             handler,
             vq,
@@ -330,6 +330,7 @@ fn a_request_that_can_not_be_answered_breaks_the_ring_behind_those_before_it() {
         assert_eq!(rig.driver.used(), Some((unknown, 1)));
         assert_eq!(rig.driver.used(), Some((read, 513)));
         assert_eq!(rig.driver.used(), None, "it does not pass for done");
+        assert_eq!(rig.counter("writes"), 0, "nor is what comes behind it done");
         assert_eq!(rig.counter("bad_chains"), 1);
         assert_eq!(rig.handler.in_flight(), 0);
     }

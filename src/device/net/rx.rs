@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::host::net::{
     BURST_FRAMES_MAX, Cast, DropReason, Frame, Verdict, VnetHeader, vnet_header_bytes,
 };
-use crate::host::offload::Offload;
+use crate::host::offload::{Offload, PIECES_MAX};
 use crate::memory::{SEGMENTS_MAX, Segment, Segments, copy};
 use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault, Single};
 
@@ -151,7 +151,8 @@ impl RxHandler {
     }
 
     /// Copies the frames that are not dropped yet into the guest's buffers and sets each verdict.
-    /// From the first frame on for which the guest has no buffers now, all stay to be tried again.
+    /// From the first frame on for which the guest has no buffers now, or after [`PIECES_MAX`]
+    /// segments that were cut, all stay to be tried again.
     ///
     /// # Errors
     /// The ring's fault; the frames before it were delivered, the others stay as they were.
@@ -162,6 +163,7 @@ impl RxHandler {
         payloads: &Segments,
     ) -> Result<(), RingFault> {
         let mut tally = Tally::default();
+        let mut cut = 0;
         let plain = self.transmit_plain(vq, frames, payloads, &mut tally);
         let mut frames = &mut frames[plain..];
         let mut answer = Ok(());
@@ -174,7 +176,8 @@ impl RxHandler {
                 break;
             };
             answer = self.complete(vq, &mut frames[index], payloads, &mut tally);
-            if answer.is_err() || frames[index].verdict == Verdict::Retry {
+            cut += self.offload.pieces();
+            if answer.is_err() || frames[index].verdict == Verdict::Retry || cut >= PIECES_MAX {
                 break;
             }
             frames = &mut frames[index + 1..];

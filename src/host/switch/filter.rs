@@ -55,6 +55,12 @@ impl Filter {
             && (self.ip.is_empty() || self.allows_ip(from, rest))
     }
 
+    /// Whether the two bytes before `end`, counted as those of `rest`, are none that `allows` went
+    /// by: a checksum may then be written there, whatever comes of it.
+    pub(super) fn lets_be_written(&self, rest: &[u8], end: usize) -> bool {
+        self.ip.is_empty() || lets_be_written(rest, end) == Some(true)
+    }
+
     #[cold]
     fn allows_ip(&self, from: [u8; 6], rest: &[u8]) -> bool {
         let Some((kind, packet)) = rest.split_first_chunk::<2>() else {
@@ -131,8 +137,35 @@ impl Filter {
     }
 }
 
+/// As [`Filter::lets_be_written`], of what a filter with IP addresses has allowed.
+fn lets_be_written(rest: &[u8], end: usize) -> Option<bool> {
+    let (kind, packet) = rest.split_first_chunk::<2>()?;
+    let end = end.checked_sub(kind.len())?;
+    match *kind {
+        TYPE_IPV4 => {
+            // They tell a question for an address.
+            let ports = if v4(packet, 12)?.is_unspecified() {
+                DHCP_PORTS.len()
+            } else {
+                0
+            };
+            Some(end >= usize::from(packet[0] & 0xf) * 4 + ports + 2)
+        }
+        TYPE_IPV6 => {
+            let upper = Upper::find(packet)?;
+            Some(match upper.icmpv6 {
+                Some(at) => end == at + 4,
+                None => end >= upper.at + 2,
+            })
+        }
+        _ => Some(false),
+    }
+}
+
 /// What an IPv6 packet carries behind the headers that say how it goes.
 struct Upper {
+    /// Where the headers end.
+    at: usize,
     /// Where an ICMPv6 message begins, if it carries one and this is where that begins.
     icmpv6: Option<usize>,
     /// There are headers before it.
@@ -150,6 +183,7 @@ impl Upper {
                 }
                 _ => {
                     return Some(Upper {
+                        at,
                         icmpv6: (next == ICMPV6).then_some(at),
                         is_behind: at > 40,
                     });
@@ -159,6 +193,7 @@ impl Upper {
                 // Not the first one: what it goes on with began in another.
                 FRAGMENT if u16::from_be_bytes([high, low]) >> 3 > 0 => {
                     return Some(Upper {
+                        at: at + 8,
                         icmpv6: None,
                         is_behind: true,
                     });

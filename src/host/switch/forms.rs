@@ -131,16 +131,13 @@ pub(super) fn measure(
 }
 
 /// The header of a frame from which `taken` bytes went behind the addresses, and into which `put`
-/// bytes came there. `None` when the checksum that it asks for would begin in what changes, or
-/// beyond what the header can say: it could end behind the frame then.
+/// bytes came there. `None` when the checksum that it asks for would begin beyond what the header
+/// can say: it could end behind the frame then.
 fn moved(header: &VnetHeader, taken: usize, put: usize) -> Option<VnetHeader> {
     let mut moved = *header;
     if header.flags & NEEDS_CSUM != 0 {
-        let start = usize::from(header.csum_start);
-        if start < ADDRESSES + taken {
-            return None;
-        }
-        moved.csum_start = u16::try_from(start + put - taken).ok()?;
+        let start = (usize::from(header.csum_start) + put).checked_sub(taken)?;
+        moved.csum_start = u16::try_from(start).ok()?;
     }
     // A hint, and 0 when there is none.
     if header.hdr_len > 0 {

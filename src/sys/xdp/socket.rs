@@ -49,16 +49,18 @@ pub struct Statistics {
     pub tx_invalid: u64,
 }
 
-/// What is counted of the work that guests leave undone in frames that they send. Its socket's
-/// worker is the only one who counts.
+/// What is counted of frames that are sent: the work that guests leave undone in them, and losses.
+/// The socket's worker is the only one who counts.
 #[derive(Debug, Default)]
-pub struct OffloadCounters {
+pub struct SendCounters {
     /// Frames whose checksum was left to the interface, segments among them.
     pub offloaded_csum: Counter,
     /// Whole frames whose checksum was made here.
     pub software_csum: Counter,
     /// Segments that were cut here.
     pub software_segments: Counter,
+    /// Frames that the kernel took from the socket and dropped.
+    pub kernel_dropped: Counter,
 }
 
 /// Bytes of the memory of a socket with `entries` frames for each direction.
@@ -102,7 +104,7 @@ fn refused(what: &'static str) -> impl FnOnce(io::Error) -> Refusal {
 #[derive(Debug)]
 pub struct XdpSocket {
     fd: Arc<OwnedFd>,
-    counters: Arc<OffloadCounters>,
+    counters: Arc<SendCounters>,
     zero_copy: bool,
     /// Bytes before each frame that is sent: room for metadata, if that may be told.
     headroom: u32,
@@ -206,7 +208,7 @@ impl XdpSocket {
     }
 
     /// What is counted of the work that guests leave undone.
-    pub fn counters(&self) -> &Arc<OffloadCounters> {
+    pub fn counters(&self) -> &Arc<SendCounters> {
         &self.counters
     }
 
@@ -377,6 +379,11 @@ impl XdpSocket {
             };
             if answer < 0 {
                 match io::Error::last_os_error() {
+                    // In copy mode: what is behind the interface, if only its carrier, refused the
+                    // frame, which is gone, and the call ended there.
+                    error if error.raw_os_error() == Some(libc::EBUSY) && !self.zero_copy => {
+                        self.counters.kernel_dropped.add(1);
+                    }
                     // A call takes only so many frames, or the interface had no room for the last.
                     error if is_passing(&error) => {}
                     error => return Err(error),

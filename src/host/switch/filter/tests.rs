@@ -228,6 +228,49 @@ fn neighbours_are_not_believed_behind_other_headers() {
     assert!(!allows(&piece), "from nobody");
 }
 
+/// Whatever comes of a checksum, and wherever its sender wants it, what was allowed still is.
+#[test]
+fn no_checksum_makes_an_allowed_packet_one_that_is_not() {
+    let dhcp = [0, 68, 0, 67, 0, 8, 0, 0, 1, 2, 3, 4];
+    let arp = [
+        &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1][..],
+        &OWN,
+        &[10, 0, 0, 7],
+        &[0; 6],
+        &[10, 0, 0, 9],
+    ];
+    let padding: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
+    let advertisement = message(ADVERTISEMENT, Some(ADDRESS), &[(TARGET_LINK, OWN)]);
+    // With where the checksum of what is in it usually is, if it has one.
+    let packets = [
+        (ipv4(7, 0, 6, &[0; 20]), Some(38)),
+        (ipv4(7, 3, UDP, &dhcp), Some(40)),
+        (ipv4(0, 0, UDP, &dhcp), Some(28)),
+        (arp.concat(), None),
+        (ipv6(ADDRESS, &[], 6, &[0; 20]), Some(58)),
+        (
+            ipv6(ADDRESS, &[(DESTINATION, padding)], UDP, &dhcp),
+            Some(56),
+        ),
+        (discovery(ADDRESS, &advertisement), Some(44)),
+        (ipv6(NONE, &[], ICMPV6, &[143, 0, 0, 0, 0, 0]), Some(44)),
+    ];
+    for (packet, usual) in packets {
+        assert!(allows(&packet), "{packet:x?}");
+        let may = |at: usize| filter().lets_be_written(&packet, at + 2);
+        assert!(usual.is_none_or(may), "{packet:x?}");
+        for at in (0..packet.len() - 1).filter(|&at| may(at)) {
+            for value in [[0, 0], [0xff, 0xff], [0, 136], [136, 0], [44, 44], [1, 2]] {
+                let written = put(packet.clone(), at, &value);
+                assert!(allows(&written), "{at}: {value:?} in {packet:x?}");
+            }
+        }
+        let (past, most) = (packet.len(), usize::from(u16::MAX) * 2);
+        assert_eq!(may(past), may(most), "{packet:x?}");
+    }
+    assert!(Filter::default().lets_be_written(&[8, 6], 2));
+}
+
 #[test]
 fn without_lists_all_pass() {
     assert!(Filter::default().allows([9; 6], &[]));
