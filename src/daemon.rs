@@ -511,7 +511,8 @@ fn change(running: &Running, config: &mut Config, new: Config) {
         if same.rates != net.rates {
             net.rates = same.rates;
             limit(model.limits(), net.rates);
-            tracing::info!("{kind} {}: other rates", net.name);
+            let rates = limits::of_port(&net.rates);
+            tracing::info!("{kind} {}: other rates: {rates}", net.name);
         }
         if same != net {
             tracing::warn!("{kind} {}: what else has changed takes a restart", net.name);
@@ -527,7 +528,8 @@ fn change(running: &Running, config: &mut Config, new: Config) {
         {
             uplink.rates = same.rates;
             limit(&port.limits, uplink.rates);
-            tracing::info!("{} {name}: other rates", DeviceKind::Net);
+            let rates = limits::of_port(&uplink.rates);
+            tracing::info!("{} {name}: other rates: {rates}", DeviceKind::Net);
         }
     }
     if new.uplinks != config.uplinks {

@@ -533,8 +533,6 @@ mod tests {
         });
         let bits = guest.features("/sys/class/net/eth0/device");
         assert_eq!(bits & 1 << 34 != 0, packed, "{bits:#x}");
-        // OVS takes no frame whose checksum is still to be made.
-        guest.ok("ethtool -K eth0 tx off");
         guest.ok("ip link set eth0 mtu 9000");
         guest.ok("ip addr add 10.1.0.1/24 dev eth0");
         guest.ok("ip link set eth0 up");
@@ -558,16 +556,40 @@ mod tests {
             let carried = daemon.counter("a", "rx_bytes") - before;
             assert!(carried > 1 << 20, "{carried} bytes");
         }
-        // Byte for byte, guest to station.
-        let sum =
-            guest.ok("dd if=/dev/urandom of=/tmp/x bs=1M count=4 2>/dev/null; sha256sum /tmp/x");
-        let heard = station.receive_once(5000);
-        guest.run_within("nc 10.1.0.2 5000 </tmp/x", PATIENCE);
-        let heard = heard.join().expect("no panic");
-        assert_eq!(heard.len(), 4 << 20);
-        assert_eq!(sha256_of(&heard), sum.split(' ').next().unwrap());
+        every_byte_arrives_whatever_is_left_undone(&daemon, &mut guest, &station);
         drop(guest);
         stop(daemon);
+    }
+
+    /// Guest to station. OVS takes no frame whose checksum is still to be made, nor one to be cut.
+    fn every_byte_arrives_whatever_is_left_undone(
+        daemon: &Daemon,
+        guest: &mut Guest,
+        station: &Station,
+    ) {
+        let sum =
+            guest.ok("dd if=/dev/urandom of=/tmp/x bs=1M count=4 2>/dev/null; sha256sum /tmp/x");
+        let done = || ["rx_software_csum", "rx_software_segments"].map(|n| daemon.counter("b", n));
+        for (toggle, undone) in [
+            ("tx on tso on", [true, true]),
+            ("tso off gso off", [true, false]),
+            ("tx off", [false, false]),
+            ("tx on tso on gso on", [true, true]),
+        ] {
+            guest.ok(&format!("ethtool -K eth0 {toggle}"));
+            let before = done();
+            let heard = station.receive_once(5000);
+            guest.run_within("nc 10.1.0.2 5000 </tmp/x", PATIENCE);
+            let heard = heard.join().expect("no panic");
+            assert_eq!(heard.len(), 4 << 20, "{toggle}");
+            assert_eq!(
+                sha256_of(&heard),
+                sum.split(' ').next().unwrap(),
+                "{toggle}"
+            );
+            let rose = [0, 1].map(|at| done()[at] > before[at]);
+            assert_eq!(rose, undone, "{toggle}: checksums, segments");
+        }
     }
 
     #[test]

@@ -68,6 +68,14 @@ mod tests {
         testpmd
     }
 
+    fn shows_link(testpmd: &mut Testpmd, state: &str) {
+        wait_until(&format!("the link is {state}"), TIMEOUT, || {
+            let info = testpmd.cmd("show port info 0");
+            info.contains(&format!("Link status: {state}"))
+                .then_some(())
+        });
+    }
+
     /// The front-end's port is stopped and started, the front-end itself is another one, the daemon
     /// is ended with rings at rest and killed with frames in full flow.
     fn survives_restarts(number: u8) {
@@ -85,8 +93,10 @@ mod tests {
         wait_started(&daemon, 2);
         testpmd.forwards("64", path.bursts(), 20_000);
         stop(daemon);
+        shows_link(&mut testpmd, "down");
         daemon = start_echo(&socket);
         wait_started(&daemon, 1);
+        shows_link(&mut testpmd, "up");
         testpmd.forwards("64", path.bursts(), 20_000);
         // What is in the ring of a killed daemon may be lost, so testpmd has to send anew.
         testpmd.cmd("clear port stats all");

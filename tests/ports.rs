@@ -289,6 +289,47 @@ mod tests {
         lan.nothing_more();
     }
 
+    /// The checksum of nobody's choice: who leaves it undone says where it goes, and with its payload
+    /// what it is. No receiver here acknowledged such frames: they are completed for it.
+    fn no_checksum_changes_what_was_looked_at(lan: &mut Lan) {
+        let undone = |start: u8, offset: u8| [1, 0, 0, 0, 0, 0, start, 0, offset, 0, 0, 0];
+        let v4 = [0x08, 0x00];
+        let mut packet = with(vec![0x45; 60], 12, &[10, 0, 0, 7]);
+        packet[9] = 17;
+        let bad = |lan: &Lan| {
+            let counted = [WATCH, MAC, IP].map(|port| PORTS[port].0);
+            counted.map(|name| lan.daemon.counter(name, "tx_drop_bad_vnet_header"))
+        };
+        // Addresses, the type that a tag would have, the tag, and an address of IP; each as far as
+        // its sender may look like somebody else.
+        let at_mac = frame(ALL, MAC, None, v4, &packet);
+        for (start, offset) in [(0, 0), (0, 10), (6, 0), (0, 12), (12, 0), (13, 20)] {
+            lan.guests[MAC - 1].transmit_with(0, &undone(start, offset), &at_mac);
+        }
+        let at_trunk = frame(mac(APART[0]), WATCH, Some(10), v4, &packet);
+        for (start, offset) in [(0, 14), (14, 0), (16, 0), (17, 30)] {
+            lan.watch
+                .transmit_with(0, &undone(start, offset), &at_trunk);
+        }
+        let at_ip = frame(ALL, IP, Some(10), v4, &packet);
+        for (start, offset) in [(18, 12), (30, 0), (32, 0), (18, 0), (37, 0), (0, 40)] {
+            lan.guests[IP - 1].transmit_with(0, &undone(start, offset), &at_ip);
+        }
+        lan.nothing_more();
+        assert_eq!(bad(lan), [4, 6, 6]);
+        // What is behind may be completed: with 20 bytes of IP, the datagram's own.
+        lan.guests[IP - 1].transmit_with(0, &undone(38, 6), &at_ip);
+        let got = lan.watch.receive(0);
+        let sum = got[44..46].to_vec();
+        assert_ne!(sum, at_ip[44..46]);
+        assert_eq!(got, with(at_ip.clone(), 44, &sum));
+        let mut untagged = got;
+        untagged.drain(12..16);
+        lan.receives(MAC, &untagged);
+        assert_eq!(bad(lan), [4, 6, 6]);
+        lan.nothing_more();
+    }
+
     #[test]
     fn every_port_has_what_was_chosen_for_it() {
         let mut lan = Lan::new();
@@ -297,6 +338,7 @@ mod tests {
         isolated_ports_reach_the_others_only(&mut lan);
         floods_are_capped_and_stations_stay(&mut lan);
         nothing_is_longer_than_the_mtu(&mut lan);
+        no_checksum_changes_what_was_looked_at(&mut lan);
         let (status, log) = lan.daemon.stop();
         assert!(status.success(), "{log}");
     }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::config::{BlkConfig, BlkLimits, Config, GroupConfig};
+use crate::config::{BlkConfig, BlkLimits, Config, GroupConfig, PortRates};
 use crate::device::DeviceKind;
 use crate::engine::Parts;
-use crate::host::limit::{DiskLimits, LimitSet};
+use crate::host::limit::{DiskLimits, DiskRates, LimitSet, Rates};
 
 use super::Running;
 
@@ -38,6 +38,34 @@ fn find(limits: &BlkLimits, config: &Config) -> Option<usize> {
     config.groups.iter().position(|group| group.name == *name)
 }
 
+/// The rates of a port, for the log.
+pub(super) fn of_port(rates: &PortRates) -> String {
+    let parts = [("ingress", rates.ingress), ("egress", rates.egress)];
+    shown(&parts, ["frames/s", "bit/s"])
+}
+
+/// Those of a disk or group.
+fn of_disk(rates: &DiskRates) -> String {
+    let parts = [
+        ("reads", rates.read),
+        ("writes", rates.write),
+        ("both", rates.total),
+    ];
+    shown(&parts, ["requests/s", "bytes/s"])
+}
+
+fn shown(parts: &[(&str, Rates)], [of_count, of_size]: [&str; 2]) -> String {
+    let one = |(what, rates): &(&str, Rates)| {
+        let count = rates.count.map(|rate| format!("{rate} {of_count}"));
+        let size = rates.size.map(|rate| format!("{rate} {of_size}"));
+        match [count, size].into_iter().flatten().collect::<Vec<_>>() {
+            none if none.is_empty() => format!("{what} unlimited"),
+            some => format!("{what} {}, burst {:?}", some.join(", "), rates.burst),
+        }
+    };
+    parts.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
 /// Takes over the rates of `new`, and which group each disk is in.
 pub(super) fn change(running: &Running, config: &mut Config, new: &Config) {
     for (group, set) in config.groups.iter_mut().zip(running.groups.iter()) {
@@ -45,7 +73,11 @@ pub(super) fn change(running: &Running, config: &mut Config, new: &Config) {
         if let Some(same) = same.filter(|same| same.rates != group.rates) {
             group.rates = same.rates;
             set.set(group.rates);
-            tracing::info!("group {}: other rates", group.name);
+            tracing::info!(
+                "group {}: other rates: {}",
+                group.name,
+                of_disk(&group.rates)
+            );
         }
     }
     for group in &new.groups {
@@ -69,7 +101,10 @@ pub(super) fn change(running: &Running, config: &mut Config, new: &Config) {
         if same.limits.rates != config.blks[at].limits.rates {
             config.blks[at].limits.rates = same.limits.rates;
             limits.set(same.limits.rates);
-            tracing::info!("{kind} {name}: other rates");
+            tracing::info!(
+                "{kind} {name}: other rates: {}",
+                of_disk(&same.limits.rates)
+            );
         }
         let group = find(&same.limits, config);
         if same.limits.group != config.blks[at].limits.group

@@ -282,17 +282,27 @@ fn what_ovs_sends_and_is_given_is_policed() {
     const SAVED: Duration = Duration::from_millis(100);
     let mut lan = Lan::start();
     lan.all_passes();
-    for (keys, rate) in [
-        ("ingress_frames = 1000", Rate::Frames(1000)),
-        ("ingress_frames = \"3k\"", Rate::Frames(3000)),
-        ("ingress_bits = \"8M\"", Rate::Bits(8_000_000)),
+    for (keys, rate, shown) in [
+        ("ingress_frames = 1000", Rate::Frames(1000), "1000 frames/s"),
+        (
+            "ingress_frames = \"3k\"",
+            Rate::Frames(3000),
+            "3000 frames/s",
+        ),
+        (
+            "ingress_bits = \"8M\"",
+            Rate::Bits(8_000_000),
+            "8000000 bit/s",
+        ),
         (
             "ingress_bits = 24_000_000\ningress_frames = \"1G\"",
             Rate::Bits(24_000_000),
+            "1000000000 frames/s, 24000000 bit/s",
         ),
     ] {
         let keys = format!("{keys}\nrate_burst = \"100ms\"");
-        lan.set(&keys, "", "net a: other rates");
+        let shown = format!("net a: other rates: ingress {shown}, burst 100ms; egress unlimited");
+        lan.set(&keys, "", &shown);
         lan.is_held(rate, SAVED, false);
     }
     // OVS takes what is wrong into its database, tells of an error and polices nothing. Here it is
@@ -331,10 +341,11 @@ fn what_ovs_sends_and_is_given_is_policed() {
         ("egress_bits = \"16M\"", Rate::Bits(16_000_000)),
     ] {
         let keys = format!("{keys}\nrate_burst = \"100ms\"");
-        lan.set("", &keys, "net b: other rates");
+        lan.set("", &keys, "net b: other rates: ingress unlimited; egress 1");
         lan.is_held(rate, SAVED, true);
     }
-    lan.set("", "", "net b: other rates");
+    let shown = "net b: other rates: ingress unlimited; egress unlimited";
+    lan.set("", "", shown);
     lan.all_passes();
     let (status, log) = lan.daemon.stop();
     assert!(status.success(), "{log}");

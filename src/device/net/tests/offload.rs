@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::super::feature;
 use super::wire::Wire;
 use crate::host::net::{DropReason, Verdict, VnetHeader};
+use crate::host::offload::PIECES_MAX;
 use crate::ring::ChainQueue;
 use crate::testing::packets::{ACK, CWR, ECE, FIN, PSH, Packet, receive};
 
@@ -384,5 +385,24 @@ fn segments_stand_between_the_frames_around_them() {
     }
     assert_eq!(wire.turn_whole(), vec![SENT; 60]);
     let got: Vec<_> = wire.frames(0).into_iter().map(|(_, frame)| frame).collect();
+    assert!(got == wanted);
+}
+
+/// A sender of tiny segments costs the others of its worker so many in a turn, and loses nothing.
+#[test]
+fn what_is_cut_in_a_turn_is_limited() {
+    let packet = Packet::new(false, false, 3000);
+    let pieces = packet.cut(10).len();
+    let turn = PIECES_MAX.div_ceil(pieces);
+    let mut wire = Wire::new(4096, SENDER, feature::MRG_RXBUF);
+    (0..4096).for_each(|_| drop(wire.to.offer_rx(&[100])));
+    (0..2 * turn - 1).for_each(|_| wire.send(packet.vnet(10, false), &packet.unfinished(), &[]));
+    wire.send(PLAIN, &[1; 60], &[]);
+    let waiting = [vec![SENT; turn], vec![Verdict::Retry; turn]].concat();
+    assert_eq!(wire.turn_whole(), waiting);
+    assert_eq!(wire.turn_whole(), vec![SENT; turn]);
+    let got: Vec<_> = wire.frames(0).into_iter().map(|(_, frame)| frame).collect();
+    let mut wanted = vec![packet.cut(10); 2 * turn - 1].concat();
+    wanted.push(vec![1; 60]);
     assert!(got == wanted);
 }
