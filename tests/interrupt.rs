@@ -149,6 +149,8 @@ mod tests {
         let line = daemon.wait_log("negotiated device=a", PATIENCE);
         assert_eq!(line.contains("RING_PACKED"), path.packed, "{line}");
         let mut guest = FrontEnd::<SplitDriver>::connect(&b, queues.into());
+        // One for each ring that starts: somebody may have served it before.
+        let before = daemon.counter("a", "calls");
         let mut sent = 0;
         // It looks at its ring every 10 ms by itself: what comes just then wakes nobody.
         let naps = || (0..queues).map(|queue| sleeper.woken(queue));
@@ -162,10 +164,12 @@ mod tests {
             assert!(got == forwarded(sent), "frame {sent}: {got:02x?}");
             sent += 1;
         }
-        let calls = daemon.counter("a", "calls");
+        let calls = daemon.counter("a", "calls") - before;
         let frames = u64::from(sent);
+        // The calls at the start may have woken it a few times.
+        let least = (NAPS * usize::from(queues) / 2) as u64;
         assert!(
-            (naps().sum::<usize>() as u64..=frames).contains(&calls),
+            (least..=frames).contains(&calls),
             "{calls} calls for {frames} frames"
         );
         assert_eq!(daemon.counter("a", "rx_frames"), frames);
