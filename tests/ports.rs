@@ -289,8 +289,8 @@ mod tests {
         lan.nothing_more();
     }
 
-    /// The checksum of nobody's choice: who leaves it undone says where it goes, and with its payload
-    /// what it is. No receiver here acknowledged such frames: they are completed for it.
+    /// Who leaves a checksum undone says where it goes, and with its payload what it is. Nobody
+    /// here acknowledged such frames: they are completed for him.
     fn no_checksum_changes_what_was_looked_at(lan: &mut Lan) {
         let undone = |start: u8, offset: u8| [1, 0, 0, 0, 0, 0, start, 0, offset, 0, 0, 0];
         let v4 = [0x08, 0x00];

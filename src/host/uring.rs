@@ -47,9 +47,7 @@ const ZEROES_REPEATED: usize = 8;
 
 // What the kernel says where it does not do what it is asked for; the same on every Linux. EINVAL
 // comes from kernels whose io_uring has no such operation.
-const EIO: i32 = 5;
 const EAGAIN: i32 = 11;
-const ENOSPC: i32 = 28;
 const EINVAL: i32 = 22;
 const ENOSYS: i32 = 38;
 const EOPNOTSUPP: i32 = 95;
@@ -563,6 +561,9 @@ impl BlkIo for Lent<'_> {
     fn submit(&mut self, token: Token, op: BlkOp<'_>) -> Result<(), Full> {
         let at = self.queue.attached.ok_or(Full)?;
         let queue = &mut *self.queue;
+        if let BlkOp::Write { durable: false, .. } = op {
+            queue.disk.caches();
+        }
         if queue.at_once.submit(&queue.disk, token, op) {
             return Ok(());
         }
@@ -598,14 +599,10 @@ impl BlkIo for Lent<'_> {
             return Some(self.finish_range(token, kind, result));
         }
         let mut result = u32::try_from(result).map_err(|_| -result);
-        // Its own data may have had no memory, or in a file no room: no news of data before it.
-        let syncs = match (kind, result) {
-            (Kind::Durable, Err(ENOSPC)) => !self.queue.disk.is_regular(),
-            (Kind::Durable, result) => matches!(result, Ok(_) | Err(EIO)),
-            _ => kind == Kind::Sync,
-        };
-        if syncs {
-            result = self.queue.disk.synced(result);
+        match kind {
+            Kind::Sync => result = self.queue.disk.synced(result),
+            Kind::Durable => result = self.queue.disk.wrote_durably(result),
+            _ => {}
         }
         if let (Some(buffer), Some(bounces)) = (buffer, &mut self.queue.bounces) {
             bounces.give_back(buffer, result.unwrap_or(0));

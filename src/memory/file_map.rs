@@ -66,25 +66,25 @@ impl FileMap {
             let (anywhere, whole) = (core::ptr::null_mut(), bytes + PAGE);
             // SAFETY: a new mapping, at an address that the kernel chooses.
             let at = unsafe { libc::mmap(anywhere, whole, protection, flags, fd, 0) };
-            match at == libc::MAP_FAILED {
-                true => Err(io::Error::last_os_error()),
-                false => Ok((at.cast::<u8>(), bytes)),
+            if at == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
             }
+            // SAFETY: advice about the mapping just made. A disk is no use in a core dump of ours.
+            unsafe { libc::madvise(at, whole, libc::MADV_DONTDUMP) };
+            let base = at.cast::<u8>();
+            let mut map = FileMap {
+                base,
+                bytes,
+                marks: Box::default(),
+                watched: torn::watch(base, whole, PAGE),
+            };
+            map.marks = zeros((bytes / PAGE).div_ceil(WORD))?;
+            Ok(map)
         };
         let grown = exact.checked_mul(GROWTH);
         let grown = grown.filter(|bytes| bytes.checked_add(PAGE).is_some());
         let grown = grown.map(map).and_then(Result::ok);
-        let (base, bytes) = grown.map_or_else(|| map(exact), Ok)?;
-        // SAFETY: advice about the mapping just made. A disk is no use in a core dump of ours.
-        unsafe { libc::madvise(base.cast(), bytes + PAGE, libc::MADV_DONTDUMP) };
-        let mut map = FileMap {
-            base,
-            bytes,
-            marks: Box::default(),
-            watched: torn::watch(base, bytes + PAGE, PAGE),
-        };
-        map.marks = zeros((bytes / PAGE).div_ceil(WORD))?;
-        Ok(map)
+        grown.map_or_else(|| map(exact), Ok)
     }
 
     /// The `len` bytes from `offset` on, valid as long as the mapping; `None` where the kernel has

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::memory::FileMap;
 
@@ -112,6 +112,8 @@ pub struct DiskFile {
     path: PathBuf,
     /// The error number of the first sync that failed, 0 for none.
     sync_failed: AtomicU32,
+    /// A write was answered that the kernel may have had in its cache alone.
+    cached: AtomicBool,
 }
 
 impl DiskFile {
@@ -201,12 +203,13 @@ impl DiskFile {
             io: IoOptions::default(),
             path: path.to_owned(),
             sync_failed: AtomicU32::new(0),
+            cached: AtomicBool::new(false),
         })
     }
 
-    /// What a sync that ended like this came to, or a durable write, which ends with one. Once one of a file in the page cache has failed,
-    /// all fail: the kernel tells once of data that it could not write, to whoever asks first, and
-    /// then takes them for written.
+    /// What a sync that ended like this came to, or a durable write, which ends with one. Once one
+    /// of a file in the page cache has failed, all fail: the kernel tells once of data that it
+    /// could not write, to whoever asks first, and then takes them for written.
     ///
     /// # Errors
     /// The error number of this sync, or of the first that failed.
@@ -234,6 +237,37 @@ impl DiskFile {
         match self.sync_failed.load(Ordering::Relaxed) {
             0 => result,
             number => Err(number.cast_signed()),
+        }
+    }
+
+    /// A write begins that need not be durable.
+    #[inline]
+    pub fn caches(&self) {
+        // A line that is not written stays in the caches of all workers.
+        if !self.direct && !self.cached.load(Ordering::Relaxed) {
+            self.cached.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// What a durable write that ended like this came to. It ends with a sync, which may be told of
+    /// data of earlier writes: see [`DiskFile::synced`]. Its own data may have had no memory, or no
+    /// room: that is no news of others, unless there may be others, on a device, where only the
+    /// sync finds no room.
+    ///
+    /// # Errors
+    /// The error number of this write, and EIO after a sync that failed: none waits for room then.
+    pub fn wrote_durably(&self, result: Result<u32, i32>) -> Result<u32, i32> {
+        let of_sync = match result {
+            Ok(_) | Err(libc::EIO) => true,
+            Err(libc::ENOSPC) => self.cached.load(Ordering::Relaxed) && !self.is_regular(),
+            Err(_) => false,
+        };
+        match of_sync {
+            true => self.synced(result).map_err(|errno| match self.direct {
+                true => errno,
+                false => libc::EIO,
+            }),
+            false => result,
         }
     }
 

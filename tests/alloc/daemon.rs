@@ -118,8 +118,26 @@ fn file_of_a_mebibyte(dir: &TempDir) -> PathBuf {
     path
 }
 
+/// In a process of its own, since a daemon tells its sockets on the standard output.
 #[test]
 fn a_worker_allocates_nothing_for_a_frame_or_a_request() {
+    const HERE: &str = "VRINGD_TEST_ALLOC";
+    if std::env::var_os(HERE).is_some() {
+        return loads();
+    }
+    let name = std::thread::current().name().expect("a test").to_owned();
+    let mut command = Command::new(std::env::current_exe().expect("this binary"));
+    let output = command
+        .args(["--exact", &name, "--nocapture"])
+        .env(HERE, "");
+    let output = output.output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{complained}");
+    assert!(said.contains("ready"), "{said}");
+}
+
+fn loads() {
     let dir = TempDir::new("alloc-daemon");
     let sockets = ["e", "a", "b", "s", "t", "r", "f"].map(|name| dir.path(name));
     let at = |device: usize| sockets[device].display();
@@ -155,15 +173,18 @@ fn a_worker_allocates_nothing_for_a_frame_or_a_request() {
     let mut all = 0;
     for format in ["split", "packed"] {
         for (bench, on) in loads {
-            let calls = ["20ms", "20ms", "200ms"].map(|time| {
+            let calls = ["20ms", "100ms", "20ms", "100ms", "20ms"].map(|time| {
                 let bench = [bench, &[time, "--format", format]].concat();
                 daemon.calls_during(&bench, on)
             });
-            let [_, short, long] = calls;
+            let [first, long, short, longer, last] = calls;
             all += calls.iter().sum::<u64>();
-            // A block of the mailbox, every thirty messages or so, falls to either.
-            let most = short + 4;
-            assert!(long <= most, "{format} {bench:?} {on:?}: {calls:?}");
+            // Who lets go of an answer last, worker or session, is chance, and frees it.
+            let most = first.max(short).max(last) + 4;
+            assert!(
+                long.min(longer) <= most,
+                "{format} {bench:?} {on:?}: {calls:?}"
+            );
         }
     }
     assert!(all > 0, "sessions begin and end: it counts");

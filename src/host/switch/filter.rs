@@ -149,7 +149,9 @@ fn lets_be_written(rest: &[u8], end: usize) -> Option<bool> {
             } else {
                 0
             };
-            Some(end >= usize::from(packet[0] & 0xf) * 4 + ports + 2)
+            // With the source, whatever the header says of its length.
+            let header = (usize::from(packet[0] & 0xf) * 4).max(20);
+            Some(end >= header + ports + 2)
         }
         TYPE_IPV6 => {
             let upper = Upper::find(packet)?;

@@ -26,7 +26,9 @@ pub const ALL: &[Promise] = &[
             "tests/blk/durable.rs: the_cache_follows_the_driver_on_a_split_ring \
              the_cache_follows_the_driver_on_a_packed_ring",
             "tests/blk/flush.rs: a_flush_that_failed_fails_for_ever_on_a_split_ring \
-             a_flush_that_failed_fails_for_ever_on_a_packed_ring",
+             a_flush_that_failed_fails_for_ever_on_a_packed_ring \
+             a_flush_fails_after_a_durable_write_was_told_of_a_loss_on_a_split_ring \
+             a_flush_fails_after_a_durable_write_was_told_of_a_loss_on_a_packed_ring",
         ],
     ),
     (
@@ -115,6 +117,7 @@ pub const ALL: &[Promise] = &[
             "tests/blk/matrix.rs: with_a_thread_of_the_kernel with_registered_memory \
              with_a_device_that_is_polled_if_it_can_be",
             "tests/proof/polled.rs: an_nvme_disk_is_polled_and_all_blocks_are_right",
+            "tests/guest.rs: a_disk_is_byte_exact_while_a_balloon_grows_and_shrinks",
         ],
     ),
     (

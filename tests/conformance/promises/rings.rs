@@ -102,6 +102,11 @@ pub const TOLD: &[Promise] = &[
         ],
     ),
     (
+        "Who takes a ring over calls its driver, which may have been told nothing",
+        &["tests/rings/engine.rs: \
+             who_takes_over_a_ring_calls_a_driver_that_may_have_been_told_nothing"],
+    ),
+    (
         "Calls are put off until so many buffers or so many microseconds, and none is lost",
         &["tests/rings/calls.rs: a_call_tells_of_so_many_buffers \
              buffers_nobody_asked_for_count_once_a_call_is_owed a_call_comes_when_its_time_is_up \
@@ -335,13 +340,14 @@ pub const COSTS: &[Promise] = &[
         ],
     ),
     (
-        "`vringd bench net` loads any back-end: floods, ping-pong, JSON, CPU per frame, and it \
-         ends when a back-end stops",
+        "`vringd bench net` loads any back-end: floods, ping-pong, progress, JSON, CPU per frame, \
+         and it ends when a back-end stops",
         &[
             "tests/bench_net.rs: every_frame_comes_back_in_both_formats_and_modes \
              indirect_descriptors_and_rings_of_any_size_lose_nothing \
              frames_that_are_only_sent_count_when_they_are_taken \
              frames_go_there_and_back_between_two_ports without_json_there_is_a_table \
+             who_looks_on_sees_the_rate_once_a_second_and_then_the_table \
              a_back_end_that_is_killed_ends_the_measurement \
              a_back_end_that_stops_answering_ends_the_measurement",
             "src/bench/net/pair/tests.rs: frames_are_cut_as_was_asked_on_rings_of_any_size",

@@ -406,3 +406,23 @@ fn what_is_cut_in_a_turn_is_limited() {
     wanted.push(vec![1; 60]);
     assert!(got == wanted);
 }
+
+/// What could not be cut counts for nothing, whatever was cut before.
+#[test]
+fn what_is_refused_is_not_counted_as_cut() {
+    let packet = Packet::new(false, false, 3000);
+    let mut wire = Wire::new(256, SENDER, feature::MRG_RXBUF);
+    (0..100).for_each(|_| drop(wire.to.offer_rx(&[1600])));
+    let mut unknown = packet.unfinished();
+    unknown.truncate(60);
+    unknown[12..14].copy_from_slice(&[0x99, 0x99]);
+    let mut header = packet.vnet(1000, false);
+    header[2..4].copy_from_slice(&[54, 0]);
+    for _ in 0..3 {
+        wire.send(packet.vnet(1000, false), &packet.unfinished(), &[]);
+        wire.send(header, &unknown, &[]);
+        wire.send(PLAIN, &[1; 60], &[]);
+    }
+    let no = Verdict::Dropped(DropReason::NoOffload);
+    assert_eq!(wire.turn_whole(), [SENT, no, SENT].repeat(3));
+}

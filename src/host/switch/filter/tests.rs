@@ -246,6 +246,8 @@ fn no_checksum_makes_an_allowed_packet_one_that_is_not() {
         (ipv4(7, 0, 6, &[0; 20]), Some(38)),
         (ipv4(7, 3, UDP, &dhcp), Some(40)),
         (ipv4(0, 0, UDP, &dhcp), Some(28)),
+        (put(ipv4(7, 0, UDP, &dhcp), 2, &[0x40]), None),
+        (put(ipv4(7, 0, UDP, &dhcp), 2, &[0x43]), None),
         (arp.concat(), None),
         (ipv6(ADDRESS, &[], 6, &[0; 20]), Some(58)),
         (
