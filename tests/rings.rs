@@ -19,7 +19,6 @@ mod support;
 mod rings {
     mod port;
     mod script;
-    mod session;
 
     mod by_chance;
     mod calls;

@@ -8,3 +8,4 @@ pub mod driver;
 pub mod fuzz;
 pub mod packets;
 pub mod probe;
+pub mod session;

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 use vringd::ring::VringBase;
 use vringd::testing::driver::{PackedDriver, SplitDriver};
+use vringd::testing::session::{Script, Session};
 
-use super::script::{Script, script};
-use super::session::Session;
+use super::script::script;
 
 const SPLIT: &[u16] = &[2, 4, 8, 256, 32768];
 const PACKED: &[u16] = &[1, 2, 3, 7, 255, 1025, 32768];

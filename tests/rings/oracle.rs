@@ -13,9 +13,10 @@ use vringd::ring::{ChainId, ChainQueue, Desc, Popped, Split, Virtqueue, VringBas
 use vringd::testing::driver::{
     Buf, Calls, Driver, RingMemory, SplitDriver, read_guest, write_guest,
 };
+use vringd::testing::session::{Layout, Shape};
 
 use super::models::cases;
-use super::script::{Layout, Shape, shape};
+use super::script::shape;
 
 const BUFFERS: u64 = 0x1_0000;
 const TABLES: u64 = 0x8_0000;

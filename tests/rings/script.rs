@@ -1,71 +1,9 @@
-//! Random sessions: what both sides of a ring do, as a list of steps.
+//! Random sessions for the model of `vringd::testing::session`.
 
 use proptest::prelude::*;
 use vringd::ring::VringBase;
 use vringd::testing::driver::Calls;
-
-/// How the driver lays a chain out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
-    /// In the ring.
-    Direct,
-    /// All of it in an indirect table.
-    Indirect,
-    /// The first buffer in the ring, the others in an indirect table behind it.
-    Mixed,
-}
-
-/// A chain to be made available: lengths of its buffers.
-#[derive(Debug, Clone)]
-pub struct Shape {
-    pub layout: Layout,
-    pub readable: Vec<u32>,
-    pub writable: Vec<u32>,
-}
-
-/// One step of a session.
-#[derive(Debug, Clone)]
-pub enum Step {
-    /// The driver writes a chain, if it has room.
-    Add(Shape),
-    /// The driver fills what is left of the ring with chains of one buffer.
-    Fill,
-    /// The driver shows what it wrote.
-    Publish,
-    /// The device pops up to so many chains, the simplest ones by the short way if `short`.
-    Pop { count: u16, short: bool },
-    /// The device gives the last chain back.
-    Unpop,
-    /// The device uses up to `count` chains, chosen by `which`, with lengths from `written` on, or
-    /// with 0 alone.
-    Use {
-        count: u16,
-        which: u16,
-        written: u32,
-    },
-    /// The device shows what it used.
-    PublishUsed,
-    /// The driver takes back up to so many chains.
-    Reap(u16),
-    /// The driver asks for calls.
-    Calls(Calls),
-    /// The device asks for kicks, or for none.
-    Kicks(bool),
-    /// Chains of so many descriptors, as far as there is room, go there and all the way back.
-    Round(Vec<usize>),
-}
-
-/// A ring and what happens on it.
-#[derive(Debug, Clone)]
-pub struct Script {
-    pub size: u16,
-    pub event_idx: bool,
-    pub in_order: bool,
-    /// The device side starts anew, where it stands, after each step that leaves it without chains.
-    pub restarts: bool,
-    pub base: VringBase,
-    pub steps: Vec<Step>,
-}
+use vringd::testing::session::{Layout, Script, Shape, Step};
 
 pub fn shape() -> impl Strategy<Value = Shape> {
     let layout = prop_oneof![

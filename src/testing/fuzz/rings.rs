@@ -1,4 +1,5 @@
-//! A virtqueue whose driver writes what it likes, when it likes: also between two of our reads.
+//! A virtqueue whose driver writes what it likes, when it likes: also between two of our reads; or
+//! one that is honest, and both sides do what the model says.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -7,11 +8,14 @@ use std::sync::Arc;
 
 use crate::memory::{GuestRam, Segment, Segments};
 use crate::ring::{
-    Areas, Chain, ChainId, ChainQueue, Packed, Popped, RingConfig, RingFault, RingFormat, Single,
-    Split, Virtqueue, VringBase,
+    Areas, Chain, ChainId, ChainQueue, Popped, RingConfig, RingFault, RingFormat, Single,
+    Virtqueue, VringBase,
 };
 
-use super::super::driver::{RingMemory, read_guest, write_guest};
+use super::super::driver::{
+    Driver, PackedDriver, RingMemory, SplitDriver, read_guest, write_guest,
+};
+use super::super::session::{self, Script, Session};
 use super::Bytes;
 
 /// What no driver of this ring may reach; the ring; indirect tables; buffers over the seam of two
@@ -35,7 +39,8 @@ pub struct RingInput {
     /// The 32-bit value of SET_VRING_BASE.
     pub base: u32,
     /// Bit 0: EVENT_IDX, 1: INDIRECT_DESC, 2: IN_ORDER, 3: a queue with readable buffers only, 4:
-    /// areas that are too small, 5: room for three segments only.
+    /// areas that are too small, 5: room for three segments only, 6: what follows is a session of
+    /// an honest driver.
     pub flags: u8,
 }
 
@@ -143,7 +148,7 @@ impl Op {
 /// # Panics
 /// When something does not hold.
 pub fn split_ring(data: &[u8]) -> Option<RingFault> {
-    play::<Split>(data)
+    play::<SplitDriver>(data)
 }
 
 /// As [`split_ring`], on a packed ring.
@@ -151,13 +156,21 @@ pub fn split_ring(data: &[u8]) -> Option<RingFault> {
 /// # Panics
 /// When something does not hold.
 pub fn packed_ring(data: &[u8]) -> Option<RingFault> {
-    play::<Packed>(data)
+    play::<PackedDriver>(data)
 }
 
-fn play<F: RingFormat>(data: &[u8]) -> Option<RingFault> {
+fn play<D: Driver>(data: &[u8]) -> Option<RingFault> {
     let mut bytes = Bytes(data);
     let input = RingInput::decode(&mut bytes);
-    let mut rig = match Rig::<F>::new(&input) {
+    if input.has(6) {
+        thread_local!(static RAM_OF_THREAD: Arc<GuestRam> = session::memory());
+        let ram = RAM_OF_THREAD.with(Arc::clone);
+        session::clear(&ram);
+        let script = Script::decode(D::Format::PACKED, &mut bytes);
+        Session::<D>::within(ram, &script).play(&script.steps);
+        return None;
+    }
+    let mut rig = match Rig::<D::Format>::new(&input) {
         Ok(rig) => rig,
         Err(fault) => return Some(fault),
     };

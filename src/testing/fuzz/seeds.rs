@@ -243,6 +243,22 @@ fn honest(packed: bool) -> Vec<u8> {
     ])
 }
 
+/// A session of an honest driver, for the model: steps as they come.
+fn modelled() -> Vec<u8> {
+    let input = RingInput {
+        flags: 0x40,
+        ..RingInput::default()
+    };
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let steps = (0..600).map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[0]
+    });
+    input.encode().into_iter().chain(steps).collect()
+}
+
 /// A chain and a table whose words change while they are read.
 fn changing(packed: bool) -> Vec<u8> {
     let mut seed = Seed::new(packed);
@@ -322,6 +338,7 @@ fn given_again() -> Vec<u8> {
 pub fn ring_seeds(packed: bool) -> Vec<(String, Vec<u8>)> {
     let mut seeds = vec![
         ("honest".to_owned(), honest(packed)),
+        ("modelled".to_owned(), modelled()),
         ("changing".to_owned(), changing(packed)),
         ("batches".to_owned(), batches(packed)),
     ];

@@ -1,4 +1,5 @@
-//! A session on one ring, and the model that every answer of the ring is compared with.
+//! A session on one ring, and the model that every answer of the ring is compared with: what
+//! property tests make up by chance, and fuzz targets read from their bytes.
 //!
 //! The model is a list of chains, and counters that never wrap. A position is counted in the
 //! format's own unit: elements when split, slots when packed. The rings' indices are these
@@ -7,13 +8,16 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use vringd::memory::{GuestRam, Segment, Segments, copy};
-use vringd::ring::{
+use crate::memory::{GuestRam, Segment, Segments, copy};
+use crate::ring::{
     ChainId, ChainQueue, Desc, Popped, RingConfig, RingFormat, Single, Virtqueue, VringBase,
 };
-use vringd::testing::driver::{Buf, Calls, Driver, RingMemory, write_guest};
 
-use super::script::{Layout, Script, Shape, Step};
+use super::driver::{Buf, Calls, Driver, RingMemory, write_guest};
+
+mod script;
+
+pub use script::{Layout, Script, Shape, Step};
 
 /// Where buffers lie, behind every ring; the two regions meet in their middle.
 const BUFFERS: u64 = 0x10_0000;
@@ -46,7 +50,9 @@ struct Posted {
 /// What came out of a ring, by the order in which chains were posted: independent of the format.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Log {
+    /// Chains that the device popped: their number, what was read, where may be written.
     pub popped: Vec<(usize, Vec<u8>, Vec<Piece>)>,
+    /// Chains that the driver took back: their number, and the used length.
     pub reaped: Vec<(usize, u32)>,
 }
 
@@ -59,6 +65,19 @@ enum Wish {
     Passing(u64),
 }
 
+/// The memory of a session, zeroed.
+pub(super) fn memory() -> Arc<GuestRam> {
+    GuestRam::for_test(&[(0, SEAM), (SEAM, RAM - SEAM)])
+}
+
+/// Zeroes the memory of a session that is over.
+pub(super) fn clear(ram: &GuestRam) {
+    let zeros = vec![0; 1 << 20];
+    (0..RAM)
+        .step_by(zeros.len())
+        .for_each(|at| write_guest(ram, at, &zeros));
+}
+
 /// What the chain number `turn` of some was used with.
 fn length(written: u32, turn: u32) -> u32 {
     match written {
@@ -67,6 +86,8 @@ fn length(written: u32, turn: u32) -> u32 {
     }
 }
 
+/// Both sides of a ring, and the model.
+#[derive(Debug)]
 pub struct Session<D: Driver> {
     ram: Arc<GuestRam>,
     driver: D,
@@ -100,14 +121,23 @@ pub struct Session<D: Driver> {
     taken: u64,
     calls: Wish,
     kicks: Wish,
+    /// What came out so far.
     pub log: Log,
 }
 
 impl<D: Driver> Session<D> {
     const PACKED: bool = D::Format::PACKED;
 
+    /// A ring as `script` has it, on which nothing has happened yet.
+    ///
+    /// # Panics
+    /// When there can be no such ring.
     pub fn new(script: &Script) -> Session<D> {
-        let ram = GuestRam::for_test(&[(0, SEAM), (SEAM, RAM - SEAM)]);
+        Session::within(memory(), script)
+    }
+
+    /// As [`Session::new`], in memory that another session was played in.
+    pub(super) fn within(ram: Arc<GuestRam>, script: &Script) -> Session<D> {
         let memory = RingMemory::new::<D::Format>(&ram, 0, script.size);
         let mut driver = D::standing_at(&memory, script.event_idx, script.base);
         driver.set_in_order(script.in_order);
@@ -180,6 +210,9 @@ impl<D: Driver> Session<D> {
     }
 
     /// Plays all steps, then brings everything that is under way to its end.
+    ///
+    /// # Panics
+    /// When the ring does something else than the model.
     pub fn play(&mut self, steps: &[Step]) {
         for step in steps {
             self.step(step);
@@ -233,7 +266,7 @@ impl<D: Driver> Session<D> {
             true => at - size,
             false => at,
         };
-        u16::try_from(index).unwrap()
+        u16::try_from(index).expect("an index")
     }
 
     /// Whether a step from `old` to `new` is one that `wish` asks to be told of: by trying each.
@@ -264,7 +297,7 @@ impl<D: Driver> Session<D> {
             let seam = SEAM.clamp(start, end);
             for (from, to) in [(start, seam), (seam, end)] {
                 if to > from {
-                    pieces.push((from, usize::try_from(to - from).unwrap()));
+                    pieces.push((from, usize::try_from(to - from).expect("a length")));
                 }
             }
         }
@@ -304,10 +337,10 @@ impl<D: Driver> Session<D> {
                 .flat_map(|word| word.to_le_bytes())
                 .collect();
             write_guest(&self.ram, table, &bytes);
-            let len = u32::try_from(bytes.len()).unwrap();
+            let len = u32::try_from(bytes.len()).expect("a small table");
             descs.push((Buf::readable(table, len), Desc::INDIRECT));
         }
-        let descriptors = u16::try_from(descs.len()).unwrap();
+        let descriptors = u16::try_from(descs.len()).expect("few descriptors");
         let id = self.driver.add_raw(&descs);
         assert_eq!(id.is_some(), descriptors <= self.room, "room for a chain");
         let Some(id) = id else {
@@ -401,7 +434,7 @@ impl<D: Driver> Session<D> {
 
     fn pop_one(&mut self) -> bool {
         self.segments.clear();
-        match self.vq.pop(&mut self.segments).unwrap() {
+        match self.vq.pop(&mut self.segments).expect("an honest ring") {
             Popped::Chain(chain) => {
                 let bytes = |list: &[Segment]| list.iter().map(Segment::len).sum::<usize>();
                 let sums = (chain.readable_bytes as usize, chain.writable_bytes as usize);
@@ -431,7 +464,7 @@ impl<D: Driver> Session<D> {
         assert_eq!(self.seen(theirs), posted.writable, "writable buffers");
         let mut bytes = vec![0; ours.iter().map(Segment::len).sum()];
         assert_eq!(copy::read(ours, 0, &mut bytes), bytes.len());
-        let posted = self.available.pop_front().unwrap();
+        let posted = self.available.pop_front().expect("the same");
         assert_eq!(posted.at, self.cursor, "in the order of availability");
         self.cursor += u64::from(posted.slots);
         let entry = (posted.serial, bytes, posted.writable.clone());
@@ -440,7 +473,12 @@ impl<D: Driver> Session<D> {
     }
 
     fn seen(&self, segments: &[Segment]) -> Vec<Piece> {
-        let piece = |segment: &Segment| (self.ram.gpa_of(segment).unwrap(), segment.len());
+        let piece = |segment: &Segment| {
+            (
+                self.ram.gpa_of(segment).expect("guest memory"),
+                segment.len(),
+            )
+        };
         segments.iter().map(piece).collect()
     }
 
@@ -449,7 +487,7 @@ impl<D: Driver> Session<D> {
         let is_last =
             |(_, posted): &(_, Posted)| posted.at + u64::from(posted.slots) == self.cursor;
         if self.popped.back().is_some_and(is_last) {
-            let (id, posted) = self.popped.pop_back().unwrap();
+            let (id, posted) = self.popped.pop_back().expect("the last");
             self.cursor = posted.at;
             self.vq.unpop(id);
             self.available.push_front(posted);
@@ -470,7 +508,7 @@ impl<D: Driver> Session<D> {
             } else {
                 (usize::from(which) + turn as usize) % self.popped.len()
             };
-            let (id, posted) = self.popped.remove(at).unwrap();
+            let (id, posted) = self.popped.remove(at).expect("one of them");
             let written = length(written, turn);
             self.vq.put_used(id, written, &[]);
             self.done += u64::from(posted.slots);
@@ -483,7 +521,7 @@ impl<D: Driver> Session<D> {
         let mut singles = Vec::new();
         let mut lens = (0..).map(|turn| length(written, turn));
         for _ in 0..count.min(self.popped.len()) {
-            let (id, posted) = self.popped.pop_front().unwrap();
+            let (id, posted) = self.popped.pop_front().expect("one of them");
             self.done += u64::from(posted.slots);
             let staged = self.staged.len() - singles.len();
             if posted.slots == 1 {
@@ -492,9 +530,11 @@ impl<D: Driver> Session<D> {
                 let before = self.staged.iter().skip(staged).map(|(_, len)| *len);
                 self.vq.put_used_singles(&singles, before);
                 singles.clear();
-                self.vq.put_used(id, lens.clone().next().unwrap(), &[]);
+                self.vq
+                    .put_used(id, lens.clone().next().expect("no end"), &[]);
             }
-            self.staged.push_back((posted, lens.next().unwrap()));
+            self.staged
+                .push_back((posted, lens.next().expect("no end")));
         }
         let staged = self.staged.len() - singles.len();
         let lens = self.staged.iter().skip(staged).map(|(_, len)| *len);
