@@ -1,8 +1,8 @@
 //! Virtqueues against models: a driver of our own plays random sessions, and everything that comes
 //! out of the ring is compared with what a plain list of chains says must come out.
 //!
-//! `session` is the model and `models` its tests; `oracle` plays the same bytes to the split queue
-//! of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
+//! `vringd::testing::session` is the model, `models` its tests; `oracle` plays the same bytes to
+//! the split queue of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
 //! each mistake that other back-ends were found to make; `engine` has a worker in the middle, in
 //! `moves` there are two, in `calls` it puts calls off, in `swaps` memory tables are replaced; in
 //! `neighbour` one ring breaks beside others; `wire` joins two ports, `switch` several, `offload`

@@ -525,6 +525,7 @@ impl Lent<'_> {
             buffer: None,
             kind: Kind::Move,
         };
+        self.queue.disk.caches();
         self.push(at, tag, op)
     }
 

@@ -212,7 +212,8 @@ impl DiskFile {
     /// could not write, to whoever asks first, and then takes them for written.
     ///
     /// # Errors
-    /// The error number of this sync, or of the first that failed.
+    /// EIO once one has failed, whatever the reason was; of a disk not in the page cache, the error
+    /// number of this one.
     pub fn synced(&self, result: Result<u32, i32>) -> Result<u32, i32> {
         if self.direct {
             return result;
@@ -236,7 +237,7 @@ impl DiskFile {
         }
         match self.sync_failed.load(Ordering::Relaxed) {
             0 => result,
-            number => Err(number.cast_signed()),
+            _ => Err(libc::EIO),
         }
     }
 
@@ -250,23 +251,24 @@ impl DiskFile {
     }
 
     /// What a durable write that ended like this came to. It ends with a sync, which may be told of
-    /// data of earlier writes: see [`DiskFile::synced`]. Its own data may have had no memory, or no
-    /// room: that is no news of others, unless there may be others, on a device, where only the
-    /// sync finds no room.
+    /// data of earlier writes: see [`DiskFile::synced`]. What can only be said of its own data is
+    /// no news of others; that there is no room may be, where others are cached on a device.
     ///
     /// # Errors
     /// The error number of this write, and EIO after a sync that failed: none waits for room then.
     pub fn wrote_durably(&self, result: Result<u32, i32>) -> Result<u32, i32> {
+        use libc::{EAGAIN, EDQUOT, EFAULT, EFBIG, EINTR, EINVAL, ENOMEM, ENOSPC};
+        if self.direct {
+            return result;
+        }
         let of_sync = match result {
-            Ok(_) | Err(libc::EIO) => true,
-            Err(libc::ENOSPC) => self.cached.load(Ordering::Relaxed) && !self.is_regular(),
-            Err(_) => false,
+            Err(EINTR | EAGAIN | EINVAL | EFAULT | ENOMEM | EFBIG) => false,
+            Err(ENOSPC | EDQUOT) => self.cached.load(Ordering::Relaxed) && !self.is_regular(),
+            _ => true,
         };
         match of_sync {
-            true => self.synced(result).map_err(|errno| match self.direct {
-                true => errno,
-                false => libc::EIO,
-            }),
+            true => self.synced(result),
+            false if self.sync_failed.load(Ordering::Relaxed) != 0 => Err(libc::EIO),
             false => result,
         }
     }

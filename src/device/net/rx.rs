@@ -175,12 +175,11 @@ impl RxHandler {
                 answer = assigned.map(drop);
                 break;
             };
-            answer = self.complete(vq, &mut frames[index], payloads, &mut tally);
-            let verdict = frames[index].verdict;
-            if verdict == Verdict::Sent {
-                cut += self.offload.pieces();
-            }
-            if answer.is_err() || verdict == Verdict::Retry || cut >= PIECES_MAX {
+            let completed = self.complete(vq, &mut frames[index], payloads, &mut tally);
+            cut += completed.as_ref().unwrap_or(&0);
+            answer = completed.map(drop);
+            let waits = frames[index].verdict == Verdict::Retry;
+            if answer.is_err() || waits || cut >= PIECES_MAX {
                 break;
             }
             frames = &mut frames[index + 1..];
@@ -427,7 +426,8 @@ impl RxHandler {
     }
 
     /// Delivers a frame that asks for what the guest did not acknowledge, completed: all that
-    /// becomes of it, or nothing. No frame before it holds chains.
+    /// becomes of it, or nothing. No frame before it holds chains. Returns for how many pieces
+    /// chains were looked for.
     #[cold]
     #[inline(never)]
     fn complete<Q: ChainQueue>(
@@ -436,20 +436,20 @@ impl RxHandler {
         frame: &mut Frame,
         payloads: &Segments,
         tally: &mut Tally,
-    ) -> Result<(), RingFault> {
+    ) -> Result<usize, RingFault> {
         let gathered = match self.offload.plan(frame, payloads) {
             Ok(()) => self.gather_pieces(vq),
             Err(reason) => Ok(Gather::Never(reason)),
         };
+        let pieces = self.takes.len();
         let reason = match gathered {
             Ok(Gather::Chains(..)) if self.offload.fetch(frame, payloads) => {
                 frame.verdict = Verdict::Sent;
                 frame.cast = Cast::of(frame.payload(payloads));
                 self.copy_pieces();
                 self.use_pieces(vq, frame.cast, tally);
-                let pieces = self.offload.pieces();
                 tally.completed(self.offload.is_segmented().then_some(pieces));
-                return Ok(());
+                return Ok(pieces);
             }
             Ok(Gather::Chains(..)) => Some(DropReason::BadVnetHeader),
             Ok(Gather::Never(reason)) => Some(reason),
@@ -464,7 +464,7 @@ impl RxHandler {
             vq.unpop(chain.id);
         }
         self.segments.clear();
-        gathered.map(drop)
+        gathered.map(|_| pieces)
     }
 
     /// Chains for all pieces, or none.

@@ -426,3 +426,16 @@ fn what_is_refused_is_not_counted_as_cut() {
     let no = Verdict::Dropped(DropReason::NoOffload);
     assert_eq!(wire.turn_whole(), [SENT, no, SENT].repeat(3));
 }
+
+/// A receiver whose last buffer is too small has all of its ring looked through for each frame.
+#[test]
+fn what_is_looked_through_for_nothing_is_limited() {
+    let packet = Packet::new(false, false, 2560);
+    let mut wire = Wire::new(256, SENDER, 0);
+    (0..256).for_each(|number| drop(wire.to.offer_rx(&[if number == 255 { 20 } else { 100 }])));
+    (0..20).for_each(|_| wire.send(packet.vnet(10, false), &packet.unfinished(), &[]));
+    let dropped = PIECES_MAX.div_ceil(255);
+    let small = Verdict::Dropped(DropReason::RxTooSmall);
+    let wanted = [vec![small; dropped], vec![Verdict::Retry; 20 - dropped]].concat();
+    assert_eq!(wire.turn_whole(), wanted);
+}
