@@ -2,14 +2,14 @@
 //! out of the ring is compared with what a plain list of chains says must come out.
 //!
 //! `vringd::testing::session` is the model, `models` its tests; `oracle` plays the same bytes to
-//! the split queue of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects` has a test for
-//! each mistake that other back-ends were found to make; `engine` has a worker in the middle, in
-//! `moves` there are two, in `calls` it puts calls off, in `swaps` memory tables are replaced; in
-//! `neighbour` one ring breaks beside others; `wire` joins two ports, `switch` several, `offload`
-//! guests with different features; in `drops` and `losses` not all that is sent arrives, in
-//! `waiting` a port goes while frames wait, and in `disabled` it sends where it must not; in
-//! `by_chance` front-ends have any features and rings, break them and begin again; `nodes` has
-//! memory on two nodes; `disk` compares the disk with a reference.
+//! the split queue of the `virtio-queue` crate; in `hostile` the driver writes garbage; `defects`
+//! has a test for each mistake that other back-ends were found to make; `engine` has a worker in
+//! the middle, in `moves` there are two, in `calls` it puts calls off, in `swaps` memory tables are
+//! replaced; in `neighbour` one ring breaks beside others; `wire` joins two ports, `switch`
+//! several, `offload` guests with different features; in `drops` and `losses` not all that is sent
+//! arrives, in `waiting` a port goes while frames wait, and in `disabled` it sends where it must
+//! not; in `by_chance` front-ends have any features and rings, break them and begin again; `nodes`
+//! has memory on two nodes; `disk` compares the disk with a reference.
 
 mod support;
 
