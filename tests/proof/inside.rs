@@ -212,6 +212,9 @@ struct Work<D: Driver> {
     last: u32,
     /// Where each request in flight works.
     in_flight: Vec<(u32, usize, usize)>,
+    /// Where requests have worked since the last flush, if the driver changes the cache. What need
+    /// not be durable is logged with the next flush, and so after later writes with FUA.
+    loose: Vec<(u32, usize, usize)>,
     numbers: std::vec::IntoIter<u8>,
 }
 
@@ -238,7 +241,8 @@ impl<D: Driver> Work<D> {
             let apart = |&(_, at, many): &(u32, usize, usize)| {
                 at + many <= sector || sector + sectors <= at
             };
-            if self.in_flight.iter().all(apart) {
+            let hidden = self.through && !self.loose.iter().all(apart);
+            if self.in_flight.iter().all(apart) && !hidden {
                 break (sector, sectors);
             }
         };
@@ -258,6 +262,9 @@ impl<D: Driver> Work<D> {
             Kind::Discard => (DISCARD, 0, range),
         };
         self.in_flight.push((id, sector, sectors));
+        if self.session.cache == Cache::Changing {
+            self.loose.push((id, sector, sectors));
+        }
         self.note(Step::Submit {
             id,
             kind,
@@ -346,11 +353,15 @@ impl<D: Driver> Work<D> {
                 self.reap(None);
             }
             if self.flushes(number) {
+                // It covers what was answered before.
+                let uncovered: Vec<_> = self.in_flight.iter().map(|(id, ..)| *id).collect();
                 let flush = self.flush();
                 for _ in 0..self.below(4) {
                     self.submit();
                 }
                 self.reap(Some(flush));
+                self.loose
+                    .retain(|(id, ..)| *id > flush || uncovered.contains(id));
                 // What is answered now is what a power cut may take.
                 self.submit();
                 self.reap(None);
@@ -383,6 +394,7 @@ fn drive_disk<D: Driver>(session: Session, name: &str, socket: &Path, marks: u32
         journal: String::new(),
         last: 0,
         in_flight: Vec::new(),
+        loose: Vec::new(),
         numbers: Vec::new().into_iter(),
     };
     work.run(marks)
