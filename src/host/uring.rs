@@ -370,6 +370,9 @@ pub struct Lent<'a> {
 impl Lent<'_> {
     fn push(&mut self, at: Attached, tag: Tag, op: BlkOp<'_>) -> Result<(), Full> {
         let file = at.file;
+        if let BlkOp::Write { durable: false, .. } = op {
+            self.queue.disk.caches();
+        }
         let op = match op {
             BlkOp::Read { offset, segments } => UringOp::Read {
                 file,
@@ -525,7 +528,6 @@ impl Lent<'_> {
             buffer: None,
             kind: Kind::Move,
         };
-        self.queue.disk.caches();
         self.push(at, tag, op)
     }
 
@@ -562,9 +564,6 @@ impl BlkIo for Lent<'_> {
     fn submit(&mut self, token: Token, op: BlkOp<'_>) -> Result<(), Full> {
         let at = self.queue.attached.ok_or(Full)?;
         let queue = &mut *self.queue;
-        if let BlkOp::Write { durable: false, .. } = op {
-            queue.disk.caches();
-        }
         if queue.at_once.submit(&queue.disk, token, op) {
             return Ok(());
         }

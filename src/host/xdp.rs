@@ -17,6 +17,7 @@ use super::offload::{HEADERS_MAX, NEEDS_CSUM, Offload, PIECES_MAX, has_usual_csu
 
 /// Bytes of an Ethernet header.
 const HEADER_BYTES: u32 = 14;
+
 /// One queue of an interface.
 #[derive(Debug)]
 pub struct XdpQueue {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::memory::FileMap;
 
@@ -110,8 +110,8 @@ pub struct DiskFile {
     topology: DiskTopology,
     io: IoOptions,
     path: PathBuf,
-    /// The error number of the first sync that failed, 0 for none.
-    sync_failed: AtomicU32,
+    /// A sync has failed.
+    sync_failed: AtomicBool,
     /// A write was answered that the kernel may have had in its cache alone.
     cached: AtomicBool,
 }
@@ -202,7 +202,7 @@ impl DiskFile {
             topology,
             io: IoOptions::default(),
             path: path.to_owned(),
-            sync_failed: AtomicU32::new(0),
+            sync_failed: AtomicBool::new(false),
             cached: AtomicBool::new(false),
         })
     }
@@ -220,24 +220,18 @@ impl DiskFile {
         }
         if let Err(errno) = result
             && !matches!(errno, libc::EINTR | libc::EAGAIN)
+            && !self.sync_failed.swap(true, Ordering::Relaxed)
         {
-            let number = errno.unsigned_abs();
-            let (relaxed, first) = (Ordering::Relaxed, 0);
-            let set = self
-                .sync_failed
-                .compare_exchange(first, number, relaxed, relaxed);
-            if set.is_ok() {
-                tracing::error!(
-                    "{:?}: data in the page cache could not be written ({}): every flush fails \
+            tracing::error!(
+                "{:?}: data in the page cache could not be written ({}): every flush fails \
                      from now on, until the daemon is started again",
-                    self.path,
-                    io::Error::from_raw_os_error(errno)
-                );
-            }
+                self.path,
+                io::Error::from_raw_os_error(errno)
+            );
         }
         match self.sync_failed.load(Ordering::Relaxed) {
-            0 => result,
-            _ => Err(libc::EIO),
+            true => Err(libc::EIO),
+            false => result,
         }
     }
 
@@ -268,7 +262,7 @@ impl DiskFile {
         };
         match of_sync {
             true => self.synced(result),
-            false if self.sync_failed.load(Ordering::Relaxed) != 0 => Err(libc::EIO),
+            false if self.sync_failed.load(Ordering::Relaxed) => Err(libc::EIO),
             false => result,
         }
     }

@@ -309,7 +309,7 @@ impl Xdp {
         }
     }
 
-    /// What was counted of the work that guests leave undone, for each queue.
+    /// What was counted of frames that are sent, for each queue.
     pub fn counters(&self) -> &[Arc<SendCounters>] {
         &self.counters
     }

@@ -514,22 +514,6 @@ impl Testpmd {
         assert_eq!((stats.rx_faults(), stats.tx_errors), (0, 0), "{stats:?}");
     }
 
-    /// A counter of a port's extended statistics.
-    pub fn xstat(&mut self, port: usize, name: &str) -> u64 {
-        let answer = self.cmd(&format!("show port xstats {port}"));
-        let value = |line: &str| {
-            line.strip_prefix(name)?
-                .strip_prefix(": ")?
-                .trim()
-                .parse()
-                .ok()
-        };
-        match answer.lines().find_map(value) {
-            Some(value) => value,
-            None => self.fail(name, &answer),
-        }
-    }
-
     /// Frames received and sent by each queue of a port.
     pub fn queue_packets(&mut self, port: usize, queues: u16) -> Vec<(u64, u64)> {
         let answer = self.cmd(&format!("show port xstats {port}"));

@@ -151,8 +151,8 @@ impl RxHandler {
     }
 
     /// Copies the frames that are not dropped yet into the guest's buffers and sets each verdict.
-    /// From the first frame on for which the guest has no buffers now, or after
-    /// 2048 segments that were cut, all stay to be tried again.
+    /// From the first frame on for which the guest has no buffers now, or after 2048 segments that
+    /// were cut, all stay to be tried again.
     ///
     /// # Errors
     /// The ring's fault; the frames before it were delivered, the others stay as they were.

@@ -104,14 +104,14 @@ impl Filter {
             return Some(false);
         }
         let upper = Upper::find(packet)?;
-        let kind = match upper.icmpv6 {
-            Some(at) => Some(*packet.get(at)?),
-            None => None,
+        let kind = match upper.is_icmpv6 {
+            true => Some(*packet.get(upper.at)?),
+            false => None,
         };
         match kind {
             Some(ROUTER_ADVERTISEMENT | REDIRECT) => Some(false),
             // Behind another header nobody needs them, and few who guard a network find them.
-            Some(ROUTER_SOLICITATION | SOLICITATION | ADVERTISEMENT) if upper.is_behind => {
+            Some(ROUTER_SOLICITATION | SOLICITATION | ADVERTISEMENT) if upper.is_behind() => {
                 Some(false)
             }
             Some(ROUTER_SOLICITATION) => own_link_options(from, packet, 48),
@@ -155,9 +155,9 @@ fn lets_be_written(rest: &[u8], end: usize) -> Option<bool> {
         }
         TYPE_IPV6 => {
             let upper = Upper::find(packet)?;
-            Some(match upper.icmpv6 {
-                Some(at) => end == at + 4,
-                None => end >= upper.at + 2,
+            Some(match upper.is_icmpv6 {
+                true => end == upper.at + 4,
+                false => end >= upper.at + 2,
             })
         }
         _ => Some(false),
@@ -168,13 +168,16 @@ fn lets_be_written(rest: &[u8], end: usize) -> Option<bool> {
 struct Upper {
     /// Where the headers end.
     at: usize,
-    /// Where an ICMPv6 message begins, if it carries one and this is where that begins.
-    icmpv6: Option<usize>,
-    /// There are headers before it.
-    is_behind: bool,
+    /// Whether an ICMPv6 message begins there.
+    is_icmpv6: bool,
 }
 
 impl Upper {
+    /// Whether there are headers before it.
+    fn is_behind(&self) -> bool {
+        self.at > 40
+    }
+
     /// `None` when the headers go on behind what there is.
     fn find(packet: &[u8]) -> Option<Upper> {
         let (mut next, mut at) = (*packet.get(6)?, 40);
@@ -186,8 +189,7 @@ impl Upper {
                 _ => {
                     return Some(Upper {
                         at,
-                        icmpv6: (next == ICMPV6).then_some(at),
-                        is_behind: at > 40,
+                        is_icmpv6: next == ICMPV6,
                     });
                 }
             };
@@ -196,8 +198,7 @@ impl Upper {
                 FRAGMENT if u16::from_be_bytes([high, low]) >> 3 > 0 => {
                     return Some(Upper {
                         at: at + 8,
-                        icmpv6: None,
-                        is_behind: true,
+                        is_icmpv6: false,
                     });
                 }
                 FRAGMENT => 8,

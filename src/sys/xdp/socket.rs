@@ -207,7 +207,7 @@ impl XdpSocket {
         Arc::clone(&self.fd)
     }
 
-    /// What is counted of the work that guests leave undone.
+    /// What is counted of frames that are sent.
     pub fn counters(&self) -> &Arc<SendCounters> {
         &self.counters
     }
