@@ -20,6 +20,7 @@ use std::sync::Arc;
 use crate::memory::{GuestRam, Segment, Store, copy};
 use crate::sys::disk::{DiskFile, IoOptions};
 use crate::sys::uring::{ClientId, Uring, UringOp, Zero};
+use crate::sys::witness::Witness;
 
 use super::blk::{BlkIo, BlkOp, Completion, Full, Token};
 
@@ -213,6 +214,8 @@ pub struct UringDisk {
     at_once: AtOnce,
     /// There while attached, if the disk does direct I/O.
     bounces: Option<Bounces>,
+    /// There while attached, if the page cache is written to.
+    witness: Option<Witness>,
     unaligned: u64,
     ranges: Ranges,
 }
@@ -238,6 +241,7 @@ impl UringDisk {
             at_once: AtOnce::new(),
             attached: None,
             bounces: None,
+            witness: None,
             unaligned: 0,
             ranges: Ranges {
                 discard: Discard::on(&disk),
@@ -296,10 +300,14 @@ impl UringDisk {
     /// Registers with the worker's ring.
     ///
     /// # Errors
-    /// When the ring takes no more files, or there is no memory for bounce buffers.
+    /// When the ring takes no more files, the system opens none, or there is no memory for bounce
+    /// buffers.
     pub fn attach(&mut self, ring: &mut Uring, in_flight: usize) -> io::Result<()> {
         if self.disk.is_direct() {
             self.bounces = Some(Bounces::new()?);
+        }
+        if self.witness.is_none() {
+            self.witness = self.disk.take_witness()?;
         }
         self.at_once.attach(in_flight);
         self.ranges.places = vec![(0, 0); in_flight].into();
@@ -318,6 +326,9 @@ impl UringDisk {
         if let Some(attached) = self.attached.take() {
             ring.remove_client(attached.client);
             ring.remove_file(attached.file);
+        }
+        if let Some(witness) = self.witness.take() {
+            self.disk.give_back(witness);
         }
     }
 
@@ -348,6 +359,18 @@ impl UringDisk {
         Lent { queue: self, ring }
     }
 
+    /// What a sync or a durable write came to. The kernel's own answer may be that all is well, and
+    /// what was lost have been told to another queue, or to another request of this one.
+    fn made_durable(&self, kind: Kind, result: Result<u32, i32>) -> Result<u32, i32> {
+        if let Some(Err(errno)) = self.witness.as_ref().map(Witness::ask) {
+            self.disk.lost(errno);
+        }
+        match kind {
+            Kind::Durable => self.disk.wrote_durably(result),
+            _ => self.disk.synced(result),
+        }
+    }
+
     /// Whether the disk takes these buffers as they are.
     fn suits(&self, segments: &[Segment]) -> bool {
         let (mem, len) = (
@@ -370,9 +393,6 @@ pub struct Lent<'a> {
 impl Lent<'_> {
     fn push(&mut self, at: Attached, tag: Tag, op: BlkOp<'_>) -> Result<(), Full> {
         let file = at.file;
-        if let BlkOp::Write { durable: false, .. } = op {
-            self.queue.disk.caches();
-        }
         let op = match op {
             BlkOp::Read { offset, segments } => UringOp::Read {
                 file,
@@ -599,10 +619,8 @@ impl BlkIo for Lent<'_> {
             return Some(self.finish_range(token, kind, result));
         }
         let mut result = u32::try_from(result).map_err(|_| -result);
-        match kind {
-            Kind::Sync => result = self.queue.disk.synced(result),
-            Kind::Durable => result = self.queue.disk.wrote_durably(result),
-            _ => {}
+        if matches!(kind, Kind::Sync | Kind::Durable) {
+            result = self.queue.made_durable(kind, result);
         }
         if let (Some(buffer), Some(bounces)) = (buffer, &mut self.queue.bounces) {
             bounces.give_back(buffer, result.unwrap_or(0));

@@ -7,10 +7,13 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crossbeam::queue::ArrayQueue;
+
 use crate::memory::FileMap;
 
 use super::lock::{LockError, lock};
 use super::uring::probe_iopoll;
+use super::witness::Witness;
 
 /// What direct I/O may ask of buffers and offsets, to be tried where the kernel doesn't say.
 const ALIGNS: [u32; 2] = [512, 4096];
@@ -79,6 +82,8 @@ pub struct DiskOptions {
     pub block_size: u32,
     /// Keep other users of the image away, as QEMU does.
     pub lock: bool,
+    /// Queues that will use it at the same time.
+    pub queues: usize,
 }
 
 /// What a disk asks of io_uring beside the usual.
@@ -110,10 +115,12 @@ pub struct DiskFile {
     topology: DiskTopology,
     io: IoOptions,
     path: PathBuf,
-    /// A sync has failed.
+    /// Data were lost, or a sync has failed.
     sync_failed: AtomicBool,
-    /// A write was answered that the kernel may have had in its cache alone.
-    cached: AtomicBool,
+    /// What is written goes to the page cache, and from there to a device.
+    is_cached: bool,
+    /// For queues that are not attached, if so.
+    witnesses: ArrayQueue<Witness>,
 }
 
 impl DiskFile {
@@ -185,6 +192,9 @@ impl DiskFile {
                 }
             },
         };
+        let is_cached = alignment.is_none() && !in_memory && !options.read_only;
+        let witnesses = witnesses(&file, if is_cached { options.queues } else { 0 });
+        let witnesses = witnesses.map_err(failed("open again")).map_err(named)?;
         let block = kind.is_block_device();
         let told = block.then(|| DiskTopology::block_device(&file)).flatten();
         let topology = told.unwrap_or_else(|| DiskTopology::file(metadata.blksize()));
@@ -203,13 +213,43 @@ impl DiskFile {
             io: IoOptions::default(),
             path: path.to_owned(),
             sync_failed: AtomicBool::new(false),
-            cached: AtomicBool::new(false),
+            is_cached,
+            witnesses,
         })
     }
 
-    /// What a sync that ended like this came to, or a durable write, which ends with one. Once one
-    /// of a file in the page cache has failed, all fail: the kernel tells once of data that it
-    /// could not write, to whoever asks first, and then takes them for written.
+    /// Takes a witness for a queue that is attached; `None` where the page cache is not written to.
+    ///
+    /// # Errors
+    /// What the system said when there was none left and another one was opened.
+    pub fn take_witness(&self) -> io::Result<Option<Witness>> {
+        if !self.is_cached {
+            return Ok(None);
+        }
+        let kept = self.witnesses.pop();
+        kept.map_or_else(|| Witness::of(&self.file), Ok).map(Some)
+    }
+
+    /// Takes a witness back, as long as there are no more than queues.
+    pub fn give_back(&self, witness: Witness) {
+        drop(self.witnesses.push(witness));
+    }
+
+    /// Data in the page cache are lost: every sync and every durable write fails from now on. The
+    /// kernel tells once of data that it could not write, and then takes them for written.
+    #[cold]
+    pub fn lost(&self, errno: i32) {
+        if !self.sync_failed.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                "{:?}: data in the page cache could not be written ({}): every flush fails \
+                     from now on, until the daemon is started again",
+                self.path,
+                io::Error::from_raw_os_error(errno)
+            );
+        }
+    }
+
+    /// What a sync that ended like this came to.
     ///
     /// # Errors
     /// EIO once one has failed, whatever the reason was; of a disk not in the page cache, the error
@@ -220,14 +260,8 @@ impl DiskFile {
         }
         if let Err(errno) = result
             && !matches!(errno, libc::EINTR | libc::EAGAIN)
-            && !self.sync_failed.swap(true, Ordering::Relaxed)
         {
-            tracing::error!(
-                "{:?}: data in the page cache could not be written ({}): every flush fails \
-                     from now on, until the daemon is started again",
-                self.path,
-                io::Error::from_raw_os_error(errno)
-            );
+            self.lost(errno);
         }
         match self.sync_failed.load(Ordering::Relaxed) {
             true => Err(libc::EIO),
@@ -235,18 +269,9 @@ impl DiskFile {
         }
     }
 
-    /// A write begins that need not be durable.
-    #[inline]
-    pub fn caches(&self) {
-        // A line that is not written stays in the caches of all workers.
-        if !self.direct && !self.cached.load(Ordering::Relaxed) {
-            self.cached.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// What a durable write that ended like this came to. It ends with a sync, which may be told of
-    /// data of earlier writes: see [`DiskFile::synced`]. What can only be said of its own data is
-    /// no news of others; that there is no room may be, where others are cached on a device.
+    /// What a durable write that ended like this came to. It ends with a sync: see
+    /// [`DiskFile::synced`]. An error that says something of its own data alone is no news of
+    /// others; a queue's witness has told of those.
     ///
     /// # Errors
     /// The error number of this write, and EIO after a sync that failed: none waits for room then.
@@ -255,15 +280,13 @@ impl DiskFile {
         if self.direct {
             return result;
         }
-        let of_sync = match result {
-            Err(EINTR | EAGAIN | EINVAL | EFAULT | ENOMEM | EFBIG) => false,
-            Err(ENOSPC | EDQUOT) => self.cached.load(Ordering::Relaxed) && !self.is_regular(),
-            _ => true,
-        };
-        match of_sync {
-            true => self.synced(result),
-            false if self.sync_failed.load(Ordering::Relaxed) => Err(libc::EIO),
-            false => result,
+        let own = [EINTR, EAGAIN, EINVAL, EFAULT, ENOMEM, EFBIG, ENOSPC, EDQUOT];
+        match result {
+            Err(errno) if own.contains(&errno) => match self.sync_failed.load(Ordering::Relaxed) {
+                true => Err(libc::EIO),
+                false => result,
+            },
+            _ => self.synced(result),
         }
     }
 
@@ -445,6 +468,16 @@ fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {
         .open(path)
 }
 
+/// So many witnesses of `file`, and room for them.
+fn witnesses(file: &File, count: usize) -> io::Result<ArrayQueue<Witness>> {
+    let witnesses = ArrayQueue::new(count.max(1));
+    for _ in 0..count {
+        // There is room for each.
+        drop(witnesses.push(Witness::of(file)?));
+    }
+    Ok(witnesses)
+}
+
 /// Whether the file system of `file` keeps everything in memory (tmpfs, ramfs).
 fn is_in_memory(file: &File) -> bool {
     // Of linux/magic.h; not in libc.
@@ -547,6 +580,7 @@ mod tests {
         direct: None,
         block_size: 512,
         lock: true,
+        queues: 1,
     };
 
     #[test]

@@ -64,6 +64,8 @@ pub mod uring;
 pub mod users;
 #[expect(unsafe_code, reason = "inotify")]
 pub mod watch;
+#[expect(unsafe_code, reason = "sync_file_range(2)")]
+pub mod witness;
 #[expect(
     unsafe_code,
     reason = "bpf(2), rings that are shared with the kernel, socket options"

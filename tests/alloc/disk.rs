@@ -60,6 +60,7 @@ impl Host {
             direct: None,
             block_size: 512,
             lock: false,
+            queues: 1,
         };
         let disk = DiskFile::open(file.as_path(), options).unwrap();
         let mut ring = Uring::new().unwrap();

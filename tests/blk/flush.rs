@@ -1,6 +1,8 @@
 //! What a flush says when the kernel could not write what it has in its cache.
 
 use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
 
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
@@ -8,6 +10,7 @@ use super::front_end::{F_FLUSH, FLUSH, FrontEnd, IN, OUT};
 use super::mounted::Mounted;
 use super::served::{SECTOR, Served};
 use crate::support::loop_device::Loop;
+use crate::support::open_files::open_files;
 use crate::support::tmp::TempDir;
 
 const MIB: usize = 1 << 20;
@@ -85,6 +88,55 @@ fn a_durable_write_is_told_of_a_lost_one<D: Driver>() {
     drop(front);
     let mut front: FrontEnd<D> = served.open(F_FLUSH);
     assert_eq!(front.run(FLUSH, 0, &[], 0).status, IOERR);
+}
+
+/// The kernel tells of what was lost once, and whoever it tells may be another queue, or a request
+/// that was sent at the same time: here it is this test, which has the daemon's own open files.
+fn a_loss_is_known_whoever_was_told<D: Driver>(features: u64) {
+    let Some(Small { served, device, .. }) = &Small::new() else {
+        return;
+    };
+    let mut front: FrontEnd<D> = served.open(F_FLUSH);
+    let data = vec![0x5a; MIB];
+    for at in 0..12 {
+        let written = front.run(OUT, (at * MIB / SECTOR) as u64, &data, 0);
+        assert_eq!(written.status, 0, "the cache takes it");
+    }
+    drop(front);
+    let files = open_files(served.daemon.pid(), Path::new(&device.0));
+    // The daemon asks by those that can't be written to. Each is told, and each once.
+    let files: Vec<_> = files.iter().filter(|file| is_writable(file)).collect();
+    let told = files
+        .iter()
+        .filter(|file| file.sync_data().is_err())
+        .count();
+    assert!(told > 0 && told == files.len(), "{told} of {}", files.len());
+    for file in files {
+        file.sync_data().expect("told once");
+    }
+    let mut front: FrontEnd<D> = served.open(features);
+    for _ in 0..3 {
+        let status = match front.has(F_FLUSH) {
+            true => front.run(FLUSH, 0, &[], 0).status,
+            // Each write is durable; there is room for this one.
+            false => front.run(OUT, 0, &data[..4096], 0).status,
+        };
+        assert_eq!(status, IOERR);
+    }
+}
+
+fn is_writable(file: &File) -> bool {
+    (&mut &*file).write(&[]).is_ok()
+}
+
+#[test]
+fn a_flush_fails_after_another_was_told_of_a_loss_on_a_split_ring() {
+    a_loss_is_known_whoever_was_told::<SplitDriver>(F_FLUSH);
+}
+
+#[test]
+fn a_durable_write_fails_after_another_was_told_of_a_loss_on_a_packed_ring() {
+    a_loss_is_known_whoever_was_told::<PackedDriver>(0);
 }
 
 #[test]

@@ -274,6 +274,7 @@ fn bounces_only_what_it_must<D: Driver>() {
         direct: None,
         block_size: 512,
         lock: false,
+        queues: 1,
     };
     let disk = DiskFile::open(&path, options).unwrap();
     // Without direct I/O nothing is.

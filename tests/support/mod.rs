@@ -8,6 +8,7 @@ pub mod guest;
 pub mod initrd;
 pub mod loop_device;
 pub mod netns;
+pub mod open_files;
 pub mod ovs;
 pub mod pcap;
 pub mod reference;

@@ -14,6 +14,7 @@ const OPTIONS: DiskOptions = DiskOptions {
     direct: None,
     block_size: 512,
     lock: true,
+    queues: 1,
 };
 
 struct Bench {
