@@ -265,6 +265,45 @@ mod tests {
         assert_eq!(text(&output.stderr), "");
     }
 
+    /// `script` gives it a terminal.
+    #[test]
+    fn who_looks_on_sees_the_rate_once_a_second_and_then_the_table() {
+        let disk = Disk::ram();
+        let (vringd, socket) = (env!("CARGO_BIN_EXE_vringd"), &disk.socket);
+        let seen = |more: &str| {
+            let command = format!("{vringd} bench blk --socket {socket} --runtime 2200ms {more}");
+            let script = ["-qec", &command, "/dev/null"];
+            let output = Command::new("script").args(script).output().unwrap();
+            assert!(output.status.success(), "{}", text(&output.stdout));
+            text(&output.stdout).to_owned()
+        };
+        for load in ["--rw randread --iodepth 8", "--rw randrw --queues 2"] {
+            let shown = seen(load);
+            let rates: Vec<f64> = shown
+                .split('\r')
+                .filter_map(|line| line.split_once(" s ")?.1.strip_suffix(" K IOPS "))
+                .map(|rate| rate.trim().parse().unwrap())
+                .collect();
+            assert!(rates.len() >= 2, "{shown:?}");
+            assert!(rates.iter().all(|rate| *rate > 0.0), "{shown:?}");
+            let table = shown.rfind(" s ").unwrap() < shown.find("latency").unwrap();
+            assert!(table, "the table comes last: {shown:?}");
+        }
+        // Whoever reads by program is not disturbed, nor a log.
+        let report = seen("--json");
+        assert!(
+            serde_json::from_str::<Value>(report.trim()).is_ok(),
+            "{report:?}"
+        );
+        let log = disk.directory.path("log");
+        let table = seen(&format!("2>{}", log.display()));
+        assert!(
+            table.contains("latency") && !table.contains("K IOPS"),
+            "{table:?}"
+        );
+        assert_eq!(fs::read_to_string(log).unwrap(), "");
+    }
+
     #[test]
     fn a_disk_can_be_trimmed() {
         let disk = Disk::ram();

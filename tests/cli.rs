@@ -4,6 +4,7 @@
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::fs;
     use std::process::{Command, Output};
 
@@ -92,6 +93,87 @@ mod tests {
             .unwrap();
         assert_eq!(output.status.code(), Some(2));
         assert!(text(&output.stderr).starts_with("vringd: VRINGD_LOG = \"a=loud\": "));
+    }
+
+    /// The keys of a device, which are told where one is not known.
+    fn known(kind: &str) -> BTreeSet<String> {
+        let output = vringd(&["run", &format!("--{kind}"), "no_such_key=1"]);
+        let message = text(&output.stderr);
+        let (_, keys) = message.split_once("(known: ").expect(message);
+        let (keys, _) = keys.split_once(')').expect(message);
+        let keys: BTreeSet<_> = keys.split(", ").map(str::to_owned).collect();
+        assert!(keys.contains("name"), "{message}");
+        keys
+    }
+
+    #[test]
+    fn help_names_every_key_and_no_other() {
+        let output = vringd(&["run", "--help"]);
+        // However its lines are cut.
+        let help: Vec<_> = text(&output.stdout).split_whitespace().collect();
+        let help = help.join(" ");
+        for (kind, first) in [
+            ("net", &["socket", "link", "host"][..]),
+            ("blk", &["socket", "path", "backend"]),
+            ("group", &["name"]),
+            ("switch", &["name"]),
+        ] {
+            let (_, flag) = help
+                .split_once(&format!("--{kind} <KEY=VALUE,...>"))
+                .unwrap();
+            let flag = flag.split(" -").next().unwrap();
+            let (needed, more) = flag.split_once(" Also: ").expect(flag);
+            let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+            for key in first {
+                assert!(
+                    needed.split(word).any(|word| word == *key),
+                    "{kind}: {needed}"
+                );
+            }
+            let more = more.trim().split(", ").chain(first.iter().copied());
+            let more: BTreeSet<_> = more.map(str::to_owned).collect();
+            assert_eq!(more, known(kind), "--{kind}");
+        }
+    }
+
+    /// The words in backquotes where a section of the manual begins to tell of a key: in the first
+    /// column of a table, or in a line that begins with one.
+    fn in_manual(section: &str) -> Vec<&'static str> {
+        let manual = include_str!("../docs/operations.md");
+        let head = format!("\n{section}\n");
+        let (_, rest) = manual.split_once(&head).expect(section);
+        let own = rest.split("\n##").next().unwrap();
+        let told = own
+            .lines()
+            .filter_map(|line| match line.strip_prefix("| ") {
+                Some(row) => row.split(" |").next(),
+                None => Some(line),
+            });
+        let told = told.filter(|line| line.starts_with('`'));
+        told.flat_map(|line| line.split('`').skip(1).step_by(2))
+            .collect()
+    }
+
+    #[test]
+    fn the_manual_has_every_key() {
+        let every = "### Keys of every device";
+        for (kind, sections) in [
+            ("net", &[every, "### `[[net]]`, `--net`", "## Switches"][..]),
+            ("blk", &[every, "### `[[blk]]`, `--blk`"]),
+            ("group", &["### `[[group]]`, `--group`"]),
+            ("switch", &["### `[[switch]]`, `--switch`"]),
+        ] {
+            let found: Vec<_> = sections.iter().flat_map(|name| in_manual(name)).collect();
+            let known = known(kind);
+            let without: Vec<_> = known
+                .iter()
+                .filter(|key| !found.contains(&&***key))
+                .collect();
+            assert!(
+                without.is_empty(),
+                "{kind}: {without:?} are not in {sections:?}"
+            );
+        }
     }
 
     #[test]

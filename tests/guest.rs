@@ -161,8 +161,8 @@ mod tests {
     }
 
     /// What the balloon takes is gone from the memory file, and comes back as other pages: every
-    /// request has to find those that are there now. Buffers of 8 MiB are made of such pages: smaller
-    /// ones may never be. With `fixed_buffers` this fails.
+    /// request has to find those that are there now. Buffers of 8 MiB are made of such pages,
+    /// smaller ones may never be. With `fixed_buffers` this fails.
     #[test]
     fn a_disk_is_byte_exact_while_a_balloon_grows_and_shrinks() {
         let dir = TempDir::new("balloon");

@@ -43,12 +43,13 @@ pub(super) struct Line {
     next: Option<Instant>,
     start: Instant,
     done: u64,
-    unit: &'static str,
+    unit: (f64, &'static str),
 }
 
 impl Line {
-    /// A line that counts millions of `unit`; none when `quiet` or without a terminal.
-    pub(super) fn new(quiet: bool, unit: &'static str) -> Line {
+    /// A line that counts in `unit`, so many at a time, with its name; none when `quiet` or without
+    /// a terminal.
+    pub(super) fn new(quiet: bool, unit: (f64, &'static str)) -> Line {
         let start = Instant::now();
         let wanted = !quiet && io::stderr().is_terminal();
         Line {
@@ -67,9 +68,10 @@ impl Line {
             return;
         };
         let span = (now - next + Duration::from_secs(1)).as_secs_f64();
-        let rate = (done - self.done) as f64 / span / 1e6;
+        let (many, unit) = self.unit;
+        let rate = (done - self.done) as f64 / span / many;
         let seconds = (now - self.start).as_secs();
-        let _ = write!(io::stderr(), "\r{seconds:4} s {rate:10.3} {} ", self.unit);
+        let _ = write!(io::stderr(), "\r{seconds:4} s {rate:10.3} {unit} ");
         (self.done, self.shown) = (done, true);
         self.next = Some(now + Duration::from_secs(1));
     }

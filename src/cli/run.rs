@@ -38,15 +38,17 @@ pub(super) struct RunArgs {
     /// Also: name, mode, queues, netns, persist, busy_poll, tx_csum, mac, mtu, link_follows,
     /// speed, duplex, cores, hold_us, ingress_bits, ingress_frames, egress_bits, egress_frames,
     /// rate_burst, vlan, vlan_native, isolated, flood_limit, allow_mac, allow_ip, stations,
-    /// ring_reset, call_max_used, call_max_us, socket_owner, socket_group, socket_mode
+    /// ring_reset, memory_files, call_max_used, call_max_us, socket_owner, socket_group,
+    /// socket_mode
     #[arg(long, value_name = "KEY=VALUE,...")]
     net: Vec<String>,
 
     /// Add a disk; needs socket, and path or backend (ram:SIZE, null:SIZE). Also: name, mode,
-    /// format, backing_dir, queues, read_only, direct, cache, lock, fault, discard, encrypt,
-    /// encrypt_sector, key_file, key_fd, serial, block_size, cores, ring_reset, call_max_used,
-    /// call_max_us, socket_owner, socket_group, socket_mode, read_iops, write_iops, iops,
-    /// read_bytes, write_bytes, bytes, rate_burst, group
+    /// format, backing_dir, queues, read_only, direct, iopoll, sqpoll, fixed_buffers, cache, lock,
+    /// fault, on_enospc, io_timeout, discard, encrypt, encrypt_sector, key_file, key_fd, serial,
+    /// block_size, cores, ring_reset, memory_files, call_max_used, call_max_us, socket_owner,
+    /// socket_group, socket_mode, read_iops, write_iops, iops, read_bytes, write_bytes, bytes,
+    /// rate_burst, group
     #[arg(long, value_name = "KEY=VALUE,...")]
     blk: Vec<String>,
 

@@ -11,7 +11,7 @@ use super::front_end::{
 };
 use super::mounted::Mounted;
 use super::qcow2;
-use super::served::{DISK, SECTOR, Served, assert_same, image};
+use super::served::{DISK, SECTOR, Served, Way, assert_same, image, on_a_disk};
 use crate::support::loop_device::Loop;
 use crate::support::tmp::{TempDir, random_bytes};
 use crate::support::xts::reference;
@@ -240,10 +240,19 @@ fn run_on<D: Driver>(
     disk.model
 }
 
-/// The matrix on both ring formats; the daemon has ended after it.
-fn on(path: &Path, keys: &str, model: Vec<u8>, align: usize, discarded: Discarded) -> Vec<u8> {
+/// The matrix on both ring formats, for a disk that is got at in this way; the daemon has ended
+/// after it.
+fn on(
+    path: &Path,
+    keys: &str,
+    way: Way,
+    model: Vec<u8>,
+    align: usize,
+    discarded: Discarded,
+) -> Vec<u8> {
     let keys = format!("path={}{keys}", path.display());
     let served = Served::start(TempDir::new("matrix"), &keys);
+    assert_eq!(served.way(path), way, "{keys}");
     let model = run_on::<SplitDriver>(&served, model, align, discarded);
     let model = run_on::<PackedDriver>(&served, model, align, discarded);
     let (status, log) = served.daemon.stop();
@@ -251,23 +260,27 @@ fn on(path: &Path, keys: &str, model: Vec<u8>, align: usize, discarded: Discarde
     model
 }
 
-fn on_a_file(keys: &str, align: usize) {
-    on_a_file_in(&TempDir::new("matrix"), keys, align);
+fn on_a_file(keys: &str, way: Way, align: usize) {
+    if let Some(dir) = on_a_disk("matrix") {
+        on_a_file_in(&dir, keys, way, align);
+    }
 }
 
-fn on_a_file_in(dir: &TempDir, keys: &str, align: usize) {
+fn on_a_file_in(dir: &TempDir, keys: &str, way: Way, align: usize) {
     let (path, model) = image(dir);
-    let model = on(&path, keys, model, align, zeros);
+    let model = on(&path, keys, way, model, align, zeros);
     assert_same("the file", &std::fs::read(&path).unwrap(), &model);
 }
 
 #[test]
 fn on_a_file_with_direct_io() {
-    on_a_file("", 512);
+    on_a_file("", Way::Direct, 512);
 }
 
 fn bounces_only_what_it_must<D: Driver>() {
-    let dir = TempDir::new("bounced");
+    let Some(dir) = on_a_disk("bounced") else {
+        return;
+    };
     let (path, _) = image(&dir);
     let options = DiskOptions {
         read_only: false,
@@ -277,13 +290,12 @@ fn bounces_only_what_it_must<D: Driver>() {
         queues: 1,
     };
     let disk = DiskFile::open(&path, options).unwrap();
-    // Without direct I/O nothing is.
-    let odd = u64::from(disk.offset_align() > 1);
     // Behind a header in the same buffer.
     let behind = u64::from(16 % disk.mem_align() != 0);
     let sector = u64::from(512 % disk.mem_align() != 0 || 512 % disk.offset_align() != 0);
     drop(disk);
     let served = Served::start(dir, &format!("path={}", path.display()));
+    assert_eq!(served.way(&path), Way::Direct);
     let mut front = served.open::<D>(ALL);
     let pieces = |bytes: u32, step: usize| (0..bytes).step_by(step).collect::<Vec<u32>>();
     let framing = |readable, writable, indirect| Framing {
@@ -298,9 +310,9 @@ fn bounces_only_what_it_must<D: Driver>() {
         for (kind, framing, more) in [
             (IN, Framing::usual(8192), 0),
             (IN, sectors(indirect), sector),
-            (IN, cut_anywhere(indirect), odd),
+            (IN, cut_anywhere(indirect), 1),
             (OUT, Framing::usual(0), behind),
-            (OUT, cut_anywhere(indirect), odd),
+            (OUT, cut_anywhere(indirect), 1),
             (FLUSH, framing(vec![5], vec![], indirect), 0),
             (GET_ID, framing(vec![5], vec![3], indirect), 0),
         ] {
@@ -327,12 +339,12 @@ fn buffers_are_bounced_only_where_direct_io_can_not_have_them() {
 
 #[test]
 fn on_a_file_in_the_page_cache() {
-    on_a_file(",direct=false", 512);
+    on_a_file(",direct=false", Way::Cached, 512);
 }
 
 #[test]
 fn on_a_file_in_blocks_of_4096() {
-    on_a_file(",block_size=4096", 4096);
+    on_a_file(",block_size=4096", Way::Direct, 4096);
 }
 
 /// One that is mapped.
@@ -341,34 +353,37 @@ fn on_a_file_in_memory() {
     let Some(tmpfs) = Mounted::new("tmpfs", "size=32M") else {
         return;
     };
-    on_a_file_in(tmpfs.dir(), "", 512);
-    on_an_encrypted_disk_in(tmpfs.dir(), 512);
+    on_a_file_in(tmpfs.dir(), "", Way::Mapped, 512);
+    on_an_encrypted_disk_in(tmpfs.dir(), Way::Mapped, 512);
 }
 
 #[test]
 fn with_a_thread_of_the_kernel() {
-    on_a_file(",sqpoll=true", 512);
+    on_a_file(",sqpoll=true", Way::Direct, 512);
 }
 
 #[test]
 fn with_registered_memory() {
-    on_a_file(",fixed_buffers=true", 512);
+    on_a_file(",fixed_buffers=true", Way::Direct, 512);
 }
 
 #[test]
 fn with_a_device_that_is_polled_if_it_can_be() {
-    on_a_file(",iopoll=true", 512);
+    on_a_file(",iopoll=true", Way::Direct, 512);
 }
 
 #[test]
 fn in_an_image() {
-    let dir = TempDir::new("matrix");
+    let Some(dir) = on_a_disk("matrix") else {
+        return;
+    };
     let image = qcow2::create(&dir, "disk.qcow2", "cluster_size=4k");
-    let model = on(&image, ",format=qcow2", vec![0; DISK], 512, zeros_or_kept);
+    let (keys, empty) = (",format=qcow2", vec![0; DISK]);
+    let model = on(&image, keys, Way::Direct, empty, 512, zeros_or_kept);
     assert_same("as QEMU has it", &qcow2::content(&image), &model);
 }
 
-fn on_an_encrypted_disk_in(dir: &TempDir, sector: usize) {
+fn on_an_encrypted_disk_in(dir: &TempDir, way: Way, sector: usize) {
     let (path, ciphertext) = image(dir);
     let (key_path, key) = key_file(dir, 0o600);
     let model = reference(&key, sector, 0, &ciphertext, false);
@@ -376,7 +391,7 @@ fn on_an_encrypted_disk_in(dir: &TempDir, sector: usize) {
         ",encrypt=aes-256-xts,key_file={},encrypt_sector={sector},block_size={sector}",
         key_path.display()
     );
-    let model = on(&path, &keys, model, sector, anything);
+    let model = on(&path, &keys, way, model, sector, anything);
     let plain = reference(&key, sector, 0, &std::fs::read(&path).unwrap(), false);
     assert_same("the file, decrypted", &plain, &model);
 }
@@ -384,7 +399,9 @@ fn on_an_encrypted_disk_in(dir: &TempDir, sector: usize) {
 #[test]
 fn on_an_encrypted_disk() {
     for sector in [512, 4096] {
-        on_an_encrypted_disk_in(&TempDir::new("matrix"), sector);
+        if let Some(dir) = on_a_disk("matrix") {
+            on_an_encrypted_disk_in(&dir, Way::Direct, sector);
+        }
     }
 }
 
@@ -398,7 +415,8 @@ fn on_a_block_device() {
         };
         let align = align as usize;
         let keys = format!(",block_size={align}");
-        let model = on(Path::new(&device.0), &keys, model, align, zeros);
+        let device = Path::new(&device.0);
+        let model = on(device, &keys, Way::Direct, model, align, zeros);
         assert_same("the file below", &std::fs::read(&path).unwrap(), &model);
     }
 }

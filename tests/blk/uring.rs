@@ -4,10 +4,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::front_end::{FrontEnd, IN, OUT};
-use super::served::{DISK, SECTOR, Served, assert_same, image};
+use super::served::{DISK, SECTOR, Served, Way, assert_same, image, on_a_disk};
 use crate::support::daemon::Daemon;
-use crate::support::missing;
+use crate::support::deadline::wait_until;
 use crate::support::tmp::{TempDir, random_bytes};
+use crate::support::{linux, missing};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -20,6 +21,14 @@ fn pinned(daemon: &Daemon) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
     let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
     number.and_then(|kib| kib.parse().ok()).unwrap_or(0)
+}
+
+/// Waits until so much is pinned and no more: Linux 6.1 lets go of memory a second after it was
+/// taken out.
+fn wait_pinned(daemon: &Daemon, kib: u64, when: &str) {
+    wait_until(&format!("{kib} KiB are pinned {when}"), SOON, || {
+        (pinned(daemon) == kib).then_some(())
+    });
 }
 
 /// `strace` that leaves the daemon its place as a child of ours; `None` where nothing can be
@@ -52,10 +61,14 @@ fn data_is_exact<D: Driver>(front: &mut FrontEnd<D>, model: &mut [u8], seed: u64
 }
 
 fn memory_comes_and_goes<D: Driver>() {
-    let dir = TempDir::new("pinned");
+    // A file in memory would need none of it.
+    let Some(dir) = on_a_disk("pinned") else {
+        return;
+    };
     let (path, mut model) = image(&dir);
     let keys = format!("path={},fixed_buffers=true", path.display());
     let served = Served::start(dir, &keys);
+    assert_eq!(served.way(&path), Way::Direct);
     assert_eq!(pinned(&served.daemon), 0);
     let said = served.daemon.log();
     assert!(
@@ -69,18 +82,18 @@ fn memory_comes_and_goes<D: Driver>() {
     for (round, parts) in [2, 1, 4].into_iter().enumerate() {
         front.share_in(parts);
         data_is_exact(&mut front, &mut model, 10 + round as u64);
-        assert_eq!(pinned(&served.daemon), all, "in {parts} regions");
+        wait_pinned(&served.daemon, all, &format!("in {parts} regions"));
         front.more_memory(256 * KIB, true);
         data_is_exact(&mut front, &mut model, 20 + round as u64);
-        assert_eq!(pinned(&served.daemon), all + 256, "and one more");
+        wait_pinned(&served.daemon, all + 256, "and one more");
         front.more_memory(256 * KIB, false);
-        assert_eq!(pinned(&served.daemon), all, "and without it");
+        wait_pinned(&served.daemon, all, "and without it");
         data_is_exact(&mut front, &mut model, 30 + round as u64);
     }
     drop(front);
     // The next session begins when all of the last is gone.
     let front = served.open::<D>(0);
-    assert_eq!(pinned(&served.daemon), all);
+    wait_pinned(&served.daemon, all, "in the next session");
     drop(front);
     assert_eq!(served.daemon.counter("disk0", "errors"), 0);
     assert_same("the file", &std::fs::read(&path).unwrap(), &model);
@@ -98,7 +111,9 @@ fn registered_memory_follows_the_table_on_a_packed_ring() {
 
 #[test]
 fn without_the_right_to_pin_memory_the_disk_works_all_the_same() {
-    let dir = TempDir::new("memlock");
+    let Some(dir) = on_a_disk("memlock") else {
+        return;
+    };
     let (path, mut model) = image(&dir);
     let socket = dir.path("disk.sock");
     // Root may pin what it likes but for this. Enough for the ring itself, and not for the memory.
@@ -138,6 +153,11 @@ fn without_memory_for_a_ring_the_daemon_says_what_to_raise() {
     command.args(["timeout", "20", env!("CARGO_BIN_EXE_vringd"), "run"]);
     let output = command.args(["--blk", &disk]).output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr);
+    if linux() < (6, 14) && message.contains("shutting down") {
+        // It served its disk until `timeout` ended it.
+        let _: Option<()> = missing("memory of a ring does not count as locked before Linux 6.14");
+        return;
+    }
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(message.contains("RLIMIT_MEMLOCK"), "{message}");
 }
@@ -161,7 +181,9 @@ fn a_file_that_can_not_be_polled_is_served_without() {
 
 #[test]
 fn without_a_thread_of_the_kernel_the_worker_makes_the_calls() {
-    let dir = TempDir::new("sqpoll");
+    let Some(dir) = on_a_disk("sqpoll") else {
+        return;
+    };
     let (path, mut model) = image(&dir);
     let socket = dir.path("disk.sock");
     // The kernel says no to a thread's first two rings: those of a worker with SQPOLL.

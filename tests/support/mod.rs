@@ -34,3 +34,11 @@ pub fn missing<T>(what: &str) -> Option<T> {
     }
     None
 }
+
+/// The kernel, as major and minor number: for what can't be asked for, and came with one of them.
+pub fn linux() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse().ok();
+    next().zip(next()).expect("two numbers")
+}

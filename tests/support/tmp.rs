@@ -20,7 +20,11 @@ pub struct TempDir(PathBuf);
 
 impl TempDir {
     pub fn new(name: &str) -> TempDir {
-        let dir = std::env::temp_dir().join(format!("vringd-{name}-{}", unique()));
+        TempDir::within(&std::env::temp_dir(), name)
+    }
+
+    pub fn within(parent: &Path, name: &str) -> TempDir {
+        let dir = parent.join(format!("vringd-{name}-{}", unique()));
         fs::create_dir_all(&dir).expect("a temporary directory");
         TempDir(dir)
     }

@@ -383,7 +383,7 @@ impl Watch<'_> {
     /// Waits for the workers, shows how far they are, and reads the back-end's CPU time when all of
     /// them begin to measure and when all have done so.
     fn until_done(&self, handles: &Outcomes<'_>) -> Result<Option<Backend>, BenchError> {
-        let mut line = Line::new(self.config.json, "M IOPS");
+        let mut line = Line::new(self.config.json, (1e3, "K IOPS"));
         let mut last = (self.done(), Instant::now());
         let (mut began, mut backend) = (None, None);
         loop {

@@ -246,7 +246,7 @@ impl<R: LoadRing> Load<'_, R> {
 
     fn measure(mut self, in_flight: u16) -> Result<Report, BenchError> {
         let warm_up = (self.config.duration / 10).min(WARM_UP_MAX);
-        let mut line = Line::new(self.config.json, "Mpps");
+        let mut line = Line::new(self.config.json, (1e6, "Mpps"));
         self.last_frame = Instant::now();
         self.flood(self.last_frame + warm_up, &mut line)?;
         // Nothing is measured before the first frame is back.

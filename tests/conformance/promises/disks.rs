@@ -62,7 +62,7 @@ pub const ALL: &[Promise] = &[
         "`lock`: one writer or many readers, as QEMU locks",
         &[
             "tests/blk/locks.rs: a_second_writer_of_ours_is_refused_by_name \
-             qemu_and_we_keep_each_other_from_writing",
+             with_raw_images_we_are_what_a_guest_of_qemus_is",
         ],
     ),
     (
