@@ -27,6 +27,7 @@ use crate::sys::disk::DiskError;
 use crate::sys::key::KeyError;
 use crate::sys::link::{LinkError, LinkWatch};
 use crate::sys::listen::ListenError;
+use crate::sys::privileges;
 use crate::sys::signals::{Signal, Signals};
 use crate::sys::systemd;
 use crate::sys::tap::{Tap, TapError, TapPlace, TapSource};
@@ -152,6 +153,7 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
     };
     // Before any other thread: they all inherit the blocked signals.
     let signals = Signals::block().map_err(start("signals"))?;
+    privileges::raise_open_files().map_err(start("RLIMIT_NOFILE"))?;
     let mut doors = Vec::new();
     let mut parts = Vec::new();
     let mut watches = Vec::new();

@@ -271,7 +271,7 @@ mod tests {
         let disk = Disk::ram();
         let (vringd, socket) = (env!("CARGO_BIN_EXE_vringd"), &disk.socket);
         let seen = |more: &str| {
-            let command = format!("{vringd} bench blk --socket {socket} --runtime 2200ms {more}");
+            let command = format!("{vringd} bench blk --socket {socket} --runtime 3s {more}");
             let script = ["-qec", &command, "/dev/null"];
             let output = Command::new("script").args(script).output().unwrap();
             assert!(output.status.success(), "{}", text(&output.stdout));

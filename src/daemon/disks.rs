@@ -32,7 +32,6 @@ pub(super) fn open(blk: &BlkConfig, path: &Path) -> Result<Opened, DaemonError> 
         direct: blk.direct,
         block_size: blk.block_size,
         lock: blk.lock,
-        queues: blk.queues.into(),
     };
     let named = |source: DiskError| DaemonError::Disk {
         name: blk.name.clone(),

@@ -217,7 +217,7 @@ impl Qcow2Image {
         self.shared.nudge();
         let spare = (0..places).map(|_| Vec::with_capacity(SEGMENTS_USUAL));
         Qcow2Disk {
-            file: UringDisk::new(Arc::clone(&self.disk)),
+            file: UringDisk::without_syncs(Arc::clone(&self.disk)),
             rest: Rest {
                 image: Arc::clone(self),
                 to,

@@ -214,7 +214,9 @@ pub struct UringDisk {
     at_once: AtOnce,
     /// There while attached, if the disk does direct I/O.
     bounces: Option<Bounces>,
-    /// There while attached, if the page cache is written to.
+    /// Flushes and durable writes come here.
+    makes_durable: bool,
+    /// There while attached, if they do and the page cache is written to.
     witness: Option<Witness>,
     unaligned: u64,
     ranges: Ranges,
@@ -241,6 +243,7 @@ impl UringDisk {
             at_once: AtOnce::new(),
             attached: None,
             bounces: None,
+            makes_durable: true,
             witness: None,
             unaligned: 0,
             ranges: Ranges {
@@ -251,6 +254,14 @@ impl UringDisk {
                 zeroes: None,
             },
             disk,
+        }
+    }
+
+    /// The same, for reads and writes that somebody else makes durable.
+    pub fn without_syncs(disk: Arc<DiskFile>) -> UringDisk {
+        UringDisk {
+            makes_durable: false,
+            ..UringDisk::new(disk)
         }
     }
 
@@ -306,8 +317,8 @@ impl UringDisk {
         if self.disk.is_direct() {
             self.bounces = Some(Bounces::new()?);
         }
-        if self.witness.is_none() {
-            self.witness = self.disk.take_witness()?;
+        if self.makes_durable {
+            self.witness = self.disk.witness()?;
         }
         self.at_once.attach(in_flight);
         self.ranges.places = vec![(0, 0); in_flight].into();
@@ -327,9 +338,7 @@ impl UringDisk {
             ring.remove_client(attached.client);
             ring.remove_file(attached.file);
         }
-        if let Some(witness) = self.witness.take() {
-            self.disk.give_back(witness);
-        }
+        self.witness = None;
     }
 
     /// Registers guest memory with the ring, if that is asked for. Where it can't be, or not all of
@@ -362,9 +371,7 @@ impl UringDisk {
     /// What a sync or a durable write came to. The kernel's own answer may be that all is well, and
     /// what was lost have been told to another queue, or to another request of this one.
     fn made_durable(&self, kind: Kind, result: Result<u32, i32>) -> Result<u32, i32> {
-        if let Some(Err(errno)) = self.witness.as_ref().map(Witness::ask) {
-            self.disk.lost(errno);
-        }
+        self.disk.heed(self.witness.as_ref());
         match kind {
             Kind::Durable => self.disk.wrote_durably(result),
             _ => self.disk.synced(result),

@@ -7,13 +7,14 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crossbeam::queue::ArrayQueue;
-
 use crate::memory::FileMap;
 
 use super::lock::{LockError, lock};
 use super::uring::probe_iopoll;
 use super::witness::Witness;
+
+/// What a witness is needed for, and how it does that.
+const ASK: &str = "ask what the page cache lost, by /proc/self/fd and sync_file_range(2)";
 
 /// What direct I/O may ask of buffers and offsets, to be tried where the kernel doesn't say.
 const ALIGNS: [u32; 2] = [512, 4096];
@@ -82,8 +83,6 @@ pub struct DiskOptions {
     pub block_size: u32,
     /// Keep other users of the image away, as QEMU does.
     pub lock: bool,
-    /// Queues that will use it at the same time.
-    pub queues: usize,
 }
 
 /// What a disk asks of io_uring beside the usual.
@@ -119,8 +118,6 @@ pub struct DiskFile {
     sync_failed: AtomicBool,
     /// What is written goes to the page cache, and from there to a device.
     is_cached: bool,
-    /// For queues that are not attached, if so.
-    witnesses: ArrayQueue<Witness>,
 }
 
 impl DiskFile {
@@ -193,8 +190,11 @@ impl DiskFile {
             },
         };
         let is_cached = alignment.is_none() && !in_memory && !options.read_only;
-        let witnesses = witnesses(&file, if is_cached { options.queues } else { 0 });
-        let witnesses = witnesses.map_err(failed("open again")).map_err(named)?;
+        if is_cached {
+            // So that what lacks is known before there is a guest.
+            let asked = Witness::of(&file).map_err(failed(ASK));
+            drop(asked.map_err(named)?);
+        }
         let block = kind.is_block_device();
         let told = block.then(|| DiskTopology::block_device(&file)).flatten();
         let topology = told.unwrap_or_else(|| DiskTopology::file(metadata.blksize()));
@@ -214,31 +214,29 @@ impl DiskFile {
             path: path.to_owned(),
             sync_failed: AtomicBool::new(false),
             is_cached,
-            witnesses,
         })
     }
 
-    /// Takes a witness for a queue that is attached; `None` where the page cache is not written to.
+    /// A witness for whoever makes data durable; `None` where the page cache is not written to.
     ///
     /// # Errors
-    /// What the system said when there was none left and another one was opened.
-    pub fn take_witness(&self) -> io::Result<Option<Witness>> {
-        if !self.is_cached {
-            return Ok(None);
-        }
-        let kept = self.witnesses.pop();
-        kept.map_or_else(|| Witness::of(&self.file), Ok).map(Some)
+    /// What the system said.
+    pub fn witness(&self) -> io::Result<Option<Witness>> {
+        let witness = self.is_cached.then(|| Witness::of(&self.file)).transpose();
+        witness.map_err(|error| io::Error::other(format!("{ASK}: {error}")))
     }
 
-    /// Takes a witness back, as long as there are no more than queues.
-    pub fn give_back(&self, witness: Witness) {
-        drop(self.witnesses.push(witness));
+    /// Asks `witness`, before it is said that data are durable.
+    pub fn heed(&self, witness: Option<&Witness>) {
+        if let Some(Err(errno)) = witness.map(Witness::ask) {
+            self.lost(errno);
+        }
     }
 
     /// Data in the page cache are lost: every sync and every durable write fails from now on. The
     /// kernel tells once of data that it could not write, and then takes them for written.
     #[cold]
-    pub fn lost(&self, errno: i32) {
+    fn lost(&self, errno: i32) {
         if !self.sync_failed.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 "{:?}: data in the page cache could not be written ({}): every flush fails \
@@ -468,16 +466,6 @@ fn open(path: &Path, read_only: bool, flags: libc::c_int) -> io::Result<File> {
         .open(path)
 }
 
-/// So many witnesses of `file`, and room for them.
-fn witnesses(file: &File, count: usize) -> io::Result<ArrayQueue<Witness>> {
-    let witnesses = ArrayQueue::new(count.max(1));
-    for _ in 0..count {
-        // There is room for each.
-        drop(witnesses.push(Witness::of(file)?));
-    }
-    Ok(witnesses)
-}
-
 /// Whether the file system of `file` keeps everything in memory (tmpfs, ramfs).
 fn is_in_memory(file: &File) -> bool {
     // Of linux/magic.h; not in libc.
@@ -580,7 +568,6 @@ mod tests {
         direct: None,
         block_size: 512,
         lock: true,
-        queues: 1,
     };
 
     #[test]

@@ -1,4 +1,5 @@
-//! Giving up what a process may do, before it becomes another program. capabilities(7).
+//! What a process may do: as many files and as much memory as its limits allow, and giving up the
+//! rest before it becomes another program. getrlimit(2), capabilities(7).
 
 use std::io;
 
@@ -7,6 +8,23 @@ use super::users::User;
 
 /// Of `struct __user_cap_header_struct`, with two of `__user_cap_data_struct`.
 const VERSION_3: u32 = 0x2008_0522;
+
+/// Lets this process have as many files open as it can be allowed by itself (RLIMIT_NOFILE). The
+/// usual limit is that of programs which use select(2).
+///
+/// # Errors
+/// What the system says.
+pub fn raise_open_files() -> io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is initialised.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
+}
 
 /// Bytes that this process may lock (RLIMIT_MEMLOCK); the greatest number where there is no limit.
 ///

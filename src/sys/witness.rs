@@ -13,9 +13,13 @@ impl Witness {
     /// Another handle of `file`. It knows of what nobody has been told yet, and of what comes.
     ///
     /// # Errors
-    /// What the system says.
+    /// What the system says, also when it would not answer.
     pub fn of(file: &File) -> io::Result<Witness> {
-        File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map(Witness)
+        let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        match range(&file, 0) {
+            0 => Ok(Witness(file)),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Asks whether data were lost since it was asked last. Writes nothing and waits for nothing.
@@ -23,16 +27,19 @@ impl Witness {
     /// # Errors
     /// The error number that they were lost with.
     pub fn ask(&self) -> Result<(), i32> {
-        // The errors of the whole file are told with any range. In this one there is no page.
-        let (last, wait) = (i64::MAX - 1, libc::SYNC_FILE_RANGE_WAIT_BEFORE);
-        // SAFETY: the descriptor is open; the call touches no memory.
-        match unsafe { libc::sync_file_range(self.0.as_raw_fd(), last, 1, wait) } {
+        match range(&self.0, libc::SYNC_FILE_RANGE_WAIT_BEFORE) {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()
                 .raw_os_error()
                 .unwrap_or(libc::EIO)),
         }
     }
+}
+
+/// sync_file_range(2). The errors of the whole file are told with any range; this one has no page.
+fn range(file: &File, flags: libc::c_uint) -> libc::c_int {
+    // SAFETY: the descriptor is open; the call touches no memory.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), i64::MAX - 1, 1, flags) }
 }
 
 #[cfg(test)]
@@ -53,6 +60,7 @@ mod tests {
     #[test]
     fn what_can_not_be_asked_is_an_error() {
         let device = File::open("/dev/null").unwrap();
-        assert_eq!(Witness(device).ask(), Err(libc::ESPIPE));
+        let refused = Witness::of(&device).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ESPIPE));
     }
 }

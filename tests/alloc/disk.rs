@@ -60,7 +60,6 @@ impl Host {
             direct: None,
             block_size: 512,
             lock: false,
-            queues: 1,
         };
         let disk = DiskFile::open(file.as_path(), options).unwrap();
         let mut ring = Uring::new().unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
@@ -25,11 +26,15 @@ struct Small {
 
 impl Small {
     fn new() -> Option<Small> {
+        Small::with("")
+    }
+
+    fn with(keys: &str) -> Option<Small> {
         let file = Mounted::new("tmpfs", "size=4M")?;
         let path = file.path("disk.img");
         File::create(&path).unwrap().set_len(16 << 20).unwrap();
         let device = Loop::over(&path, 512)?;
-        let disk = format!("path={},direct=false", device.0);
+        let disk = format!("path={},direct=false{keys}", device.0);
         Some(Small {
             served: Served::start(TempDir::new("flush"), &disk),
             device,
@@ -92,17 +97,18 @@ fn a_durable_write_is_told_of_a_lost_one<D: Driver>() {
 
 /// The kernel tells of what was lost once, and whoever it tells may be another queue, or a request
 /// that was sent at the same time: here it is this test, which has the daemon's own open files.
-fn a_loss_is_known_whoever_was_told<D: Driver>(features: u64) {
-    let Some(Small { served, device, .. }) = &Small::new() else {
+fn a_loss_is_known_whoever_was_told<D: Driver>(features: u64, keys: &str) {
+    let Some(Small { served, device, .. }) = &Small::with(keys) else {
         return;
     };
-    let mut front: FrontEnd<D> = served.open(F_FLUSH);
+    let mut front: FrontEnd<D> = served.open(features);
     let data = vec![0x5a; MIB];
+    assert_eq!(front.run(OUT, 0, &data[..4096], 0).status, 0);
+    // In the cache that the daemon has, too.
+    let cached = File::options().write(true).open(&device.0).unwrap();
     for at in 0..12 {
-        let written = front.run(OUT, (at * MIB / SECTOR) as u64, &data, 0);
-        assert_eq!(written.status, 0, "the cache takes it");
+        cached.write_all_at(&data, (at * MIB) as u64).unwrap();
     }
-    drop(front);
     let files = open_files(served.daemon.pid(), Path::new(&device.0));
     // The daemon asks by those that can't be written to. Each is told, and each once.
     let files: Vec<_> = files.iter().filter(|file| is_writable(file)).collect();
@@ -114,7 +120,6 @@ fn a_loss_is_known_whoever_was_told<D: Driver>(features: u64) {
     for file in files {
         file.sync_data().expect("told once");
     }
-    let mut front: FrontEnd<D> = served.open(features);
     for _ in 0..3 {
         let status = match front.has(F_FLUSH) {
             true => front.run(FLUSH, 0, &[], 0).status,
@@ -131,12 +136,12 @@ fn is_writable(file: &File) -> bool {
 
 #[test]
 fn a_flush_fails_after_another_was_told_of_a_loss_on_a_split_ring() {
-    a_loss_is_known_whoever_was_told::<SplitDriver>(F_FLUSH);
+    a_loss_is_known_whoever_was_told::<SplitDriver>(F_FLUSH, "");
 }
 
 #[test]
 fn a_durable_write_fails_after_another_was_told_of_a_loss_on_a_packed_ring() {
-    a_loss_is_known_whoever_was_told::<PackedDriver>(0);
+    a_loss_is_known_whoever_was_told::<PackedDriver>(0, "");
 }
 
 #[test]

@@ -287,7 +287,6 @@ fn bounces_only_what_it_must<D: Driver>() {
         direct: None,
         block_size: 512,
         lock: false,
-        queues: 1,
     };
     let disk = DiskFile::open(&path, options).unwrap();
     // Behind a header in the same buffer.

@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::process::Command;
 use std::time::Duration;
 
 use super::hold::Small;
 use super::served::assert_same;
 use super::two_queues::{F_FLUSH, FLUSH, FrontEnd, OUT};
-use crate::support::tmp::random_bytes;
+use crate::support::daemon::Daemon;
+use crate::support::tmp::{TempDir, random_bytes};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -76,6 +78,23 @@ fn goes_on<D: Driver>(idle: &str) {
     assert_eq!(small.daemon.counter("full", "errors"), 0);
     let file = fs::read(small.file("disk.img")).unwrap();
     assert_same("the file", &file, &model);
+}
+
+/// Each queue of each guest has two or three files: the usual limit of 1024 is soon used up.
+#[test]
+fn as_many_files_may_be_open_as_the_hard_limit_allows() {
+    let dir = TempDir::new("files");
+    let socket = dir.path("s").display().to_string();
+    let disk = format!("socket={socket},backend=ram:1M");
+    let mut limited = Command::new("prlimit");
+    limited.args(["--nofile=40:5000", env!("CARGO_BIN_EXE_vringd")]);
+    let daemon = Daemon::spawn(limited, &["run", "--blk", &disk]);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let files: Vec<_> = files.unwrap().split_whitespace().skip(3).collect();
+    assert_eq!(files, ["5000", "5000", "files"]);
 }
 
 #[test]

@@ -134,7 +134,6 @@ fn queues_move_between_two_rings_of_the_kernel() {
         direct: None,
         block_size: 512,
         lock: false,
-        queues: 1,
     };
     let open = || Backing::File(Arc::new(DiskFile::open(file.as_path(), options).unwrap()));
     back_and_forth::<SplitDriver>(open(), BlkSetup::default(), 100);

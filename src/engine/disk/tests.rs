@@ -148,7 +148,6 @@ fn in_memory(bytes: u64) -> (TempFile, Arc<DiskFile>) {
         direct: None,
         block_size: 512,
         lock: false,
-        queues: 1,
     };
     let disk = DiskFile::open(file.as_path(), options).unwrap();
     (file, Arc::new(disk))

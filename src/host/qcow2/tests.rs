@@ -14,7 +14,6 @@ const OPTIONS: DiskOptions = DiskOptions {
     direct: None,
     block_size: 512,
     lock: true,
-    queues: 1,
 };
 
 struct Bench {

@@ -71,7 +71,6 @@ fn open(file: &TempFile) -> Arc<DiskFile> {
         direct: None,
         block_size: 4096,
         lock: false,
-        queues: 1,
     };
     Arc::new(DiskFile::open(file.as_path(), options).unwrap())
 }

@@ -25,6 +25,7 @@ use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
 
 use crate::sys::disk::DiskFile;
+use crate::sys::witness::Witness;
 
 use super::depth;
 use super::trip::Trip;
@@ -44,6 +45,7 @@ pub(super) struct Part {
     role: Role,
     file: Arc<File>,
     disk: Arc<DiskFile>,
+    witness: Option<Arc<Witness>>,
     /// Something was written that may not be durable.
     dirty: Arc<AtomicBool>,
     trip: Trip,
@@ -60,6 +62,7 @@ impl Part {
             role: Role::Tables,
             file: Arc::new(file),
             trip: Trip::of(disk.file()),
+            witness: disk.witness()?.map(Arc::new),
             disk,
             dirty: Arc::default(),
         })
@@ -71,6 +74,7 @@ impl Part {
             role: Role::Data,
             file: Arc::clone(&self.file),
             disk: Arc::clone(&self.disk),
+            witness: self.witness.clone(),
             dirty: Arc::clone(&self.dirty),
             trip: self.trip,
         }
@@ -90,6 +94,8 @@ impl Part {
         if self.dirty.swap(false, Ordering::Relaxed) {
             let done = self.disk.file().sync_data();
             let done = done.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
+            // A write of a queue may have been told instead (NFS).
+            self.disk.heed(self.witness.as_deref());
             if let Err(errno) = self.disk.synced(done.map(|()| 0)) {
                 self.written();
                 return Err(io::Error::from_raw_os_error(errno));

@@ -60,7 +60,6 @@ pub fn qcow2(data: &[u8]) -> Qcow2Outcome {
         direct: Some(false),
         block_size: 512,
         lock: false,
-        queues: 1,
     };
     let begun = Instant::now();
     let opened = Qcow2Image::open("fuzz", (&path, None), options, IoOptions::default());

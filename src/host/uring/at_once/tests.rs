@@ -36,7 +36,6 @@ impl Rig {
             direct: Some(false),
             block_size: 512,
             lock: false,
-            queues: 1,
         };
         let disk = Arc::new(DiskFile::open(file.as_path(), options).unwrap());
         let in_memory = disk.is_in_memory();
