@@ -226,6 +226,71 @@ mod tests {
         assert_eq!(counted(), [full as u64 + 1, LOST as u64]);
     }
 
+    /// Frames wait at `interface` for buffers that the guest does not have: that is no work.
+    fn frames_wait_asleep(netns: &Netns, link: &str, interface: &'static str) {
+        let dir = TempDir::new("waits");
+        let socket = dir.path("net0.sock");
+        let net = format!("name=net0,socket={},link={link}", socket.display());
+        let args = ["run", "--core", "1", "--idle", "adaptive", "--net", &net];
+        let daemon = Daemon::start_in(netns, &args);
+        netns.ok("ip link show vt0 >/dev/null 2>&1 && ip link set vt0 up || true");
+        let to = netns
+            .spawn(move || PacketSocket::bind(interface))
+            .join()
+            .unwrap();
+        let _guest = FrontEnd::<SplitDriver>::connect(&socket, 1);
+        let full = front_end::SIZE;
+        (0..full + 3).for_each(|number| to.send(&PLAIN, &frame(100, number.into())));
+        wait_until("all buffers are filled", PATIENCE, || {
+            (daemon.counter("net0", "rx_frames") == u64::from(full)).then_some(())
+        });
+        let used = daemon.cpu_share(Duration::from_secs(1));
+        assert!(used < 0.05, "{link}: {:.1} % of a core", used * 100.0);
+    }
+
+    #[test]
+    fn a_worker_sleeps_while_frames_wait_for_buffers() {
+        frames_wait_asleep(&cable(1, 1500), "xdp:xa", "xb");
+        let netns = Netns::new();
+        netns.ok("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
+        frames_wait_asleep(&netns, "tap:vt0", "vt0");
+    }
+
+    /// A guest that has some buffers, too few for a long frame, and posts no more: it must not wait
+    /// for us while we wait for it.
+    fn a_frame_that_finds_too_few_buffers_is_dropped<D: Driver>(idle: &str) {
+        let (netns, dir) = (cable(1, 9000), TempDir::new("xdpfew"));
+        let socket = dir.path("net0.sock");
+        let daemon = daemon(&netns, &socket, ",mtu=9000", idle);
+        let peer = peer(&netns);
+        let mut guest = FrontEnd::<D>::connect(&socket, 1);
+        let few = usize::from(front_end::SIZE) - 2;
+        for number in 0..few {
+            peer.send(&PLAIN, &frame(100, number));
+            let got = wait_until("a frame", PATIENCE, || guest.take(0));
+            assert!(got == frame(100, number), "{number}");
+        }
+        // It takes three of two buffers.
+        peer.send(&PLAIN, &frame(9000, 1));
+        peer.send(&PLAIN, &frame(200, 2));
+        assert!(guest.receive(0) == frame(200, 2));
+        let dropped = daemon.counter("net0", "rx_drop_rx_ring_too_small");
+        assert_eq!(
+            (dropped, daemon.counter("net0", "rx_frames")),
+            (1, few as u64 + 1)
+        );
+    }
+
+    #[test]
+    fn a_frame_that_finds_too_few_buffers_is_dropped_split() {
+        a_frame_that_finds_too_few_buffers_is_dropped::<SplitDriver>("interrupt");
+    }
+
+    #[test]
+    fn a_frame_that_finds_too_few_buffers_is_dropped_packed() {
+        a_frame_that_finds_too_few_buffers_is_dropped::<PackedDriver>("spin");
+    }
+
     #[test]
     fn what_waits_when_a_guest_goes_is_counted_split() {
         what_waits_when_a_guest_goes_is_counted::<SplitDriver>();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::host::net::{Frame, FrameBurst, FrameReader, FrameSink, FrameSource};
+use crate::host::net::{DropReason, Frame, FrameBurst, FrameReader, FrameSink, FrameSource};
 use crate::memory::GuestRam;
 use crate::ring::{Areas, RingFault};
 
@@ -80,7 +80,7 @@ pub(crate) trait GuestSink: VringEndpoint + FrameSink {
     /// Reads frames from the host straight into the guest's buffers, at most a burst.
     fn fill(&mut self, reader: &mut dyn FrameReader) -> Fill;
     /// Gives up the frames that wait for buffers.
-    fn refuse(&mut self, frames: &mut [Frame]);
+    fn refuse(&mut self, frames: &mut [Frame], reason: DropReason);
     /// Whether a frame that was read waits for the guest's buffers.
     fn holds_frame(&self) -> bool;
 }

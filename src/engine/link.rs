@@ -5,6 +5,7 @@
 //! *blocked*, and while it is, the worker waits for the sink and not for the source.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::device::net::QueueCounters;
 use crate::host::net::{BURST_FRAMES_MAX, DropReason, FrameBurst, FrameSink, FrameSource, decided};
@@ -16,6 +17,7 @@ use crate::ring::RingFault;
 use super::batch::Batch;
 use super::endpoint::{Endpoint, GuestSink, GuestSource};
 use super::fabric::Gate;
+use super::net::HOLD;
 use super::worker::Slots;
 
 /// One end of a link.
@@ -62,6 +64,8 @@ pub(crate) struct Link {
     blocked: bool,
     /// Bursts in a row that moved nothing for want of room.
     stalled: u32,
+    /// Since when.
+    stalled_since: Option<Instant>,
     /// How long to wait for a burst worth taking.
     batch: Batch,
     /// Where it is counted what comes while the sink, a vring of our worker, is not there.
@@ -81,6 +85,7 @@ impl Link {
             sink,
             blocked: false,
             stalled: 0,
+            stalled_since: None,
             batch: Batch::new(),
             losses: None,
         }
@@ -131,22 +136,30 @@ impl Link {
                 leave(slots.source(*from), sink, ports, burst, &mut self.batch)
             }
             (source, End::Vring(to)) => {
+                let late = self
+                    .stalled_since
+                    .is_some_and(|since| since.elapsed() >= HOLD);
                 let losses = self.losses.as_deref();
-                enter(source, slots.sink(*to), ports, burst, losses)
+                enter(source, slots.sink(*to), ports, burst, (late, losses))
             }
             _ => None,
         };
         let Some(turn) = turn else {
             // Whoever waited for room is gone or disabled.
-            self.blocked = false;
+            (self.blocked, self.stalled_since) = (false, None);
             return 0;
         };
         self.batch.moved(turn.moved);
         self.blocked = turn.blocked;
         self.stalled = if turn.blocked && turn.moved == 0 {
-            self.stalled + 1
+            self.stalled.saturating_add(1)
         } else {
             0
+        };
+        self.stalled_since = match (&self.source, self.stalled) {
+            // Each burst that could not be moved is looked at, once it has waited for long enough.
+            (End::Xdp(_), 1..) => self.stalled_since.or_else(|| Some(Instant::now())),
+            _ => None,
         };
         turn.moved
     }
@@ -185,6 +198,12 @@ impl Link {
         };
         if let End::Gate(gate) = &mut self.sink {
             return gate.arm(from);
+        }
+        if let End::Vring(_) = &self.source
+            && from.is_none()
+        {
+            // What it waited to send is not to be sent any more: it has no turns that would say so.
+            self.blocked = false;
         }
         if !self.blocked {
             if let End::Xdp(from) = self.source
@@ -258,7 +277,7 @@ fn enter(
     sink: Option<&mut (dyn GuestSink + 'static)>,
     ports: &mut HostPorts,
     burst: &mut FrameBurst,
-    losses: Option<&QueueCounters>,
+    (late, losses): (bool, Option<&QueueCounters>),
 ) -> Option<Turn> {
     match source {
         End::Tap(tap) => {
@@ -277,11 +296,34 @@ fn enter(
                 }
                 return None;
             };
+            // Without any buffer the guest is merely slow.
+            if late && sink.arm_sink() {
+                return Some(give_up(xdp, sink, burst));
+            }
             burst.limit = BURST_FRAMES_MAX;
             Some(forward(xdp, sink, burst))
         }
         End::Vring(_) | End::Sink(_) | End::Gate(_) => None,
     }
+}
+
+/// The frame at the front, for which there have been too few buffers for long: a driver that posts
+/// more only after it got frames would never get one. Dropped if there still are.
+#[cold]
+fn give_up(
+    xdp: &mut XdpQueue,
+    sink: &mut (dyn GuestSink + 'static),
+    burst: &mut FrameBurst,
+) -> Turn {
+    burst.clear();
+    burst.limit = 1;
+    let moved = xdp.receive(burst);
+    sink.transmit(&mut burst.frames, &burst.segments);
+    sink.refuse(&mut burst.frames, DropReason::RxRingTooSmall);
+    xdp.complete(burst);
+    sink.flush();
+    let blocked = false;
+    Turn { moved, blocked }
 }
 
 /// One burst: receive, transmit, complete, flush.

@@ -190,7 +190,7 @@ pub(super) struct NetRx<F: RingFormat> {
 
 /// How long a frame from the host waits for the guest's buffers. A driver that posts buffers only
 /// after it got frames would otherwise wait for us while we wait for it.
-const HOLD: Duration = Duration::from_millis(10);
+pub(super) const HOLD: Duration = Duration::from_millis(10);
 
 impl<F: RingFormat> NetRx<F> {
     pub(super) fn new(
@@ -367,8 +367,8 @@ impl<F: RingFormat> GuestSink for NetRx<F> {
         self.vring.set_kicks(true)
     }
 
-    fn refuse(&mut self, frames: &mut [Frame]) {
-        self.handler.refuse(frames);
+    fn refuse(&mut self, frames: &mut [Frame], reason: DropReason) {
+        self.handler.refuse(frames, reason);
     }
 
     fn holds_frame(&self) -> bool {

@@ -338,7 +338,9 @@ impl Worker {
                 self.obey();
             }
             let turn = self.turn();
-            if self.hosts_watched {
+            // Only with work: who polls for a while before it sleeps is soon to watch them again,
+            // and what waits there for a guest would end that sleep at once.
+            if self.hosts_watched && turn.work > 0 {
                 self.stay_awake();
             }
             if self.stopping {

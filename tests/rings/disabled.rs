@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
-use vringd::engine::{IdlePolicy, LinkSpec, VringRunner};
+use vringd::engine::{Engine, IdlePolicy, LinkSpec, VringRunner};
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
 use crate::support::deadline::wait_until;
@@ -102,13 +102,47 @@ fn a_worker_sleeps_though_frames_waited<D: Driver>() {
     port.post(0, 1);
     (0..5).for_each(|_| port.await_sent(0));
     assert_eq!(drops(port, "tx"), one("disabled", 5));
-    wait_until("it sleeps on", PATIENCE, || {
-        let before = workers_counted(engine, "parks");
-        std::thread::sleep(Duration::from_millis(20));
-        (workers_counted(engine, "parks") == before).then_some(())
-    });
+    it_sleeps_on(engine);
     port.stop(1);
     port.stop(0);
+}
+
+/// No turns at all: who looks and finds nothing again and again counts no sleeps either.
+fn it_sleeps_on(engine: &Engine) {
+    wait_until("it sleeps on", PATIENCE, || {
+        let counted = || ["parks", "empty_turns"].map(|name| workers_counted(engine, name));
+        let before = counted();
+        std::thread::sleep(Duration::from_millis(20));
+        (counted() == before).then_some(())
+    });
+}
+
+/// The same, and their vring is stopped.
+fn a_worker_sleeps_though_its_guest_sends_no_more<D: Driver>() {
+    let mut alone = Alone::<D>::echo(1, &[1], IdlePolicy::Interrupt);
+    let port = &mut alone.port;
+    port.kick = Some(EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap());
+    port.start(0);
+    port.start(1);
+    port.send_burst(0, 5, |number| payload(number, 100));
+    let engine = alone.engine.as_ref().unwrap();
+    wait_until("it waits for buffers", PATIENCE, || {
+        (workers_counted(engine, "parks") > 0).then_some(())
+    });
+    port.stop(1);
+    port.post(0, 1);
+    it_sleeps_on(engine);
+    port.stop(0);
+}
+
+#[test]
+fn a_worker_sleeps_though_its_guest_sends_no_more_split() {
+    a_worker_sleeps_though_its_guest_sends_no_more::<SplitDriver>();
+}
+
+#[test]
+fn a_worker_sleeps_though_its_guest_sends_no_more_packed() {
+    a_worker_sleeps_though_its_guest_sends_no_more::<PackedDriver>();
 }
 
 #[test]

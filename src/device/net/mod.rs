@@ -5,7 +5,8 @@
 //! * [`RxHandler`] copies frames of a burst into the guest's buffers.
 //! * [`RxWindow`] lends the guest's buffers to a host interface that reads into them.
 //!
-//! The header always has 12 bytes: VERSION_1 is required. Where frames go is the link's business.
+//! The header has 12 bytes, or 10 for a legacy driver without mergeable buffers. Where frames go is
+//! the link's business.
 
 mod config;
 mod counters;

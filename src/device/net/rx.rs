@@ -199,13 +199,13 @@ impl RxHandler {
         }
     }
 
-    /// Gives up the frames that wait for buffers, whose sender does not.
-    pub fn refuse(&mut self, frames: &mut [Frame]) {
+    /// Gives up the frames that wait for buffers.
+    pub fn refuse(&mut self, frames: &mut [Frame], reason: DropReason) {
         let mut tally = Tally::default();
         for frame in frames {
             if frame.verdict == Verdict::Retry {
-                frame.verdict = Verdict::Dropped(DropReason::PeerFull);
-                tally.dropped(DropReason::PeerFull);
+                frame.verdict = Verdict::Dropped(reason);
+                tally.dropped(reason);
             }
         }
         if !tally.is_empty() {
@@ -354,17 +354,16 @@ impl RxHandler {
         let (mut count, mut bytes, mut segments) = (0, 0, 0);
         loop {
             if let Some(chain) = self.chains.get(first + count) {
-                // The header must lie in the first buffer, whole (VIRTIO 1.3 §5.1.6.3.1).
-                if count == 0
-                    && chain.bytes < need
-                    && (!self.mergeable || chain.bytes < self.header)
-                {
-                    return Ok(Gather::Never(DropReason::RxTooSmall));
-                }
                 (count, bytes) = (count + 1, bytes + chain.bytes);
                 segments += chain.segments;
                 if bytes >= need {
                     return Ok(Gather::Chains(count, segments));
+                }
+                // The header must lie in the first buffer, whole, and a buffer that others are
+                // merged with is no shorter than it (VIRTIO 1.3 §5.1.6.3.1): a whole ring of them
+                // is not looked through for each frame.
+                if !self.mergeable || chain.bytes < self.header {
+                    return Ok(Gather::Never(DropReason::RxTooSmall));
                 }
                 continue;
             }

@@ -50,7 +50,7 @@ impl Handed {
             return false;
         };
         sink.transmit(frames, segments);
-        sink.refuse(frames);
+        sink.refuse(frames, DropReason::PeerFull);
         self.given.push(slot);
         true
     }

@@ -14,8 +14,8 @@ use super::Worker;
 use super::park::raw;
 use crate::engine::link::End;
 
-/// Turns after a sleep before the host's interfaces are not watched any more: more than a worker
-/// makes that sleeps now and then.
+/// Turns with work after a sleep before the host's interfaces are not watched any more: more than
+/// a worker makes that sleeps now and then.
 pub(super) const TURNS_WATCHED: u32 = 1024;
 /// Already there (errno 17 on every Linux).
 const EEXIST: i32 = 17;
@@ -56,7 +56,7 @@ impl Worker {
         }
     }
 
-    /// A turn without sleep: after many the interfaces are let be.
+    /// A turn with work and without sleep: after many the interfaces are let be.
     pub(super) fn stay_awake(&mut self) {
         self.turns_awake += 1;
         if self.turns_awake == TURNS_WATCHED {

@@ -146,6 +146,23 @@ fn a_chain_that_can_not_hold_the_header_is_not_used_for_one() {
     assert_eq!((wire.to.in_flight(), wire.to.used.len()), (0, 0));
 }
 
+/// A ring of them would be looked through for each frame, at the cost of others.
+#[test]
+fn buffers_shorter_than_the_header_are_not_merged() {
+    let mut wire = Wire::new(64, 0, MRG);
+    wire.to.offer_rx(&[12]);
+    (0..40).for_each(|_| drop(wire.to.offer_rx(&[1])));
+    wire.send_plain(&pattern(60, 1));
+    wire.send_plain(&pattern(1, 2));
+    // The last one may be: nothing is behind it.
+    assert_eq!(
+        wire.turn(),
+        [Verdict::Dropped(DropReason::RxTooSmall), SENT]
+    );
+    assert_eq!(wire.to.received(0), wanted(2, &pattern(1, 2)));
+    assert_eq!((wire.to.in_flight(), wire.to.used.len()), (0, 2));
+}
+
 #[test]
 fn readable_buffers_of_a_receive_chain_are_left_alone() {
     let mut wire = Wire::new(8, 0, MRG);
