@@ -280,10 +280,9 @@ impl DiskFile {
         }
         let own = [EINTR, EAGAIN, EINVAL, EFAULT, ENOMEM, EFBIG, ENOSPC, EDQUOT];
         match result {
-            Err(errno) if own.contains(&errno) => match self.sync_failed.load(Ordering::Relaxed) {
-                true => Err(libc::EIO),
-                false => result,
-            },
+            Err(errno) if own.contains(&errno) && !self.sync_failed.load(Ordering::Relaxed) => {
+                result
+            }
             _ => self.synced(result),
         }
     }

@@ -15,12 +15,7 @@ const VERSION_3: u32 = 0x2008_0522;
 /// # Errors
 /// What the system says.
 pub fn raise_open_files() -> io::Result<()> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is writable.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    let mut limit = limit_of(libc::RLIMIT_NOFILE)?;
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: `limit` is initialised.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
@@ -31,16 +26,16 @@ pub fn raise_open_files() -> io::Result<()> {
 /// # Errors
 /// What getrlimit(2) says.
 pub fn lock_limit() -> io::Result<u64> {
-    locked_memory().map(|limit| limit.rlim_cur)
+    limit_of(libc::RLIMIT_MEMLOCK).map(|limit| limit.rlim_cur)
 }
 
-fn locked_memory() -> io::Result<libc::rlimit> {
+fn limit_of(resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
     // SAFETY: `limit` is writable.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
+    check(unsafe { libc::getrlimit(resource, &raw mut limit) })?;
     Ok(limit)
 }
 
@@ -50,7 +45,7 @@ fn locked_memory() -> io::Result<libc::rlimit> {
 /// # Errors
 /// The limit is less than `bytes`, and raising it takes CAP_SYS_RESOURCE.
 pub fn lock_memory(bytes: u64) -> io::Result<()> {
-    let limit = locked_memory()?;
+    let limit = limit_of(libc::RLIMIT_MEMLOCK)?;
     // RLIM_INFINITY is the greatest number, and stays that.
     let wanted = limit.rlim_cur.saturating_add(bytes);
     let most = limit.rlim_max;

@@ -26,15 +26,11 @@ struct Small {
 
 impl Small {
     fn new() -> Option<Small> {
-        Small::with("")
-    }
-
-    fn with(keys: &str) -> Option<Small> {
         let file = Mounted::new("tmpfs", "size=4M")?;
         let path = file.path("disk.img");
         File::create(&path).unwrap().set_len(16 << 20).unwrap();
         let device = Loop::over(&path, 512)?;
-        let disk = format!("path={},direct=false{keys}", device.0);
+        let disk = format!("path={},direct=false", device.0);
         Some(Small {
             served: Served::start(TempDir::new("flush"), &disk),
             device,
@@ -97,8 +93,8 @@ fn a_durable_write_is_told_of_a_lost_one<D: Driver>() {
 
 /// The kernel tells of what was lost once, and whoever it tells may be another queue, or a request
 /// that was sent at the same time: here it is this test, which has the daemon's own open files.
-fn a_loss_is_known_whoever_was_told<D: Driver>(features: u64, keys: &str) {
-    let Some(Small { served, device, .. }) = &Small::with(keys) else {
+fn a_loss_is_known_whoever_was_told<D: Driver>(features: u64) {
+    let Some(Small { served, device, .. }) = &Small::new() else {
         return;
     };
     let mut front: FrontEnd<D> = served.open(features);
@@ -136,12 +132,12 @@ fn is_writable(file: &File) -> bool {
 
 #[test]
 fn a_flush_fails_after_another_was_told_of_a_loss_on_a_split_ring() {
-    a_loss_is_known_whoever_was_told::<SplitDriver>(F_FLUSH, "");
+    a_loss_is_known_whoever_was_told::<SplitDriver>(F_FLUSH);
 }
 
 #[test]
 fn a_durable_write_fails_after_another_was_told_of_a_loss_on_a_packed_ring() {
-    a_loss_is_known_whoever_was_told::<PackedDriver>(0, "");
+    a_loss_is_known_whoever_was_told::<PackedDriver>(0);
 }
 
 #[test]

@@ -85,9 +85,8 @@ fn a_worker_that_sleeps_gives_it_back<D: Driver>() {
     port.stop(0);
 }
 
-/// Frames waited for buffers when their vring was disabled, and then there are some: nothing is to
-/// be done, and the worker sleeps until it is told of something.
-fn a_worker_sleeps_though_frames_waited<D: Driver>() {
+/// A port whose guest has sent five frames, and whose worker sleeps as there are no buffers.
+fn waits_for_buffers<D: Driver>() -> Alone<D> {
     let mut alone = Alone::<D>::echo(1, &[1], IdlePolicy::Interrupt);
     let port = &mut alone.port;
     port.kick = Some(EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap());
@@ -98,6 +97,14 @@ fn a_worker_sleeps_though_frames_waited<D: Driver>() {
     wait_until("it waits for buffers", PATIENCE, || {
         (workers_counted(engine, "parks") > 0).then_some(())
     });
+    alone
+}
+
+/// Frames waited for buffers when their vring was disabled, and then there are some: nothing is to
+/// be done, and the worker sleeps until it is told of something.
+fn a_worker_sleeps_though_frames_waited<D: Driver>() {
+    let mut alone = waits_for_buffers::<D>();
+    let (port, engine) = (&mut alone.port, alone.engine.as_ref().unwrap());
     port.handle.pause(1, true).unwrap();
     port.post(0, 1);
     (0..5).for_each(|_| port.await_sent(0));
@@ -119,16 +126,8 @@ fn it_sleeps_on(engine: &Engine) {
 
 /// The same, and their vring is stopped.
 fn a_worker_sleeps_though_its_guest_sends_no_more<D: Driver>() {
-    let mut alone = Alone::<D>::echo(1, &[1], IdlePolicy::Interrupt);
-    let port = &mut alone.port;
-    port.kick = Some(EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap());
-    port.start(0);
-    port.start(1);
-    port.send_burst(0, 5, |number| payload(number, 100));
-    let engine = alone.engine.as_ref().unwrap();
-    wait_until("it waits for buffers", PATIENCE, || {
-        (workers_counted(engine, "parks") > 0).then_some(())
-    });
+    let mut alone = waits_for_buffers::<D>();
+    let (port, engine) = (&mut alone.port, alone.engine.as_ref().unwrap());
     port.stop(1);
     port.post(0, 1);
     it_sleeps_on(engine);
