@@ -190,7 +190,7 @@ mod tests {
     }
 
     /// Frames that wait at an interface when its guest goes are counted, and no guest gets them;
-    /// nor those that come while there is none, which stay with the kernel.
+    /// nor those that come while there is none, which its program drops and counts.
     fn what_waits_when_a_guest_goes_is_counted<D: Driver>() {
         const LOST: usize = 20;
         let (netns, dir) = (cable(1, 1500), TempDir::new("xdpwait"));
@@ -219,11 +219,16 @@ mod tests {
         wait_until("those that waited are counted", PATIENCE, || {
             (counted() == [full as u64, LOST as u64]).then_some(())
         });
+        assert_eq!(daemon.counter("net0", "xdp_rx_unserved"), 0);
         (0..LOST).for_each(|number| peer.send(&PLAIN, &frame(100, number)));
+        wait_until("those that came to nobody are counted", PATIENCE, || {
+            (daemon.counter("net0", "xdp_rx_unserved") == LOST as u64).then_some(())
+        });
         let mut guest = FrontEnd::<D>::connect(&socket, 1);
         peer.send(&PLAIN, &frame(200, 7));
         assert!(guest.receive(0) == frame(200, 7));
         assert_eq!(counted(), [full as u64 + 1, LOST as u64]);
+        assert_eq!(daemon.counter("net0", "xdp_rx_unserved"), LOST as u64);
     }
 
     /// Frames wait at `interface` for buffers that the guest does not have: that is no work.

@@ -15,7 +15,7 @@ pub(super) fn of_xdp(xdp: &Xdp) -> Vec<(&'static str, u64)> {
     let all = xdp.statistics();
     let sum =
         |of: fn(&SendCounters) -> &Counter| xdp.counters().iter().map(|one| of(one).get()).sum();
-    vec![
+    let mut counted = vec![
         ("xdp_tx_offloaded_csum", sum(|one| &one.offloaded_csum)),
         ("xdp_tx_software_csum", sum(|one| &one.software_csum)),
         (
@@ -27,5 +27,7 @@ pub(super) fn of_xdp(xdp: &Xdp) -> Vec<(&'static str, u64)> {
         ("xdp_fill_ring_empty", all.fill_ring_empty),
         ("xdp_tx_invalid", all.tx_invalid),
         ("xdp_tx_dropped", sum(|one| &one.kernel_dropped)),
-    ]
+    ];
+    counted.extend(xdp.unserved().map(|count| ("xdp_rx_unserved", count)));
+    counted
 }

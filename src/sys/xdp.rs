@@ -26,7 +26,7 @@ mod ring;
 mod socket;
 
 pub use bpf::Mode;
-use bpf::{Link, Program, XskMap};
+use bpf::{Link, Program, Unserved, XskMap};
 pub use metadata::{TxCsum, Undone};
 pub use passed::{PassedFd, PassedXdp, XdpPlace, hand_over};
 use socket::{Binding, REGISTER};
@@ -161,7 +161,7 @@ pub struct Xdp {
     /// Without one, the sockets are where they belong already, and stay there.
     map: Option<XskMap>,
     /// Without it, whoever passed the sockets sees to the program.
-    _held: Option<Held>,
+    held: Option<Held>,
 }
 
 /// What a port needs that not everybody may make.
@@ -178,6 +178,8 @@ struct Held {
     link: Link,
     /// Keeps the interface promiscuous.
     promiscuous: OwnedFd,
+    /// What the program drops.
+    unserved: Unserved,
 }
 
 impl Xdp {
@@ -264,7 +266,7 @@ impl Xdp {
             fds,
             counters,
             map: means.map,
-            _held: means.held,
+            held: means.held,
         })
     }
 
@@ -312,6 +314,12 @@ impl Xdp {
     /// What was counted of frames that are sent, for each queue.
     pub fn counters(&self) -> &[Arc<SendCounters>] {
         &self.counters
+    }
+
+    /// Frames that the program has dropped because no guest served their queue; `None` where the
+    /// program is somebody else's.
+    pub fn unserved(&self) -> Option<u64> {
+        self.held.as_ref()?.unserved.get().ok()
     }
 
     /// What the kernel has counted about all its sockets.
@@ -430,7 +438,8 @@ fn find(name: &str, queues: u16, mtu: Option<u16>) -> Result<Found, XdpError> {
 fn means(found: &Found) -> Result<(Vec<OwnedFd>, Means), XdpError> {
     let (name, queues) = (found.name.as_str(), found.queues);
     let map = XskMap::new(queues).map_err(|error| failed(name, "make a map", error))?;
-    let program = Program::load(&map, queues, found.frags())
+    let unserved = Unserved::new().map_err(|error| failed(name, "make a map", error))?;
+    let program = Program::load(&map, &unserved, queues, found.frags())
         .map_err(|error| failed(name, "load a program", error))?;
     let (link, mode) = attach(name, found.index, &program)?;
     let sockets: io::Result<_> = (0..queues).map(|_| socket::create()).collect();
@@ -441,6 +450,7 @@ fn means(found: &Found) -> Result<(Vec<OwnedFd>, Means), XdpError> {
             link,
             promiscuous: promiscuous(found.index)
                 .map_err(|error| failed(name, "make it promiscuous", error))?,
+            unserved,
         }),
         mode,
     };

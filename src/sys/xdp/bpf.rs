@@ -1,6 +1,6 @@
 //! The program that gives frames to sockets: its map, and the link that ties it to an interface.
 //!
-//! Nine instructions, written out here, so that neither a compiler nor an object file is needed.
+//! A few instructions, written out here, so that neither a compiler nor an object file is needed.
 //! Everything is held by file descriptors and by nothing else: when the process ends, however it
 //! does, the interface is as it was. Linux: bpf(2), Documentation/bpf/map_xskmap.rst.
 
@@ -11,12 +11,15 @@ use crate::sys::ifreq::check;
 
 // Commands of bpf(2).
 const MAP_CREATE: libc::c_int = 0;
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
 const PROG_LOAD: libc::c_int = 5;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const LINK_CREATE: libc::c_int = 28;
 
+/// BPF_MAP_TYPE_ARRAY.
+const MAP_TYPE_ARRAY: u32 = 2;
 /// BPF_MAP_TYPE_XSKMAP.
 const MAP_TYPE_XSKMAP: u32 = 17;
 /// BPF_PROG_TYPE_XDP.
@@ -35,6 +38,8 @@ const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
 /// BPF_PSEUDO_MAP_FD, in the place of a source register: the immediate is a map's descriptor.
 const MAP_FD: u8 = 1;
+/// BPF_PSEUDO_MAP_VALUE: it is, and the address of the map's only value is meant.
+const MAP_VALUE: u8 = 2;
 
 /// Where in the interface the program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +73,7 @@ struct MapCreate {
     name: [u8; 16],
 }
 
-/// For MAP_UPDATE_ELEM and MAP_DELETE_ELEM.
+/// For MAP_LOOKUP_ELEM, MAP_UPDATE_ELEM and MAP_DELETE_ELEM.
 #[repr(C)]
 struct MapElem {
     map_fd: u32,
@@ -128,18 +133,7 @@ pub(super) struct XskMap(OwnedFd);
 impl XskMap {
     /// A map for queues `0..queues`, empty.
     pub(super) fn new(queues: u16) -> io::Result<XskMap> {
-        let create = MapCreate {
-            map_type: MAP_TYPE_XSKMAP,
-            key_bytes: 4,
-            value_bytes: 4,
-            max_entries: queues.into(),
-            flags: 0,
-            inner_map_fd: 0,
-            numa_node: 0,
-            name: *b"vringd_sockets\0\0",
-        };
-        // SAFETY: MAP_CREATE reads its attributes, and answers a new descriptor.
-        unsafe { bpf_fd(MAP_CREATE, &create) }.map(XskMap)
+        create_map(MAP_TYPE_XSKMAP, 4, queues.into(), *b"vringd_sockets\0\0").map(XskMap)
     }
 
     /// The map that somebody else has made, and the number of queues that it has places for.
@@ -198,15 +192,47 @@ impl XskMap {
     }
 }
 
+/// Frames that the program has dropped: a map of one number.
+#[derive(Debug)]
+pub(super) struct Unserved(OwnedFd);
+
+impl Unserved {
+    pub(super) fn new() -> io::Result<Unserved> {
+        create_map(MAP_TYPE_ARRAY, 8, 1, *b"vringd_unserved\0").map(Unserved)
+    }
+
+    /// How many so far.
+    pub(super) fn get(&self) -> io::Result<u64> {
+        let (key, mut count) = (0_u32, 0_u64);
+        let elem = MapElem {
+            map_fd: number(self.0.as_raw_fd()),
+            padding: 0,
+            key: address(&key),
+            value: (&raw mut count).expose_provenance() as u64,
+            flags: 0,
+        };
+        // SAFETY: MAP_LOOKUP_ELEM reads a key of 4 bytes and writes a value of 8, as the map has
+        // them.
+        check(unsafe { bpf(MAP_LOOKUP_ELEM, &elem) })?;
+        Ok(count)
+    }
+}
+
 /// The loaded program.
 #[derive(Debug)]
 pub(super) struct Program(OwnedFd);
 
 impl Program {
-    /// The program that gives frames of queues `0..queues` to the sockets in `map` or drops them,
-    /// and leaves all others to the kernel; with `frags` also frames of several buffers.
-    pub(super) fn load(map: &XskMap, queues: u16, frags: bool) -> io::Result<Program> {
-        let code = code(map.0.as_raw_fd(), queues);
+    /// The program that gives frames of queues `0..queues` to the sockets in `map`, or drops and
+    /// counts them in `unserved`, and leaves all others to the kernel; with `frags` also frames of
+    /// several buffers.
+    pub(super) fn load(
+        map: &XskMap,
+        unserved: &Unserved,
+        queues: u16,
+        frags: bool,
+    ) -> io::Result<Program> {
+        let code = code(map.0.as_raw_fd(), unserved.0.as_raw_fd(), queues);
         let license = c"Apache-2.0";
         let load = ProgLoad {
             prog_type: PROG_TYPE_XDP,
@@ -261,26 +287,54 @@ fn instruction(op: u8, to: u8, from: u8, offset: i16, immediate: i32) -> u64 {
         | u64::from(immediate as u32) << 32
 }
 
-/// Frames of a queue below `queues` are redirected through the map, or dropped where it has no
-/// socket; the others pass.
-fn code(map: RawFd, queues: u16) -> [u64; 9] {
+/// Frames of a queue below `queues` are redirected through the map `sockets`, or dropped and counted
+/// in the map `unserved` where that has no socket; the others pass.
+fn code(sockets: RawFd, unserved: RawFd, queues: u16) -> [u64; 14] {
     const LOAD_U32: u8 = 0x61;
     const LOAD_WIDE: u8 = 0x18;
     const MOVE: u8 = 0xb7;
     const JUMP_IF_GE: u8 = 0x35;
+    const JUMP_UNLESS: u8 = 0x55;
+    const ATOMIC_ADD: u8 = 0xdb;
     const CALL: u8 = 0x85;
     const EXIT: u8 = 0x95;
     [
         instruction(LOAD_U32, 2, 1, MD_RX_QUEUE, 0),
-        instruction(JUMP_IF_GE, 2, 0, 5, queues.into()),
-        instruction(LOAD_WIDE, 1, MAP_FD, 0, map),
+        instruction(JUMP_IF_GE, 2, 0, 10, queues.into()),
+        instruction(LOAD_WIDE, 1, MAP_FD, 0, sockets),
         0,
         instruction(MOVE, 3, 0, 0, XDP_DROP),
         instruction(CALL, 0, 0, 0, REDIRECT_MAP),
+        instruction(JUMP_UNLESS, 0, 0, 4, XDP_DROP),
+        instruction(LOAD_WIDE, 1, MAP_VALUE, 0, unserved),
+        0,
+        instruction(MOVE, 2, 0, 0, 1),
+        instruction(ATOMIC_ADD, 1, 2, 0, 0),
         instruction(EXIT, 0, 0, 0, 0),
         instruction(MOVE, 0, 0, 0, XDP_PASS),
         instruction(EXIT, 0, 0, 0, 0),
     ]
+}
+
+/// A map with keys of 4 bytes.
+fn create_map(
+    map_type: u32,
+    value_bytes: u32,
+    max_entries: u32,
+    name: [u8; 16],
+) -> io::Result<OwnedFd> {
+    let create = MapCreate {
+        map_type,
+        key_bytes: 4,
+        value_bytes,
+        max_entries,
+        flags: 0,
+        inner_map_fd: 0,
+        numa_node: 0,
+        name,
+    };
+    // SAFETY: MAP_CREATE reads its attributes, and answers a new descriptor.
+    unsafe { bpf_fd(MAP_CREATE, &create) }
 }
 
 /// The address of what bpf(2) will read.
