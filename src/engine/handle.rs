@@ -320,8 +320,11 @@ impl VringRunner for DeviceHandle {
         self.parts
             .served(index, true)
             .map_err(|source| EngineError::System { index, source })?;
-        self.enter(index, place, endpoint, false)
-            .map_err(|(error, _)| error)?;
+        if let Err((error, _)) = self.enter(index, place, endpoint, false) {
+            // Nobody reads what would come; the error that matters is the first.
+            let _ = self.parts.served(index, false);
+            return Err(error);
+        }
         self.started[usize::from(index)].store(true, Ordering::Relaxed);
         self.moves.lost(index, false);
         Ok(())

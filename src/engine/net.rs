@@ -10,8 +10,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::device::net::{Refill, RxHandler, RxWindow, TxHandler};
 use crate::host::limit::PortLimits;
 use crate::host::net::{
-    BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, FrameReader, FrameSink, FrameSource, Verdict,
-    decided,
+    BURST_BYTES_MAX, BURST_FRAMES_MAX, DropReason, Frame, FrameBurst, FrameReader, FrameSink,
+    FrameSource, Verdict, decided,
 };
 use crate::memory::{GuestRam, Segments};
 use crate::ring::{Areas, RingFault, RingFormat};
@@ -221,7 +221,7 @@ impl<F: RingFormat> NetRx<F> {
                 } else {
                     self.window.discard(DropReason::Policed);
                 }
-                Ok(Filled::Frame)
+                Ok(Filled::Frame(bytes))
             }
             Ok(None) => Ok(Filled::Nothing),
             Err(error) if error.raw_os_error() == Some(EFAULT) => {
@@ -274,7 +274,7 @@ impl<F: RingFormat> NetRx<F> {
         }
         self.held_since = None;
         self.window.drop_pending(DropReason::RxRingTooSmall);
-        Filled::Frame
+        Filled::Frame(0)
     }
 }
 
@@ -292,7 +292,8 @@ fn drop_all(frames: &mut [Frame], reason: DropReason) -> u64 {
 const EFAULT: i32 = 14;
 
 enum Filled {
-    Frame,
+    /// A frame of so many bytes.
+    Frame(usize),
     Nothing,
     Blocked,
 }
@@ -342,6 +343,8 @@ impl<F: RingFormat> VringEndpoint for NetRx<F> {
 
     fn drain(&mut self, _cx: &mut WorkerCx) -> bool {
         self.window.give_back(&mut self.vring.vq);
+        self.window.drop_pending(DropReason::PeerDown);
+        self.window.count();
         self.vring.publish();
         true
     }
@@ -380,9 +383,13 @@ impl<F: RingFormat> GuestSink for NetRx<F> {
             frames: 0,
             blocked: false,
         };
-        while fill.frames < BURST_FRAMES_MAX {
+        let mut sum = 0;
+        while fill.frames < BURST_FRAMES_MAX && sum < BURST_BYTES_MAX {
             match self.fill_one(reader) {
-                Ok(Filled::Frame) => fill.frames += 1,
+                Ok(Filled::Frame(bytes)) => {
+                    fill.frames += 1;
+                    sum += bytes;
+                }
                 Ok(Filled::Nothing) => break,
                 Ok(Filled::Blocked) => {
                     fill.blocked = true;
@@ -390,6 +397,8 @@ impl<F: RingFormat> GuestSink for NetRx<F> {
                 }
                 Err(fault) => {
                     self.vring.report(fault);
+                    // Its buffers will never come.
+                    self.window.drop_pending(DropReason::PeerBroken);
                     break;
                 }
             }

@@ -14,6 +14,10 @@ use crate::memory::{SEGMENTS_MAX, Segment, Segments, copy};
 /// Frames in a burst at most.
 pub const BURST_FRAMES_MAX: usize = 256;
 
+/// Bytes in a burst, but for its last frame: the other guests of a worker wait while they are
+/// copied, some 0.1 ms.
+pub const BURST_BYTES_MAX: usize = 1 << 20;
+
 /// The virtio-net header (VIRTIO 1.3 §5.1.6), decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct VnetHeader {

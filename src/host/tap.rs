@@ -18,8 +18,8 @@ use crate::memory::{Bounce, Segment, Segments, copy};
 use crate::sys::tap::{Tap, TapFd, TapOffloads, WriteError};
 
 use super::net::{
-    Cast, DropReason, Frame, FrameBurst, FrameReader, FrameSink, FrameSource, Verdict, VnetHeader,
-    vnet_header_bytes,
+    BURST_BYTES_MAX, Cast, DropReason, Frame, FrameBurst, FrameReader, FrameSink, FrameSource,
+    Verdict, VnetHeader, vnet_header_bytes,
 };
 
 #[expect(clippy::cast_possible_truncation, reason = "bit 0")]
@@ -157,7 +157,11 @@ impl FrameSource for TapQueue {
         let Some(pool) = &self.pool else {
             return 0;
         };
+        let mut sum = 0;
         for number in 0..POOL_FRAMES.min(burst.limit) {
+            if sum >= BURST_BYTES_MAX {
+                break;
+            }
             let buffer = pool.segment().skip(number * POOL_BYTES).take(POOL_BYTES);
             // An interface that is down has no frames.
             let Ok(Some(bytes)) = self.fd.read_frame(&[buffer]) else {
@@ -172,6 +176,7 @@ impl FrameSource for TapQueue {
             if bytes == 0 || !burst.segments.push(payload) {
                 break;
             }
+            sum += bytes as usize;
             burst.frames.push(Frame {
                 header: VnetHeader {
                     // The kernel's word that a sum is right is not passed on.

@@ -9,6 +9,30 @@ use core::ptr;
 
 use super::{Segment, prefetch, stream};
 
+#[cfg(test)]
+std::thread_local! {
+    /// Bytes that this thread has copied, for tests that say how often a byte may be.
+    static COPIED: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+}
+
+/// How many bytes `what` copies.
+#[cfg(test)]
+pub(crate) fn copied_by<T>(what: impl FnOnce() -> T) -> (T, usize) {
+    let before = COPIED.get();
+    let answer = what();
+    (answer, COPIED.get() - before)
+}
+
+/// # Safety
+/// As for [`ptr::copy`].
+#[inline(always)]
+unsafe fn move_bytes(from: *const u8, to: *mut u8, bytes: usize) {
+    #[cfg(test)]
+    COPIED.set(COPIED.get() + bytes);
+    // SAFETY: as the caller says.
+    unsafe { ptr::copy(from, to, bytes) };
+}
+
 /// Copies guest bytes, beginning `skip` bytes into `from`, to `to`. Returns the bytes copied.
 #[inline]
 pub fn read(from: &[Segment], mut skip: usize, to: &mut [u8]) -> usize {
@@ -19,7 +43,7 @@ pub fn read(from: &[Segment], mut skip: usize, to: &mut [u8]) -> usize {
         let bytes = here.len().min(to.len() - done);
         // SAFETY: `here` lies in a mapping that the caller's `GuestRam` holds; `to[done..]` has at
         // least `bytes` bytes and is ours alone.
-        unsafe { ptr::copy(here.base(), to.as_mut_ptr().add(done), bytes) };
+        unsafe { move_bytes(here.base(), to.as_mut_ptr().add(done), bytes) };
         done += bytes;
         if done == to.len() {
             break;
@@ -38,7 +62,7 @@ pub fn write(to: &[Segment], mut skip: usize, from: &[u8]) -> usize {
         let bytes = here.len().min(from.len() - done);
         // SAFETY: `here` lies in a mapping that the caller's `GuestRam` holds; `from[done..]` has
         // at least `bytes` bytes.
-        unsafe { ptr::copy(from.as_ptr().add(done), here.base(), bytes) };
+        unsafe { move_bytes(from.as_ptr().add(done), here.base(), bytes) };
         done += bytes;
         if done == from.len() {
             break;
@@ -80,7 +104,7 @@ pub fn zero(to: &[Segment], mut skip: usize, bytes: usize) -> usize {
 pub fn one(source: Segment, target: Segment, bytes: usize) -> usize {
     let bytes = bytes.min(source.len()).min(target.len());
     // SAFETY: both lie in mappings that the callers' `GuestRam`s hold, for at least `bytes`.
-    unsafe { ptr::copy(source.base(), target.base(), bytes) };
+    unsafe { move_bytes(source.base(), target.base(), bytes) };
     bytes
 }
 
@@ -177,7 +201,7 @@ fn between_many(
         }
         let here = source.len().min(target.len()).min(bytes - done);
         // SAFETY: both lie in mappings that the callers' `GuestRam`s hold, for at least `here`.
-        unsafe { ptr::copy(source.base(), target.base(), here) };
+        unsafe { move_bytes(source.base(), target.base(), here) };
         (source, target) = (source.skip(here), target.skip(here));
         done += here;
     }

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use crate::host::net::{
-    BURST_FRAMES_MAX, Cast, DropReason, Frame, FrameBurst, Verdict, VnetHeader, vnet_header_bytes,
+    BURST_BYTES_MAX, BURST_FRAMES_MAX, Cast, DropReason, Frame, FrameBurst, Verdict, VnetHeader,
+    vnet_header_bytes,
 };
 use crate::memory::{Segment, copy};
 use crate::ring::{Chain, ChainId, ChainQueue, Popped, RingFault, Single};
@@ -84,8 +85,9 @@ impl TxHandler {
         self.completed
     }
 
-    /// Fills `burst` with up to `burst.limit` frames and returns their number: a burst that is to
-    /// be completed, unless it is empty. None are received while as many are pending as the handler
+    /// Fills `burst` with up to `burst.limit` frames, of [`BURST_BYTES_MAX`] bytes as a whole but
+    /// for the last one, and returns their number: a burst that is to be completed, unless it is
+    /// empty. None are received while as many are pending as the handler
     /// was made for.
     ///
     /// # Errors
@@ -104,8 +106,11 @@ impl TxHandler {
         let limit = burst.limit.min(BURST_FRAMES_MAX);
         let held = &mut self.held[place];
         held.plain = vq.pop_singles(false, &mut held.singles[..limit]);
-        self.add_singles(&self.held[place], burst);
-        while burst.frames.len() < limit {
+        let mut bytes = self.add_singles(&self.held[place], burst);
+        if bytes > BURST_BYTES_MAX {
+            self.leave_for_later(vq, place, burst);
+        }
+        while burst.frames.len() < limit && bytes < BURST_BYTES_MAX {
             match vq.pop(&mut burst.segments) {
                 Ok(Popped::Chain(chain)) => {
                     let mut frame = self.frame(&chain);
@@ -114,6 +119,7 @@ impl TxHandler {
                     } else if chain.readable > 0 {
                         copy::prefetch_read(&burst.segments.as_slice()[chain.first as usize]);
                     }
+                    bytes += frame.bytes as usize;
                     burst.frames.push(frame);
                     self.held[place].chains.push(chain.id);
                 }
@@ -130,9 +136,11 @@ impl TxHandler {
         Ok(count)
     }
 
-    /// The frames of the simple chains of `held`, the first ones of the burst.
+    /// The frames of the simple chains of `held`, the first ones of the burst. Returns the bytes of
+    /// all of them.
     #[inline]
-    fn add_singles(&self, held: &Held, burst: &mut FrameBurst) {
+    fn add_singles(&self, held: &Held, burst: &mut FrameBurst) -> usize {
+        let mut sum = 0;
         let singles = &held.singles[..held.plain];
         let header = if self.offloads { 0 } else { self.header };
         burst
@@ -143,6 +151,7 @@ impl TxHandler {
             .extend(singles.iter().zip(0..).map(|(single, first)| {
                 #[expect(clippy::cast_possible_truncation, reason = "came as 32 bits")]
                 let bytes = self.payload_bytes(single.segment.len() as u32);
+                sum += bytes as usize;
                 Frame {
                     header: VnetHeader::PLAIN,
                     first,
@@ -157,6 +166,27 @@ impl TxHandler {
                 copy::prefetch_read(&single.segment);
             }
         }
+        sum
+    }
+
+    /// Gives simple chains back to the ring that are more than a burst may have of bytes.
+    #[cold]
+    fn leave_for_later<Q: ChainQueue>(&mut self, vq: &mut Q, place: usize, burst: &mut FrameBurst) {
+        let mut sum = 0;
+        let is_full = |frame: &Frame| {
+            sum += frame.bytes as usize;
+            sum >= BURST_BYTES_MAX
+        };
+        let Some(last) = burst.frames.iter().position(is_full) else {
+            return;
+        };
+        let held = &mut self.held[place];
+        for single in held.singles[last + 1..held.plain].iter_mut().rev() {
+            vq.unpop(single.take_id());
+        }
+        held.plain = last + 1;
+        burst.frames.truncate(last + 1);
+        burst.segments.truncate(last + 1);
     }
 
     /// The headers, after all of them were asked for.

@@ -184,10 +184,18 @@ impl RxWindow {
         }
     }
 
-    /// Gives all chains back to the ring, unused. A frame that waits is dropped.
+    /// Gives all chains back to the ring, unused. A frame that waits goes on waiting, in memory of
+    /// our own.
     pub fn give_back<Q: ChainQueue>(&mut self, vq: &mut Q) {
         self.take_back();
-        self.drop_pending(DropReason::RxRingTooSmall);
+        if let Some(frame) = &mut self.pending {
+            let mut bytes = vec![0; frame.bytes];
+            let (direct, spilled) = bytes.split_at_mut(frame.direct.min(frame.bytes));
+            copy::read(self.segments.as_slice(), 0, direct);
+            copy::read(&[self.bounce.segment()], 0, spilled);
+            copy::write(&[self.bounce.segment()], 0, &bytes);
+            frame.direct = 0;
+        }
         for chain in self.chains.drain(..).rev() {
             vq.unpop(chain.id);
         }

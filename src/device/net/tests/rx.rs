@@ -8,6 +8,7 @@ use super::super::{RxHandler, TxHandler, feature};
 use super::script::{pattern, verdicts};
 use super::wire::Wire;
 use crate::host::net::{DropReason, FrameBurst, Verdict, VnetHeader};
+use crate::memory::copy::copied_by;
 use crate::ring::{ChainQueue, RingFault};
 
 const MRG: u64 = feature::MRG_RXBUF;
@@ -47,8 +48,11 @@ proptest! {
             lens[0] += 12;
             wire.to.offer_rx(&lens);
         }
-        let verdicts = wire.turn();
+        let (verdicts, copied) = copied_by(|| wire.turn());
         let sent = verdicts.iter().take_while(|&&verdict| verdict == SENT).count();
+        // Once, from the one memory into the other; the address alone may be read besides.
+        let bytes = frames[..sent].iter().map(|(len, _)| len).sum::<usize>();
+        prop_assert!(copied >= bytes && copied <= bytes + 6 * sent, "{copied} for {bytes}");
         prop_assert!(verdicts[sent..].iter().all(|&verdict| verdict == RETRY));
         prop_assert_eq!(wire.from.used_ids().len(), sent);
         prop_assert_eq!((wire.from.in_flight(), wire.to.in_flight()), (0, 0));

@@ -6,7 +6,9 @@ use proptest::prelude::*;
 
 use super::super::{FRAME_BYTES_MAX, QueueCounters, TxHandler, feature};
 use super::script::{Script, pattern, payload, verdicts};
-use crate::host::net::{BURST_FRAMES_MAX, DropReason, FrameBurst, Verdict, VnetHeader};
+use crate::host::net::{
+    BURST_BYTES_MAX, BURST_FRAMES_MAX, DropReason, FrameBurst, Verdict, VnetHeader,
+};
 use crate::ring::{ChainQueue, RingFault};
 
 const CSUM_TSO: u64 = feature::CSUM | feature::HOST_TSO4;
@@ -57,6 +59,42 @@ proptest! {
         prop_assert_eq!(got.verdict, Verdict::Retry);
         prop_assert_eq!(payload(&burst, &got), frame);
         tx.complete(&mut vq, &mut burst);
+    }
+}
+
+/// Frames of 64 KiB take a while to copy, and others wait.
+#[test]
+fn a_burst_is_bounded_in_bytes_and_the_rest_comes_next() {
+    const FRAMES: usize = 40;
+    // In one descriptor each, or in two.
+    for cuts in [&[][..], &[30000]] {
+        let (mut tx, counters) = handler(0);
+        let mut vq = Script::new(256);
+        let frames: Vec<_> = (0..FRAMES)
+            .map(|number| pattern(60000, u8::try_from(number).unwrap()))
+            .collect();
+        for frame in &frames {
+            vq.offer_tx(&chain_bytes(&VnetHeader::PLAIN, frame), cuts);
+        }
+        let fits = BURST_BYTES_MAX.div_ceil(60000);
+        let mut burst = FrameBurst::new();
+        let mut left = &frames[..];
+        while !left.is_empty() {
+            let count = tx.receive(&mut vq, &mut burst).unwrap();
+            assert_eq!(count, fits.min(left.len()), "{cuts:?}");
+            for (frame, want) in burst.frames.clone().iter().zip(left) {
+                assert!(payload(&burst, frame) == *want, "{cuts:?}");
+            }
+            // The last frame of each waits once more.
+            let sent = count.saturating_sub(1).max(1);
+            for frame in &mut burst.frames[..sent] {
+                frame.verdict = Verdict::Sent;
+            }
+            tx.complete(&mut vq, &mut burst);
+            left = &left[sent..];
+        }
+        assert_eq!(vq.used.len(), FRAMES);
+        assert_eq!(counters.tx.frames(), FRAMES as u64);
     }
 }
 
