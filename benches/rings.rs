@@ -271,7 +271,7 @@ struct Case {
 struct Found {
     mpps: f64,
     /// The worker's turns, those that moved something and those that did not, in millions a second;
-    /// nothing of DPDK's, and where our own front-end is the load.
+    /// not where our own front-end is the load.
     turns: [f64; 2],
 }
 
@@ -338,7 +338,10 @@ fn pairs(case: &Case, options: &Options, dir: &BenchDir) -> Result<Vec<Turns<Fou
 /// A line of the table.
 fn line(case: &Case, idle: Idle, pairs: &Turns<Found>) -> String {
     let [ours, theirs] = [0, 1].map(|peer| median(pairs.values(peer, |found| found.mpps)));
-    let [busy, empty] = [0, 1].map(|at| median(pairs.values(0, |found| found.turns[at])));
+    let turns = |at: usize| {
+        let [ours, theirs] = [0, 1].map(|peer| median(pairs.values(peer, |found| found.turns[at])));
+        format!("{} ({})", digits(ours), digits(theirs))
+    };
     let (ratio, (least, most)) = pairs.ratio(1, |found| found.mpps);
     format!(
         "| {} {}{} | {} | {} | {} | {} | {} | {} | {ratio:.2} ({least:.2}–{most:.2}) | {} | \
@@ -350,8 +353,8 @@ fn line(case: &Case, idle: Idle, pairs: &Turns<Found>) -> String {
         case.frames,
         digits(ours),
         digits(theirs),
-        digits(busy),
-        digits(empty),
+        turns(0),
+        turns(1),
         pairs.runs.len(),
         pairs.distance_name(),
         pairs.probe_ns(),
@@ -390,8 +393,8 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
 fn head(options: &Options) -> String {
     let [ours, theirs] = [options.ours(), options.theirs()].map(|peer| options.name(peer));
     format!(
-        "| path | bytes | in flight | {ours}, Mpps | {theirs}, Mpps | busy turns, M/s | \
-         empty turns, M/s | ratio (range) | pairs | probe |\n\
+        "| path | bytes | in flight | {ours}, Mpps | {theirs}, Mpps | busy turns (net_vhost), M/s | \
+         empty turns (net_vhost), M/s | ratio (range) | pairs | probe |\n\
          |---|---|---|---|---|---|---|---|---|---|"
     )
 }

@@ -72,7 +72,8 @@ impl Link {
 /// A back-end; ended when dropped.
 pub(crate) enum BackEnd {
     Vringd(Child, Log),
-    Dpdk(Testpmd),
+    /// With its looks at its ports so far.
+    Dpdk(Testpmd, [u64; 2]),
 }
 
 /// What vringd logs, line by line.
@@ -120,10 +121,19 @@ impl BackEnd {
         Self::Vringd(child, log).once_there(sockets)
     }
 
-    /// The turns of vringd's worker so far: those that moved something, and those that did not.
+    /// The turns of vringd's worker so far, or testpmd's looks at its ports since it was asked
+    /// first: those that moved something, and those that did not.
     pub(crate) fn turns(&mut self) -> Option<[u64; 2]> {
-        let Self::Vringd(child, log) = self else {
-            return None;
+        let (child, log) = match self {
+            Self::Vringd(child, log) => (child, log),
+            Self::Dpdk(testpmd, so_far) => {
+                testpmd.cmd("set record-burst-stats on");
+                let answer = testpmd.cmd("show fwd stats all");
+                testpmd.cmd("clear fwd stats all");
+                let [busy, empty] = looks(&answer).unwrap_or_default();
+                *so_far = [so_far[0] + busy, so_far[1] + empty];
+                return Some(*so_far);
+            }
         };
         let pid = child.id().to_string();
         let asked = Command::new("kill").args(["-USR1", &pid]).status();
@@ -144,14 +154,14 @@ impl BackEnd {
 
     /// DPDK's.
     pub(crate) fn dpdk(config: &TestpmdConfig, sockets: &[PathBuf]) -> Self {
-        Self::Dpdk(Testpmd::start(config)).once_there(sockets)
+        Self::Dpdk(Testpmd::start(config), [0; 2]).once_there(sockets)
     }
 
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
         match self {
             Self::Vringd(child, _) => child.id(),
-            Self::Dpdk(testpmd) => testpmd.pid(),
+            Self::Dpdk(testpmd, _) => testpmd.pid(),
         }
     }
 
@@ -160,7 +170,7 @@ impl BackEnd {
         while let Some(socket) = sockets.iter().find(|socket| !socket.exists()) {
             let ended = match &mut self {
                 Self::Vringd(child, _) => child.try_wait().expect("a child of ours"),
-                Self::Dpdk(_) => None,
+                Self::Dpdk(..) => None,
             };
             let in_time = ended.is_none() && Instant::now() < deadline;
             assert!(in_time, "no socket at {}: {ended:?}", socket.display());
@@ -178,6 +188,25 @@ impl Drop for BackEnd {
             let _ = child.wait();
         }
     }
+}
+
+/// The looks that found frames and those that found none, in what testpmd tells of its ports:
+/// `RX-bursts : 1000 [75% of 0 pkts + 25% of 32 pkts]`, percents being whole.
+fn looks(answer: &str) -> Option<[u64; 2]> {
+    let lines = answer
+        .lines()
+        .filter_map(|line| line.split_once("RX-bursts :"));
+    let mut sum = None;
+    for (_, line) in lines {
+        let (all, shares) = line.trim().split_once(' ')?;
+        let all: u64 = all.parse().ok()?;
+        let none = shares.trim_start_matches('[').split_once("% of 0 pkts");
+        let percent = none.map_or(Some(0), |(percent, _)| percent.parse().ok())?;
+        let empty = all * percent / 100;
+        let [busy, before] = sum.unwrap_or_default();
+        sum = Some([busy + all - empty, before + empty]);
+    }
+    sum
 }
 
 /// DPDK's back-end on these sockets; of two ports, each gives its frames to the other.

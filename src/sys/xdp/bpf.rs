@@ -287,8 +287,8 @@ fn instruction(op: u8, to: u8, from: u8, offset: i16, immediate: i32) -> u64 {
         | u64::from(immediate as u32) << 32
 }
 
-/// Frames of a queue below `queues` are redirected through the map `sockets`, or dropped and counted
-/// in the map `unserved` where that has no socket; the others pass.
+/// Frames of a queue below `queues` are redirected through the map `sockets`, or dropped and
+/// counted in the map `unserved` where that has no socket; the others pass.
 fn code(sockets: RawFd, unserved: RawFd, queues: u16) -> [u64; 14] {
     const LOAD_U32: u8 = 0x61;
     const LOAD_WIDE: u8 = 0x18;
