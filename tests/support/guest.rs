@@ -47,6 +47,8 @@ pub struct Nic {
 pub struct GuestConfig {
     pub disks: Vec<Disk>,
     pub nics: Vec<Nic>,
+    /// QEMU listens at the sockets of all of these, and back-ends connect.
+    pub listens: bool,
     /// Others, as QEMU names them.
     pub devices: Vec<&'static str>,
     /// The guest for proofs on disks (scripts/guest-image --tools), and what it has besides.
@@ -112,9 +114,12 @@ fn version() -> (u32, u32) {
     })
 }
 
-/// QEMU's word for "reconnect quickly", which changed with version 9.2.
-fn reconnect() -> &'static str {
-    if version() >= (9, 2) {
+/// What QEMU does at its sockets: listen; or connect, and reconnect quickly, for which the word
+/// changed with version 9.2.
+fn way(config: &GuestConfig) -> &'static str {
+    if config.listens {
+        "server=on,wait=off"
+    } else if version() >= (9, 2) {
         "reconnect-ms=100"
     } else {
         "reconnect=1"
@@ -142,7 +147,7 @@ fn device_arguments(config: &GuestConfig) -> Vec<String> {
         args.push("-chardev".into());
         args.push(format!(
             "socket,id=disk{number},path={socket},{}",
-            reconnect()
+            way(config)
         ));
         args.push("-device".into());
         args.push(format!(
@@ -177,7 +182,7 @@ fn device_arguments(config: &GuestConfig) -> Vec<String> {
         args.push(format!(
             "socket,id=nic{number},path={},{}",
             nic.socket.display(),
-            reconnect()
+            way(config)
         ));
         args.push("-netdev".into());
         args.push(format!(
