@@ -14,6 +14,7 @@ mod support;
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
     use std::process::Command;
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -26,6 +27,7 @@ mod tests {
     use crate::support::netns::Netns;
     use crate::support::pcap::Random;
     use crate::support::tmp::TempDir;
+    use crate::support::tun::{tap_queues, with_files};
 
     const VRINGD: &str = env!("CARGO_BIN_EXE_vringd");
 
@@ -169,6 +171,86 @@ mod tests {
     #[test]
     fn frames_cross_a_macvtap_packed() {
         frames_cross_a_macvtap::<PackedDriver>();
+    }
+
+    /// Queues of a tap that the daemon was passed: frames of all sizes and of many flows, both
+    /// ways, and answers on the queue that they were asked for on. The tap is gone with the daemon,
+    /// who has the only ones.
+    fn frames_cross_a_tap_that_was_passed<D: Driver>(pairs: usize) {
+        let (dir, netns) = (TempDir::new("taps"), Netns::new());
+        netns.ok("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+        let queues = tap_queues(&netns, "ft0", pairs);
+        netns.ok("ip link set ft0 up");
+        let numbers: Vec<_> = queues.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+        let socket = dir.path("n.sock");
+        let link = format!("link=tap:fd={}", numbers.join("+"));
+        let net = format!("name=n,socket={},{link}", socket.display());
+        let daemon = Daemon::spawn(with_files(VRINGD, &queues), &["run", "--net", &net]);
+        drop(queues);
+        let mut guest = FrontEnd::<D>::connect(&socket, pairs as u64);
+        let host = netns.spawn(|| PacketSocket::bind("ft0")).join().unwrap();
+        let mut random = Random(0x7461_7066_6431_3233);
+        let mut frame = |to: &[u8; 6], from: &[u8; 6], length: u64| {
+            let mut frame = random.frame(length, length);
+            frame[..12].copy_from_slice(&[&to[..], from].concat());
+            frame
+        };
+        for length in [60, 61, 127, 128, 777, 1513, 1514] {
+            for pair in 0..pairs {
+                let sent = frame(&HOST, &GUEST, length);
+                guest.transmit(pair, &sent);
+                let (header, got) = host.receive_if(|got| got[6..12] == GUEST);
+                assert!(got == sent, "{length} bytes on {pair}: {got:02x?}");
+                assert_eq!(header, [0; VNET_HEADER], "nothing is left to be done");
+                let sent = frame(&GUEST, &HOST, length);
+                host.send(&[0; VNET_HEADER], &sent);
+                let got = wait_until("a frame", PATIENCE, || {
+                    (0..pairs).find_map(|pair| guest.poll(pair))
+                });
+                assert!(got == sent, "{length} bytes: {got:02x?}");
+            }
+        }
+        for flow in 0..FLOWS {
+            let pair = usize::from(flow) % pairs;
+            let sent = datagram(true, flow, 1);
+            guest.transmit(pair, &sent);
+            host.receive_if(|got| got == sent);
+            let answer = datagram(false, flow, 1);
+            host.send(&[0; VNET_HEADER], &answer);
+            let came = wait_until("the answer", PATIENCE, || {
+                (0..pairs).find_map(|pair| Some((pair, guest.poll(pair)?)))
+            });
+            assert!(came == (pair, answer), "flow {flow}: {came:02x?}");
+        }
+        let each = 7 * pairs as u64 + u64::from(FLOWS);
+        assert_eq!(daemon.counter("n", "tx_frames"), each);
+        assert_eq!(daemon.counter("n", "rx_frames"), each);
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+        assert!(
+            !netns.run("ip link show ft0").status.success(),
+            "it is gone"
+        );
+    }
+
+    #[test]
+    fn frames_cross_a_tap_of_one_descriptor_split() {
+        frames_cross_a_tap_that_was_passed::<SplitDriver>(1);
+    }
+
+    #[test]
+    fn frames_cross_a_tap_of_one_descriptor_packed() {
+        frames_cross_a_tap_that_was_passed::<PackedDriver>(1);
+    }
+
+    #[test]
+    fn frames_cross_a_tap_of_two_descriptors_split() {
+        frames_cross_a_tap_that_was_passed::<SplitDriver>(2);
+    }
+
+    #[test]
+    fn frames_cross_a_tap_of_two_descriptors_packed() {
+        frames_cross_a_tap_that_was_passed::<PackedDriver>(2);
     }
 
     const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];

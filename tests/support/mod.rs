@@ -15,6 +15,7 @@ pub mod reference;
 #[path = "testpmd.rs"]
 pub mod testpmd;
 pub mod tmp;
+pub mod tun;
 pub mod virtio_blk;
 pub mod xts;
 
