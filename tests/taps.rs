@@ -10,6 +10,9 @@ mod front_end;
 #[path = "protocol/message.rs"]
 #[expect(dead_code, unreachable_pub, reason = "the protocol tests use the rest")]
 mod message;
+#[cfg(test)]
+#[path = "taps/offloads.rs"]
+mod offloads;
 mod support;
 
 #[cfg(test)]

@@ -219,9 +219,16 @@ impl<D: Driver> FrontEnd<D> {
     }
 
     fn next(&mut self, pair: usize, again: bool) -> Option<Vec<u8>> {
+        let (header, frame) = self.next_with(pair, again)?;
+        assert_eq!(header, [0; HEADER - 2], "nothing is left to be done");
+        Some(frame)
+    }
+
+    /// With what its header leaves to be done.
+    fn next_with(&mut self, pair: usize, again: bool) -> Option<([u8; HEADER - 2], Vec<u8>)> {
         let ram = Arc::clone(&self.ram);
         let queue = &mut self.queues[2 * pair];
-        let (mut bytes, mut left) = (Vec::new(), 1);
+        let (mut bytes, mut left, mut header) = (Vec::new(), 1, [0; HEADER - 2]);
         while left > 0 {
             let used = match bytes.len() {
                 0 => queue.driver.used()?,
@@ -231,7 +238,7 @@ impl<D: Driver> FrontEnd<D> {
             let piece = read_guest(&ram, at, used.1 as usize);
             if bytes.is_empty() {
                 left = u16::from_le_bytes([piece[10], piece[11]]);
-                assert_eq!(piece[..10], [0; 10]);
+                header.copy_from_slice(&piece[..10]);
                 bytes.extend(&piece[HEADER..]);
             } else {
                 bytes.extend(piece);
@@ -242,11 +249,23 @@ impl<D: Driver> FrontEnd<D> {
             }
         }
         queue.show();
-        Some(bytes)
+        Some((header, bytes))
     }
 
     pub fn receive(&mut self, pair: usize) -> Vec<u8> {
         wait_until("a frame", PATIENCE, || self.poll(pair))
+    }
+
+    /// The next frame that `pair` receives and `wanted` says yes to, with what its header leaves to
+    /// be done.
+    pub fn receive_if(
+        &mut self,
+        pair: usize,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> ([u8; HEADER - 2], Vec<u8>) {
+        wait_until("a frame of ours", PATIENCE, || {
+            self.next_with(pair, true).filter(|got| wanted(&got.1))
+        })
     }
 }
 
