@@ -15,14 +15,17 @@ mod support;
 
 #[cfg(test)]
 mod tests {
+    use vringd::device::net::feature;
     use vringd::sys::testnet::{ETHERTYPE, PacketSocket, VNET_HEADER};
     use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
+    use vringd::testing::packets::Packet;
 
     use super::front_end::{FrontEnd, PATIENCE};
     use super::support::daemon::Daemon;
     use super::support::deadline::wait_until;
     use super::support::netns::Netns;
     use super::support::tmp::TempDir;
+    use super::support::{linux, missing};
 
     const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
     const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -55,6 +58,11 @@ mod tests {
 
         /// With more keys for the guests, the tap and the interface.
         fn with_keys(idle: &str, keys: [&str; 4]) -> Lan<D> {
+            Lan::with_features(idle, keys, [CSUM | HOST_TSO4; 2])
+        }
+
+        /// With other features of the guests, too.
+        fn with_features(idle: &str, keys: [&str; 4], features: [u64; 2]) -> Lan<D> {
             let (netns, dir) = (Netns::new(), TempDir::new("uplink"));
             netns.ok("sysctl -qw net.ipv6.conf.default.disable_ipv6=1 && \
                  ip link add xa type veth peer name xb && ip link set xa up && ip link set xb up");
@@ -74,8 +82,8 @@ mod tests {
             let uplinks = ["--net", &tap, "--net", &xdp];
             let daemon = Daemon::start_in(&netns, &[&arguments[..], &uplinks].concat());
             netns.ok("ip link set up0 up");
-            let connect = |name| FrontEnd::connect_with(&socket(name), 1, CSUM | HOST_TSO4);
-            let guests = ["one", "two"].map(connect);
+            let connect = |(name, features)| FrontEnd::connect_with(&socket(name), 1, features);
+            let guests = [("one", features[0]), ("two", features[1])].map(connect);
             let socket = |name: &'static str| {
                 netns
                     .spawn(move || PacketSocket::bind(name))
@@ -218,6 +226,95 @@ mod tests {
             (counted("software_csum"), counted("offloaded_csum")),
             (0, 0)
         );
+    }
+
+    /// The host sends `packet`, to be cut after every `size` bytes (0: not): it reaches the guests
+    /// that have its receiver, or all, each as it takes it. Returns how many checksums were made
+    /// and frames cut for the first.
+    fn reaches_all_or_one<D: Driver>(
+        lan: &mut Lan<D>,
+        receiver: Option<usize>,
+        packet: &Packet,
+        size: u16,
+    ) -> [u64; 2] {
+        let vnet = packet.vnet(size, false)[..VNET_HEADER].try_into().unwrap();
+        let undone = packet.unfinished();
+        lan.host.send(&vnet, &undone);
+        let done = match size {
+            0 => vec![packet.whole()],
+            _ => packet.cut(size.into()),
+        };
+        let what = format!("to {receiver:?}, {size}, {} bytes", undone.len());
+        let mut made = [0; 2];
+        if receiver != Some(1) {
+            for wanted in &done {
+                assert!(lan.guests[0].receive(0) == *wanted, "{what}");
+            }
+            made[usize::from(size > 0)] = done.len() as u64;
+        }
+        if receiver != Some(0) {
+            let (header, got) = lan.guests[1].receive_if(0, |_| true);
+            assert!(got == undone, "{what}: {} bytes", got.len());
+            assert_eq!(header, vnet, "{what}");
+        }
+        for wanted in done.iter().filter(|_| receiver.is_none()) {
+            let got = lan.cable.receive_if(|got| got[..12] == wanted[..12]);
+            assert!(got.1 == *wanted, "{what}");
+        }
+        made
+    }
+
+    /// What the host leaves undone, the kernel hands to the tap of an uplink as it is: it reaches a
+    /// guest that takes no such thing, and a cable, as frames that are complete, and a guest that
+    /// takes it as it was sent.
+    fn what_the_host_leaves_undone_is_done_for_who_wants_it<D: Driver>(idle: &str) {
+        const TAKES: u64 = feature::GUEST_CSUM
+            | feature::GUEST_TSO4
+            | feature::GUEST_TSO6
+            | feature::GUEST_USO4
+            | feature::GUEST_USO6;
+        let mut lan = Lan::<D>::with_features(idle, [""; 4], [0, TAKES]);
+        let uso = linux() >= (6, 2);
+        if !uso {
+            missing::<()>("no tap takes datagrams to be cut before Linux 6.2");
+        }
+        let mut made = [0; 2];
+        // Nobody knows the model's receiver at first; then one guest has it, then the other.
+        for receiver in [None, Some(0), Some(1)] {
+            if let Some(guest) = receiver {
+                let hello = frame(HOST, OTHER, 60);
+                lan.guests[guest].transmit(0, &hello);
+                assert_eq!(lan.guests[1 - guest].receive(0), hello);
+                sees(&lan.host, &hello);
+                sees(&lan.cable, &hello);
+            }
+            for (v6, udp) in [(false, false), (true, false), (false, true), (true, true)] {
+                for (size, bytes) in [(0, 777), (1000, 9300)] {
+                    if size > 0 && udp && !uso {
+                        continue;
+                    }
+                    let packet = Packet::new(v6, udp, bytes);
+                    let more = reaches_all_or_one(&mut lan, receiver, &packet, size);
+                    made = [made[0] + more[0], made[1] + more[1]];
+                }
+            }
+        }
+        (0..2).for_each(|guest| lan.nothing_for(guest));
+        for (port, made) in [("one", made), ("two", [0; 2])] {
+            let counted = ["csum", "segments"]
+                .map(|what| lan.daemon.counter(port, &format!("rx_software_{what}")));
+            assert_eq!(counted, made, "{port}");
+        }
+    }
+
+    #[test]
+    fn what_the_host_leaves_undone_is_done_for_who_wants_it_split() {
+        what_the_host_leaves_undone_is_done_for_who_wants_it::<SplitDriver>("adaptive");
+    }
+
+    #[test]
+    fn what_the_host_leaves_undone_is_done_for_who_wants_it_packed() {
+        what_the_host_leaves_undone_is_done_for_who_wants_it::<PackedDriver>("interrupt");
     }
 
     /// What the kernel drops at an interface because nobody takes it, it counts, and the daemon
