@@ -11,7 +11,11 @@ pub const ALL: &[Promise] = &[
             "src/sys/tap/tests/place.rs: a_tap_is_made_in_the_namespace_that_was_named \
              queues_that_were_passed_are_taken_over_once",
             "tests/taps.rs: a_daemon_outside_makes_and_removes_a_tap_in_a_namespace \
-             answers_come_to_the_senders_pair_split answers_come_to_the_senders_pair_packed",
+             answers_come_to_the_senders_pair_split answers_come_to_the_senders_pair_packed \
+             frames_cross_a_tap_of_one_descriptor_split \
+             frames_cross_a_tap_of_one_descriptor_packed \
+             frames_cross_a_tap_of_two_descriptors_split \
+             frames_cross_a_tap_of_two_descriptors_packed",
             "tests/guest.rs: a_network_card_works_on_split_rings \
              a_network_card_with_two_queue_pairs_works_on_packed_rings",
         ],
@@ -179,6 +183,11 @@ pub const ALL: &[Promise] = &[
              any_packet_is_cut_as_the_model_does_over_any_cuts_of_both_sides \
              whatever_a_sender_writes_is_delivered_or_dropped",
             "src/host/tap/tests.rs: the_kernel_cuts_frames_as_the_model_says",
+            "tests/taps/offloads.rs: datagrams_are_cut_by_who_gets_them_split \
+             datagrams_are_cut_by_who_gets_them_packed congestion_is_told_once_split \
+             congestion_is_told_once_packed",
+            "tests/uplink.rs: what_the_host_leaves_undone_is_done_for_who_wants_it_split \
+             what_the_host_leaves_undone_is_done_for_who_wants_it_packed",
         ],
     ),
     (
@@ -215,6 +224,8 @@ pub const ALL: &[Promise] = &[
             "tests/client.rs: it_comes_and_comes_again_within_a_tenth_of_a_second",
             "tests/testpmd.rs: as_a_client_the_daemon_connects_and_connects_again",
             "tests/ovs.rs: ports_that_connect_come_and_go ports_that_listen_come_and_go",
+            "tests/guest.rs: a_front_end_that_listens_works_on_split_rings_and_outlives_daemons \
+             a_front_end_that_listens_works_on_packed_rings_and_outlives_daemons",
         ],
     ),
     (
