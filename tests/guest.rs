@@ -4,6 +4,9 @@
 //! program makes, and what was negotiated is read in the guest and in the daemon's log: front-ends
 //! drop feature bits without a word.
 
+#[cfg(test)]
+#[path = "guest/pairs.rs"]
+mod pairs;
 mod support;
 #[cfg(test)]
 #[path = "guest/toggles.rs"]
@@ -12,9 +15,9 @@ mod toggles;
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::process::Stdio;
     use std::time::Duration;
 
+    use super::pairs::{carried, each_pair_carries, iperf_server};
     use super::support::daemon::Daemon;
     use super::support::deadline::wait_until;
     use super::support::guest::{Disk, Guest, GuestConfig, Nic};
@@ -339,15 +342,7 @@ mod tests {
 
     fn iperf_moves_bytes(guest: &mut Guest, netns: &Netns) {
         for reverse in ["", "-R"] {
-            let mut server = netns.command("iperf3");
-            let server = server
-                .args(["-s", "-1"])
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            let mut server = server.spawn().expect("iperf3 (package iperf3) runs");
-            wait_until("the server listens", SOON, || {
-                netns.ok("ss -ltn").contains(":5201").then_some(())
-            });
+            let mut server = iperf_server(netns, 5201, &["-1"]);
             let line = format!(
                 "iperf3 -c 10.7.0.1 -t 1 -J {reverse} >/tmp/json; \
                  grep -A12 sum_received /tmp/json | grep '\"bytes\"'"
@@ -417,7 +412,8 @@ mod tests {
     }
 
     /// The number of queue pairs changes while four connections send and receive: nothing hangs,
-    /// the pairs in use carry the frames, and both are used in the end.
+    /// each pair in use carries frames, one that is not in use carries none, and nothing is lost
+    /// but what waits in a pair that is left.
     #[test]
     fn queue_pairs_are_changed_under_load() {
         let (netns, dir) = (Netns::new(), TempDir::new("net"));
@@ -427,40 +423,45 @@ mod tests {
             ..GuestConfig::default()
         });
         configure_nic(&mut guest);
-        let mut server = netns.command("iperf3");
-        let server = server.args(["-s", "-1"]).stdout(Stdio::null());
-        let mut server = server.spawn().expect("iperf3 (package iperf3) runs");
-        wait_until("the server listens", SOON, || {
-            netns.ok("ss -ltn").contains(":5201").then_some(())
-        });
+        let mut servers = [
+            iperf_server(&netns, 5201, &["-1"]),
+            iperf_server(&netns, 5202, &[]),
+        ];
         guest.ok("iperf3 -c 10.7.0.1 -t 120 -P 4 </dev/null >/tmp/load 2>&1 &");
-        // What a pair has carried, to the guest and from it; both matter.
-        let carried = |pair: u16| {
-            ["rx", "tx"]
-                .map(|way| daemon.one_queue_counter("net0", &format!("{way}_q{pair}_good_packets")))
-        };
-        let await_traffic = |pairs: &[u16]| {
-            let before: Vec<_> = pairs.iter().map(|&pair| carried(pair)).collect();
-            // Which pair a connection is on is the guest's choice: each of its processors has one.
+        // Which pair an old connection is on is the guest's choice.
+        let await_traffic = || {
+            let before = carried(&daemon);
             wait_until("frames on the pairs in use", SOON, || {
-                let now: Vec<_> = pairs.iter().map(|&pair| carried(pair)).collect();
-                let sum = |all: &[[u64; 2]], way: usize| all.iter().map(|c| c[way]).sum::<u64>();
-                let more = |way| sum(&now, way) - sum(&before, way);
+                let now = carried(&daemon);
+                let more =
+                    |way: usize| -> u64 { (0..2).map(|p| now[p][way] - before[p][way]).sum() };
                 (more(0) > 50 && more(1) > 0).then_some(())
             });
         };
-        await_traffic(&[0, 1]);
-        for _ in 0..3 {
+        // What came before there was a guest.
+        let lost = daemon.drops("net0");
+        await_traffic();
+        each_pair_carries(&mut guest, &daemon);
+        assert_eq!(daemon.drops("net0"), lost, "nothing was changed yet");
+        for lap in 0..3 {
             guest.ok("ethtool -L eth0 combined 1");
-            await_traffic(&[0]);
+            let [_, left] = carried(&daemon);
+            await_traffic();
+            assert_eq!(carried(&daemon)[1], left, "the pair is left, lap {lap}");
             guest.ok("ethtool -L eth0 combined 2");
-            await_traffic(&[0, 1]);
+            await_traffic();
+            each_pair_carries(&mut guest, &daemon);
         }
         guest.ok("killall iperf3");
-        let _ = server.kill();
-        server.wait().expect("iperf3 ends");
+        for server in &mut servers {
+            let _ = server.kill();
+            server.wait().expect("iperf3 ends");
+        }
         tcp_is_exact(&mut guest, &netns);
         assert_eq!(daemon.counter("net0", "ring_faults"), 0);
+        let mut lost = daemon.drops("net0");
+        lost.retain(|drop| !drop.starts_with("rx_drop_peer_down="));
+        assert_eq!(lost, [""; 0]);
         guest.kill();
         let (status, log) = daemon.stop();
         assert!(status.success(), "{log}");

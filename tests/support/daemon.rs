@@ -132,6 +132,17 @@ impl Daemon {
         self.counter_in(&format!("counters device={device} "), name)
     }
 
+    /// What of a device was dropped so far, by name, where it is not nothing.
+    pub fn drops(&self, device: &str) -> Vec<String> {
+        let (all, start) = (self.counters(), format!("counters device={device} "));
+        let lines = all.lines().filter(|line| line.contains(&start));
+        let words = lines.flat_map(str::split_whitespace);
+        words
+            .filter(|word| word.contains("drop") && !word.ends_with("=0"))
+            .map(ToOwned::to_owned)
+            .collect()
+    }
+
     /// The sum over a device's queues of what is counted for each, as `name` of `rx` or `tx`.
     pub fn queue_counter(&self, device: &str, direction: &str, name: &str) -> u64 {
         let all = self.queue_counters(device);
