@@ -30,6 +30,10 @@ const TABLES: u64 = 0x3f_0000;
 /// of chains of one.
 const FRAMES: u64 = 16;
 const ROUNDS: u64 = 5;
+/// Frames in a burst that goes into several buffers each: as many as these leave room for.
+const MERGED: u64 = 4;
+/// Bytes of such a buffer: a frame takes up to five.
+const SHORT: u32 = 320;
 
 pub fn wait_for<T>(what: &str, features: u64, mut probe: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -51,6 +55,8 @@ pub struct Guest<'a, D: Driver> {
     features: u64,
     /// In a burst: what the ring has room for.
     frames: u64,
+    /// Bytes of a receive buffer.
+    room: u32,
     kicks: [EventFd; 2],
     calls: [EventFd; 2],
     errs: [EventFd; 2],
@@ -70,6 +76,7 @@ impl<D: Driver> Guest<'_, D> {
         let guest = Guest {
             features,
             frames: FRAMES.min(u64::from(shortest / 3)),
+            room: 2048,
             kicks: fds(),
             calls: fds(),
             errs: fds(),
@@ -193,28 +200,68 @@ impl<D: Driver> Guest<'_, D> {
         }
     }
 
-    /// What was used of a burst, after the call for it.
-    fn reap(&mut self, index: u16) -> Vec<u32> {
+    /// What was used of a burst of `count` chains, after the call for it.
+    fn reap(&mut self, index: u16, count: usize) -> Vec<u32> {
         let at = usize::from(index);
         let mut used = Vec::new();
         let (calls, driver) = (&self.calls[at], &mut self.port.drivers[at]);
         wait_for("a call", self.features, || {
             calls.read().ok()?;
             used.extend(core::iter::from_fn(|| driver.used().map(|used| used.1)));
-            (used.len() as u64 == self.frames).then_some(())
+            (used.len() == count).then_some(())
         });
         used
     }
 
-    /// Posts buffers for a burst.
+    /// The same, with receive buffers that are shorter than most frames.
+    fn merging(self) -> Self {
+        let (frames, room) = (MERGED, SHORT);
+        Guest {
+            frames,
+            room,
+            ..self
+        }
+    }
+
+    /// Posts buffers for a burst whose frames take one each.
     pub fn post(&mut self) {
-        self.show(0, (0..self.frames).map(|_| 2048));
+        let (frames, room) = (self.frames, self.room);
+        self.show(0, (0..frames).map(|_| room));
+    }
+
+    /// Posts buffers for burst `round`, as many as it takes.
+    fn post_for(&mut self, round: u64) {
+        let (header, room) = (self.header(), self.room);
+        let buffers = |number| (header + bytes(round, number)).div_ceil(room as usize);
+        let count = (0..self.frames).map(buffers).sum();
+        self.show(0, core::iter::repeat_n(room, count));
+    }
+
+    /// What came into the buffers in order, in frames: each as long as its header says.
+    fn received(&self, used: &[u32]) -> Vec<Vec<u8>> {
+        let (header, mut frames) = (self.header(), Vec::new());
+        let mut buffers = (0..).zip(used);
+        while let Some((number, &len)) = buffers.next() {
+            let read = |number, len: u32| {
+                read_guest(&self.port.ram, Port::<D>::buffer(0, number), len as usize)
+            };
+            let mut frame = read(number, len);
+            let parts = match header {
+                12 => u16::from_le_bytes([frame[10], frame[11]]),
+                _ => 1,
+            };
+            for (number, &len) in buffers.by_ref().take(usize::from(parts) - 1) {
+                frame.extend(read(number, len));
+            }
+            frames.push(frame.split_off(header));
+        }
+        frames
     }
 
     /// Sends a burst into buffers that were posted, and compares all that comes of it.
     pub fn send(&mut self, round: u64) {
         let (header, frames) = (self.header(), self.frames);
-        let bytes = |number: u64| 60 + usize::try_from((number * 97 + round * 31) % 1400).unwrap();
+        let bytes = |number| bytes(round, number);
         for number in 0..frames {
             let at = Port::<D>::buffer(1, number);
             write_guest(&self.port.ram, at, &vec![0; header]);
@@ -224,15 +271,35 @@ impl<D: Driver> Guest<'_, D> {
         let lens = (0..frames).map(|number| u32::try_from(header + bytes(number)).unwrap());
         self.show(1, lens.clone());
         let told = format!("features {:#x}, round {round}", self.features);
-        assert_eq!(self.reap(0), lens.collect::<Vec<_>>(), "{told}");
-        for number in 0..frames {
-            let at = Port::<D>::buffer(0, number) + header as u64;
-            let got = read_guest(&self.port.ram, at, bytes(number));
+        let room = self.room;
+        // All buffers of a frame but the last are full.
+        let parts = |len: u32| {
+            let count = len.div_ceil(room);
+            (1..=count).map(move |part| {
+                if part == count {
+                    len - (count - 1) * room
+                } else {
+                    room
+                }
+            })
+        };
+        let wanted: Vec<_> = lens.flat_map(parts).collect();
+        let used = self.reap(0, wanted.len());
+        assert_eq!(used, wanted, "{told}");
+        let received = self.received(&used);
+        assert_eq!(received.len() as u64, frames, "{told}");
+        for (number, got) in (0..).zip(received) {
             let sent = payload(round * FRAMES + number, bytes(number));
             assert!(got == sent, "{told}, frame {number}");
         }
-        assert!(self.reap(1).iter().all(|&written| written == 0), "{told}");
+        let sent = self.reap(1, usize::try_from(frames).unwrap());
+        assert!(sent.iter().all(|&written| written == 0), "{told}");
     }
+}
+
+/// Bytes of frame `number` of a burst.
+fn bytes(round: u64, number: u64) -> usize {
+    60 + usize::try_from((number * 97 + round * 31) % 1400).unwrap()
 }
 
 /// The sets: all of those that change what goes on at a ring, and those that change nothing alone.
@@ -269,6 +336,14 @@ fn frames_move_with_every_set<D: Driver>() {
             guest.send(round);
         }
         guest.stop();
+        if features & feature::MRG_RXBUF != 0 {
+            let mut guest = Guest::new(port, features).merging();
+            for round in 0..3 * ROUNDS {
+                guest.post_for(11 * round);
+                guest.send(11 * round);
+            }
+            guest.stop();
+        }
     }
 }
 
