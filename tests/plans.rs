@@ -21,11 +21,11 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(20);
 
-    /// Both vrings of so many front-ends run.
-    fn wait_started(daemon: &Daemon, front_ends: usize) {
+    /// All vrings of so many front-ends run.
+    fn wait_started(daemon: &Daemon, front_ends: usize, queues: u16) {
+        let enabled = format!("SET_VRING_ENABLE vring={} enable=true", 2 * queues - 1);
         wait_until("every vring is enabled", TIMEOUT, || {
-            let enabled = "SET_VRING_ENABLE vring=1 enable=true";
-            (daemon.log().matches(enabled).count() >= front_ends).then_some(())
+            (daemon.log().matches(&enabled).count() >= front_ends).then_some(())
         });
     }
 
@@ -46,13 +46,13 @@ mod tests {
     }
 
     /// A daemon that comes to a front-end that listens, and sends its frames back.
-    fn start_echo(socket: &Path) -> Daemon {
-        let socket = socket.display();
-        start_daemon(&[format!("name=net0,socket={socket},mode=client,link=echo")])
+    fn start_echo(socket: &Path, queues: u16) -> Daemon {
+        let net = format!("name=net0,socket={},mode=client", socket.display());
+        start_daemon(&[format!("{net},link=echo,queues={queues}")])
     }
 
-    fn listening(path: &RingPath, socket: &Path) -> TestpmdConfig {
-        let mut config = path.front_end(socket);
+    fn listening(path: &RingPath, socket: &Path, queues: u16) -> TestpmdConfig {
+        let mut config = path.front_end_with(socket, 1024, queues);
         config.vdevs[0] += ",server=1";
         config.app("--mask-event=intr_lsc");
         config
@@ -76,39 +76,59 @@ mod tests {
         });
     }
 
+    /// Queues of the front-end that is started anew, and of the daemon.
+    const QUEUES: u16 = 2;
+
+    /// Each queue forwards, and gets what it sent and nothing else.
+    fn every_queue_forwards(testpmd: &mut Testpmd, path: &RingPath, frame: &str) {
+        testpmd.forwards(frame, path.bursts(), 20_000);
+        let queues = testpmd.queue_packets(0, QUEUES);
+        for (queue, (rx, tx)) in queues.into_iter().enumerate() {
+            // More than it was given to begin with.
+            assert!(rx > u64::from(32 * path.bursts()), "queue {queue}: {rx}");
+            assert_eq!(rx, tx, "queue {queue} lost frames, or got another's");
+        }
+    }
+
+    /// Frames in flow on every queue, with nothing said of those before.
+    fn full_flow(testpmd: &mut Testpmd, bursts: u32) {
+        testpmd.cmd("clear port stats all");
+        testpmd.start_traffic("64", bursts);
+        wait_until("full flow on every queue", TIMEOUT, || {
+            let queues = testpmd.queue_packets(0, QUEUES);
+            queues.iter().all(|(rx, _)| *rx > 10_000).then_some(())
+        });
+    }
+
     /// The front-end's port is stopped and started, the front-end itself is another one, the daemon
     /// is ended with rings at rest and killed with frames in full flow.
     fn survives_restarts(number: u8) {
         let path = RingPath::number(number).unwrap();
         let dir = TempDir::new("plans-restart");
         let socket = dir.path("net0.sock");
-        let mut daemon = start_echo(&socket);
-        let mut testpmd = start_quiet(&listening(&path, &socket));
-        testpmd.forwards("64", path.bursts(), 20_000);
+        let mut daemon = start_echo(&socket, QUEUES);
+        let mut testpmd = start_quiet(&listening(&path, &socket, QUEUES));
+        every_queue_forwards(&mut testpmd, &path, "64");
         testpmd.cmd("port stop all");
         testpmd.cmd("port start all");
-        testpmd.forwards("1518", path.bursts(), 20_000);
+        every_queue_forwards(&mut testpmd, &path, "1518");
         testpmd.quit();
-        let mut testpmd = start_quiet(&listening(&path, &socket));
-        wait_started(&daemon, 2);
-        testpmd.forwards("64", path.bursts(), 20_000);
+        let mut testpmd = start_quiet(&listening(&path, &socket, QUEUES));
+        wait_started(&daemon, 2, QUEUES);
+        every_queue_forwards(&mut testpmd, &path, "64");
         stop(daemon);
         shows_link(&mut testpmd, "down");
-        daemon = start_echo(&socket);
-        wait_started(&daemon, 1);
+        daemon = start_echo(&socket, QUEUES);
+        wait_started(&daemon, 1, QUEUES);
         shows_link(&mut testpmd, "up");
-        testpmd.forwards("64", path.bursts(), 20_000);
+        every_queue_forwards(&mut testpmd, &path, "64");
         // What is in the ring of a killed daemon may be lost, so testpmd has to send anew.
-        testpmd.cmd("clear port stats all");
-        testpmd.start_traffic("64", path.bursts());
-        testpmd.wait_stats("full flow", 0, |stats| stats.rx_packets > 20_000);
+        full_flow(&mut testpmd, path.bursts());
         drop(daemon);
-        daemon = start_echo(&socket);
-        wait_started(&daemon, 1);
+        daemon = start_echo(&socket, QUEUES);
+        wait_started(&daemon, 1, QUEUES);
         testpmd.stop();
-        testpmd.cmd("clear port stats all");
-        testpmd.start_traffic("64", path.bursts() / 4);
-        testpmd.wait_stats("full flow again", 0, |stats| stats.rx_packets > 20_000);
+        full_flow(&mut testpmd, path.bursts() / 4);
         testpmd.stop();
         testpmd.quit();
         assert_eq!(daemon.counter("net0", "ring_faults"), 0);
@@ -124,17 +144,17 @@ mod tests {
         let mut random = Random(0x5851_f42d_4c95_7f2d ^ u64::from(number));
         let frames: Vec<_> = (0..288).map(|_| random.frame(60, 1514)).collect();
         write_pcap(&sent, &frames);
-        let daemon = start_echo(&socket);
-        let mut config = listening(&path, &socket);
+        let daemon = start_echo(&socket, 1);
+        let mut config = listening(&path, &socket, 1);
         config.first_vdev(pcap_port(0, &sent, &received));
         config.app("--no-flush-rx");
         let mut testpmd = start_quiet(&config);
-        wait_started(&daemon, 1);
+        wait_started(&daemon, 1, 1);
         drop(daemon);
         testpmd.cmd("start");
         testpmd.wait_stats("all are queued", 1, |stats| stats.tx_packets == 288);
         assert_eq!(testpmd.stats(0).tx_packets, 0, "nobody is there");
-        let daemon = start_echo(&socket);
+        let daemon = start_echo(&socket, 1);
         testpmd.wait_stats("all come back", 0, |stats| stats.tx_packets >= 288);
         assert_eq!(testpmd.stop(), 0, "testpmd dropped frames itself");
         testpmd.quit();
@@ -227,7 +247,7 @@ mod tests {
             config.vdevs.push(last);
             config.app("--no-flush-rx");
             let mut testpmd = Testpmd::start(&config);
-            wait_started(&daemon, 2);
+            wait_started(&daemon, 2, 1);
             testpmd.cmd("start");
             let all = u64::try_from(frames.len()).unwrap();
             testpmd.wait_stats("all arrive", 3, |stats| stats.tx_packets >= all);
