@@ -14,6 +14,7 @@ mod support;
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
     use std::process::Command;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
@@ -24,7 +25,7 @@ mod tests {
     use super::support::netns::Netns;
     use super::support::ovs::{Ovs, OvsConfig, PortConfig, Station};
     use super::support::testpmd::{RingPath, Testpmd};
-    use super::support::tmp::{TempDir, sha256_of};
+    use super::support::tmp::{TempDir, random_bytes, sha256_of};
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -430,25 +431,41 @@ mod tests {
     }
 
     /// testpmd between a tap and a virtio-user port stands for a guest, one at each end.
-    #[test]
-    fn guests_made_of_testpmd_and_taps_ping_each_other() {
+    fn guests_of_taps(listens: bool, queues: u16) {
         let ends = [Netns::new(), Netns::new()];
         for number in [1, 5] {
             let path = RingPath::number(number).unwrap();
             let dir = TempDir::new("ovs-taps");
             let socket = |name: &str| dir.path(&format!("{name}.sock"));
-            let net = |name: &str| format!("name={name},socket={}", socket(name).display());
+            let mode = if listens { "client" } else { "server" };
+            let net = |name: &str| {
+                let socket = socket(name);
+                let socket = socket.display();
+                format!("--net=name={name},socket={socket},mode={mode},queues={queues}")
+            };
             let (a, b) = (format!("{},link=wire:b", net("a")), net("b"));
-            let daemon = Daemon::start(&["run", "--core", "1", "--net", &a, "--net", &b]);
-            let mut config = path.front_end(&socket("a"));
+            let daemon = Daemon::start(&["run", "--core", "1", "--log-level", "debug", &a, &b]);
+            let mut config = path.front_end_with(&socket("a"), 1024, queues);
+            if listens {
+                config.vdevs[0] += ",server=1";
+            }
             let other = config.vdevs[0]
                 .replace("virtio_user0", "virtio_user1")
                 .replace("a.sock", "b.sock");
             config.vdevs.push(other);
-            // Ports in pairs forward to each other.
+            // Ports in pairs forward to each other, and so do their queues of one number.
             config.vdevs.insert(1, "net_tap0,iface=vt-dpdk0".to_owned());
             config.vdevs.push("net_tap1,iface=vt-dpdk1".to_owned());
             let mut testpmd = Testpmd::start(&config);
+            check_negotiated(
+                &daemon,
+                &PortConfig {
+                    packed: path.packed,
+                    queues,
+                    listens,
+                    ..SPLIT
+                },
+            );
             for (last, netns) in ends.iter().enumerate() {
                 must_run(&format!("ip link set vt-dpdk{last} netns {}", netns.name()));
                 netns.ok(&format!("ip addr add 10.2.0.{last}/31 dev vt-dpdk{last}"));
@@ -463,9 +480,57 @@ mod tests {
                 });
                 netns.ok(&format!("ping -q -c 5 -i 0.02 -s 1400 -W 2 {address}"));
             }
+            datagrams_arrive(&ends);
             testpmd.quit();
+            queues_add_up(&daemon, queues);
             stop(daemon);
         }
+    }
+
+    /// Datagrams of many senders, which are spread over the queues, from each end to the other.
+    fn datagrams_arrive(ends: &[Netns; 2]) {
+        let bound = |last: usize| {
+            let socket = ends[last].spawn(move || UdpSocket::bind(format!("10.2.0.{last}:0")));
+            let socket = socket.join().expect("no panic").expect("a socket");
+            socket.set_read_timeout(Some(PATIENCE)).expect("a limit");
+            socket
+        };
+        for from in [0, 1] {
+            let receiver = bound(1 - from);
+            let address = receiver.local_addr().expect("bound");
+            for seed in 1..=32 {
+                let (sender, mut buffer) = (bound(from), [0; 2048]);
+                let sent = random_bytes(seed, 40 * usize::try_from(seed).unwrap());
+                sender.send_to(&sent, address).expect("room");
+                let (length, source) = receiver.recv_from(&mut buffer).expect("it arrives");
+                assert_eq!(source, sender.local_addr().expect("bound"));
+                assert!(buffer[..length] == sent, "datagram {seed} from {from}");
+            }
+        }
+    }
+
+    /// Every queue of either port had frames both ways, and together they are what the port had.
+    fn queues_add_up(daemon: &Daemon, queues: u16) {
+        for (name, way) in [("a", "tx"), ("a", "rx"), ("b", "tx"), ("b", "rx")] {
+            for unit in ["packets", "bytes"] {
+                let count = |key: String| daemon.one_queue_counter(name, &key);
+                let each = (0..queues).map(|queue| count(format!("{way}_q{queue}_good_{unit}")));
+                let each: Vec<_> = each.collect();
+                assert!(each.iter().all(|&n| n > 0), "{name} {way} {unit}: {each:?}");
+                let port = count(format!("{way}_good_{unit}"));
+                assert_eq!(each.iter().sum::<u64>(), port, "{name} {way} {unit}");
+            }
+        }
+    }
+
+    #[test]
+    fn guests_made_of_testpmd_and_taps_ping_each_other() {
+        guests_of_taps(false, 1);
+    }
+
+    #[test]
+    fn guests_that_listen_with_two_pairs_ping_each_other() {
+        guests_of_taps(true, 2);
     }
 
     fn must_run(line: &str) {
@@ -547,14 +612,16 @@ mod tests {
         guest.ok("ping -c 3 -i 0.2 -s 12000 10.1.0.2");
         for queues in [1, 2] {
             guest.ok(&format!("ethtool -L eth0 combined {queues}"));
-            let before = daemon.counter("a", "rx_bytes");
             // The guest is the client, so that nothing runs in it when the next command comes: its
             // serial line loses what is typed under load.
-            let (mut server, _said) = station.serve_iperf();
-            guest.ok("iperf3 -c 10.1.0.2 -R -t 1 -P 2");
-            server.wait().expect("our own child");
-            let carried = daemon.counter("a", "rx_bytes") - before;
-            assert!(carried > 1 << 20, "{carried} bytes");
+            for (options, way) in [("-R -t 1", "rx_bytes"), ("-n 4M", "tx_bytes")] {
+                let before = daemon.counter("a", way);
+                let (mut server, _said) = station.serve_iperf();
+                guest.ok(&format!("iperf3 -c 10.1.0.2 {options} -P 2"));
+                server.wait().expect("our own child");
+                let carried = daemon.counter("a", way) - before;
+                assert!(carried > 1 << 20, "{carried} {way}");
+            }
         }
         every_byte_arrives_whatever_is_left_undone(&daemon, &mut guest, &station);
         drop(guest);
