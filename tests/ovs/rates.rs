@@ -1,5 +1,5 @@
 //! Rates of ports whose front-end is Open vSwitch: what OVS's own tests/system-dpdk.at does with
-//! ingress policing and the egress policer of vhost-user ports, with the roles swapped. One switch
+//! ingress policing and the egress policer of vhost-user ports, with the roles swapped. One wire
 //! for all of it; what the daemon counts is held against what OVS and the stations count.
 
 use std::net::UdpSocket;
