@@ -37,7 +37,7 @@ pub type Tags = Vec<Tag>;
 /// Every kind of frame that a port may be sent.
 pub fn kinds() -> Vec<Tags> {
     let mut kinds = vec![vec![], vec![(0, 5)]];
-    kinds.extend([1, 10, 20, 21, 30, 4094, 4095].map(|vlan| vec![(vlan, 3)]));
+    kinds.extend([1, 10, 20, 21, 22, 30, 4094, 4095].map(|vlan| vec![(vlan, 3)]));
     // A second tag, which must not become the first on the way.
     for outer in [0, 1, 10, 20, 30] {
         kinds.extend([10, 20].map(|inner| vec![(outer, 0), (inner, 0)]));
