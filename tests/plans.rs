@@ -2,7 +2,7 @@
 //! port restart and reconnects on each of the ten ring paths (loopback_multi_paths_port_restart,
 //! loopback_virtio_user_server_mode), frames from one front-end to another compared by capture
 //! files and by counters of size and kind of address (vm2vm_virtio_user, vhost_pmd_xstats), frames
-//! queued before the back-end starts.
+//! queued before the back-end starts, for their sender and for the other.
 //!
 //! Sizes, queues, chains and 4 KiB pages are in tests/testpmd.rs, and what it needs is needed here.
 
@@ -213,8 +213,36 @@ mod tests {
         bins.chain(others).collect()
     }
 
-    /// Two front-ends in one testpmd: what is in a capture file goes into the first, and what
-    /// comes out of the second goes into another.
+    /// Two front-ends in one testpmd, on the sockets `a` and `b`: what is in a capture file goes
+    /// into the first, and what comes out of the second goes into another.
+    fn two_front_ends(
+        dir: &TempDir,
+        paths: [u8; 2],
+        frames: &[Vec<u8>],
+        option: &str,
+    ) -> TestpmdConfig {
+        let [from, to] = paths.map(|number| RingPath::number(number).unwrap());
+        let mut config = from.front_end(&dir.path("a.sock"));
+        let other = to.front_end(&dir.path("b.sock"));
+        let vdev = other.vdevs[0].replace("virtio_user0", "virtio_user1");
+        config.vdevs.push(vdev.replace("04:05", "04:06"));
+        for vdev in &mut config.vdevs {
+            *vdev += option;
+        }
+        config.more_eal.extend(other.more_eal);
+        config.more_eal.sort();
+        config.more_eal.dedup();
+        let [sent, nothing] = ["sent.pcap", "nothing.pcap"].map(|name| dir.path(name));
+        write_pcap(&sent, frames);
+        write_pcap(&nothing, &[]);
+        config.first_vdev(pcap_port(0, &sent, &dir.path("back.pcap")));
+        let last = pcap_port(1, &nothing, &dir.path("received.pcap"));
+        config.vdevs.push(last);
+        config.app("--no-flush-rx");
+        config
+    }
+
+    /// [`two_front_ends`], started, and the daemon between them.
     struct TwoFrontEnds {
         dir: TempDir,
         daemon: Daemon,
@@ -231,21 +259,7 @@ mod tests {
             };
             let other = if link.contains("switch") { link } else { "" };
             let daemon = start_daemon(&[net("a", link), net("b", other)]);
-            let [from, to] = [from, to].map(|number| RingPath::number(number).unwrap());
-            let mut config = from.front_end(&dir.path("a.sock"));
-            let other = to.front_end(&dir.path("b.sock"));
-            let vdev = other.vdevs[0].replace("virtio_user0", "virtio_user1");
-            config.vdevs.push(vdev.replace("04:05", "04:06"));
-            config.more_eal.extend(other.more_eal);
-            config.more_eal.sort();
-            config.more_eal.dedup();
-            let [sent, nothing] = ["sent.pcap", "nothing.pcap"].map(|name| dir.path(name));
-            write_pcap(&sent, frames);
-            write_pcap(&nothing, &[]);
-            config.first_vdev(pcap_port(0, &sent, &dir.path("back.pcap")));
-            let last = pcap_port(1, &nothing, &dir.path("received.pcap"));
-            config.vdevs.push(last);
-            config.app("--no-flush-rx");
+            let config = two_front_ends(&dir, [from, to], frames, "");
             let mut testpmd = Testpmd::start(&config);
             wait_started(&daemon, 2, 1);
             testpmd.cmd("start");
@@ -295,6 +309,34 @@ mod tests {
         }
     }
 
+    /// Frames that one front-end queues before the daemon starts come out of the other.
+    fn frames_queued_before_the_start_reach_the_other(number: u8) {
+        let dir = TempDir::new("plans-queued-vm2vm");
+        let mut random = Random(0x9216_d5d9_8979_fb1b ^ u64::from(number));
+        let frames: Vec<_> = (0..288).map(|_| random.frame(60, 1514)).collect();
+        let net = |name: &str| {
+            let socket = dir.path(&format!("{name}.sock"));
+            format!("name={name},socket={},mode=client", socket.display())
+        };
+        let nets = [format!("{},link=wire:b", net("a")), net("b")];
+        let daemon = start_daemon(&nets);
+        let mut config = two_front_ends(&dir, [number; 2], &frames, ",server=1");
+        let mut testpmd = start_quiet(config.app("--mask-event=intr_lsc"));
+        wait_started(&daemon, 2, 1);
+        drop(daemon);
+        testpmd.cmd("start");
+        testpmd.wait_stats("all are queued", 1, |stats| stats.tx_packets == 288);
+        assert_eq!(testpmd.stats(3).tx_packets, 0, "nobody is there");
+        let daemon = start_daemon(&nets);
+        testpmd.wait_stats("all arrive", 3, |stats| stats.tx_packets >= 288);
+        let there = TwoFrontEnds {
+            dir,
+            daemon,
+            testpmd,
+        };
+        there.end(&frames);
+    }
+
     fn from_one_to_the_other(number: u8) {
         let path = RingPath::number(number).unwrap();
         let mut random = Random(0xd129_0d3b_5e11_c0ff ^ u64::from(number));
@@ -326,7 +368,7 @@ mod tests {
     }
 
     macro_rules! on_every_path {
-        ($($name:ident: $number:literal $(, $queued:ident)?;)+) => {
+        ($($name:ident: $number:literal $(, $queued:ident)*;)+) => {
             $(
                 mod $name {
                     #[test]
@@ -344,7 +386,7 @@ mod tests {
                         fn $queued() {
                             super::$queued($number);
                         }
-                    )?
+                    )*
                 }
             )+
         };
@@ -355,11 +397,16 @@ mod tests {
         path_02_packed: 2;
         path_03_packed_in_order_mergeable: 3;
         path_04_packed_in_order: 4;
-        path_05_split_mergeable: 5, frames_queued_before_the_start_come_through;
-        path_06_split: 6, frames_queued_before_the_start_come_through;
-        path_07_split_vector_rx: 7, frames_queued_before_the_start_come_through;
-        path_08_split_in_order_mergeable: 8, frames_queued_before_the_start_come_through;
-        path_09_split_in_order: 9, frames_queued_before_the_start_come_through;
+        path_05_split_mergeable: 5, frames_queued_before_the_start_come_through,
+            frames_queued_before_the_start_reach_the_other;
+        path_06_split: 6, frames_queued_before_the_start_come_through,
+            frames_queued_before_the_start_reach_the_other;
+        path_07_split_vector_rx: 7, frames_queued_before_the_start_come_through,
+            frames_queued_before_the_start_reach_the_other;
+        path_08_split_in_order_mergeable: 8, frames_queued_before_the_start_come_through,
+            frames_queued_before_the_start_reach_the_other;
+        path_09_split_in_order: 9, frames_queued_before_the_start_come_through,
+            frames_queued_before_the_start_reach_the_other;
         path_10_packed_vectorized: 10;
     }
 }
