@@ -31,6 +31,14 @@ mod tests {
                  unknown link kind \"tpa\" (known: tap, macvtap, xdp, wire, switch, echo, sink)\n",
             ),
             (
+                &["run", "--net", "socket=/n,link=echo,mtu=67"],
+                "vringd: --net net0: mtu = \"67\": not in 68..=65535\n",
+            ),
+            (
+                &["run", "--net", "socket=/n,link=echo,mtu=65536"],
+                "vringd: --net net0: mtu = \"65536\": not in 68..=65535\n",
+            ),
+            (
                 &["check", "--config", "/no/such.toml"],
                 "vringd: --config \"/no/such.toml\": cannot be read: \
                  No such file or directory (os error 2)\n",

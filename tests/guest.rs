@@ -5,6 +5,8 @@
 //! drop feature bits without a word.
 
 #[cfg(test)]
+#[path = "guest/mtu.rs"]
+mod mtu;
 #[path = "guest/pairs.rs"]
 mod pairs;
 mod support;
