@@ -201,8 +201,10 @@ fn cpu_has_avx512() -> bool {
 /// How to start one testpmd.
 #[derive(Clone, Debug)]
 pub struct TestpmdConfig {
-    /// The core of its one forwarding thread; its control thread is on the same.
+    /// The core of its forwarding threads; its control thread is on the same.
     pub core: usize,
+    /// How many threads forward, each from some of the ports.
+    pub threads: usize,
     /// Devices, which become the ports 0, 1 and so on, in this order.
     pub vdevs: Vec<String>,
     /// Queues of each port.
@@ -228,6 +230,7 @@ impl TestpmdConfig {
     pub fn new(core: usize) -> Self {
         Self {
             core,
+            threads: 1,
             vdevs: Vec::new(),
             queues: 1,
             descriptors: 1024,
@@ -275,8 +278,9 @@ impl TestpmdConfig {
 
     /// All options. The file prefix keeps instances apart, of other programs too.
     fn arguments(&self, prefix: &str) -> Vec<String> {
-        let core = self.core;
-        let mut all = vec![format!("--lcores=0@{core},1@{core}")];
+        let lcores = (0..=self.threads).map(|lcore| format!("{lcore}@{}", self.core));
+        let lcores: Vec<_> = lcores.collect();
+        let mut all = vec![format!("--lcores={}", lcores.join(","))];
         let mut add = |options: &[&str]| all.extend(options.iter().map(|&o| o.to_owned()));
         add(&["--main-lcore=0", "--no-pci", "--no-telemetry", "-m", MEMORY]);
         if self.small_pages {
@@ -288,8 +292,9 @@ impl TestpmdConfig {
         all.push(format!("--file-prefix={prefix}"));
         all.extend(self.vdevs.iter().map(|vdev| format!("--vdev={vdev}")));
         all.extend(self.more_eal.iter().cloned());
-        all.extend(["--", "--interactive", "--nb-cores=1"].map(str::to_owned));
+        all.extend(["--", "--interactive"].map(str::to_owned));
         all.extend([
+            format!("--nb-cores={}", self.threads),
             format!("--forward-mode={}", self.forward_mode),
             format!("--total-num-mbufs={}", self.mbufs),
             format!("--rxq={}", self.queues),
