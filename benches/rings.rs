@@ -393,8 +393,9 @@ fn bench(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
 fn head(options: &Options) -> String {
     let [ours, theirs] = [options.ours(), options.theirs()].map(|peer| options.name(peer));
     format!(
-        "| path | bytes | in flight | {ours}, Mpps | {theirs}, Mpps | busy turns (net_vhost), M/s | \
-         empty turns (net_vhost), M/s | ratio (range) | pairs | probe |\n\
+        "| path | bytes | in flight | {ours}, Mpps | {theirs}, Mpps | \
+         busy turns (net_vhost), M/s | empty turns (net_vhost), M/s | ratio (range) | pairs | \
+         probe |\n\
          |---|---|---|---|---|---|---|---|---|---|"
     )
 }
