@@ -17,7 +17,11 @@ pub const PORTS: [Port; 8] = [
     port("mtu=9000", &[], Some(1)),
     port("vlan=trunk:10+20", &[10, 20], None),
     port("vlan=trunk:20-22", &[20, 21, 22], None),
-    port("vlan=trunk:20+30,vlan_native=10", &[20, 30], Some(10)),
+    port(
+        "vlan=trunk:20+22+30,vlan_native=10",
+        &[20, 22, 30],
+        Some(10),
+    ),
     port("vlan=trunk:1+4094,vlan_native=20", &[1, 4094], Some(20)),
 ];
 
