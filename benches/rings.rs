@@ -394,7 +394,7 @@ fn head(options: &Options) -> String {
     let [ours, theirs] = [options.ours(), options.theirs()].map(|peer| options.name(peer));
     format!(
         "| path | bytes | in flight | {ours}, Mpps | {theirs}, Mpps | \
-         busy turns (net_vhost), M/s | empty turns (net_vhost), M/s | ratio (range) | pairs | \
+         busy turns ({theirs}), M/s | empty turns ({theirs}), M/s | ratio (range) | pairs | \
          probe |\n\
          |---|---|---|---|---|---|---|---|---|---|"
     )

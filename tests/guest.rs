@@ -26,6 +26,7 @@ mod tests {
     use super::support::netns::Netns;
     use super::support::tmp::{TempDir, random_bytes, sha256, sha256_of};
     use super::toggles::offloads_are_switched_under_traffic;
+    use crate::support::program::Program;
 
     /// For a balloon in an emulated guest.
     const BALLOON: Duration = Duration::from_secs(60);
@@ -350,7 +351,7 @@ mod tests {
                  grep -A12 sum_received /tmp/json | grep '\"bytes\"'"
             );
             let bytes = guest.ok(&line);
-            server.wait().expect("iperf3 ends");
+            server.wait();
             let digits: String = bytes.chars().filter(char::is_ascii_digit).collect();
             assert!(
                 digits.parse::<u64>().expect("a number") > MIB as u64,
@@ -455,15 +456,18 @@ mod tests {
             each_pair_carries(&mut guest, &daemon);
         }
         guest.ok("killall iperf3");
-        for server in &mut servers {
-            let _ = server.kill();
-            server.wait().expect("iperf3 ends");
-        }
+        servers.iter_mut().for_each(Program::end);
         tcp_is_exact(&mut guest, &netns);
         assert_eq!(daemon.counter("net0", "ring_faults"), 0);
-        let mut lost = daemon.drops("net0");
-        lost.retain(|drop| !drop.starts_with("rx_drop_peer_down="));
-        assert_eq!(lost, [""; 0]);
+        // What waited on a pair that was left, either way, and what the kernel's queue had no room
+        // for while the guest was slow.
+        let may_be = ["rx_drop_peer_down=", "tx_drop_disabled=", "tap_rx_dropped="];
+        let mut more = daemon.drops("net0");
+        more.retain(|drop| !lost.contains(drop) && !may_be.iter().any(|n| drop.starts_with(n)));
+        assert_eq!(more, [""; 0]);
+        // A ring's worth each time.
+        let given_back = daemon.counter("net0", "tx_drop_disabled");
+        assert!(given_back <= 3 * 256, "{given_back}");
         guest.kill();
         let (status, log) = daemon.stop();
         assert!(status.success(), "{log}");

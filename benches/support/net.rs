@@ -121,16 +121,15 @@ impl BackEnd {
         Self::Vringd(child, log).once_there(sockets)
     }
 
-    /// The turns of vringd's worker so far, or testpmd's looks at its ports since it was asked
-    /// first: those that moved something, and those that did not.
+    /// The turns of vringd's worker so far, or testpmd's looks at its ports: those that moved
+    /// something, and those that did not.
     pub(crate) fn turns(&mut self) -> Option<[u64; 2]> {
         let (child, log) = match self {
             Self::Vringd(child, log) => (child, log),
             Self::Dpdk(testpmd, so_far) => {
-                testpmd.cmd("set record-burst-stats on");
                 let answer = testpmd.cmd("show fwd stats all");
                 testpmd.cmd("clear fwd stats all");
-                let [busy, empty] = looks(&answer).unwrap_or_default();
+                let [busy, empty] = looks(&answer)?;
                 *so_far = [so_far[0] + busy, so_far[1] + empty];
                 return Some(*so_far);
             }
@@ -154,7 +153,10 @@ impl BackEnd {
 
     /// DPDK's.
     pub(crate) fn dpdk(config: &TestpmdConfig, sockets: &[PathBuf]) -> Self {
-        Self::Dpdk(Testpmd::start(config), [0; 2]).once_there(sockets)
+        let mut testpmd = Testpmd::start(config);
+        // For `turns`: it counts a look by its size, one addition more.
+        testpmd.cmd("set record-burst-stats on");
+        Self::Dpdk(testpmd, [0; 2]).once_there(sockets)
     }
 
     /// Its process.
@@ -287,12 +289,11 @@ pub(crate) fn looped_between<B, T>(
     let mut front_end = Testpmd::start(&front_end(load.path, sockets, load.listens));
     front_end.start_frames(&load.size.to_string(), load.frames);
     thread::sleep(WARM_UP);
-    // The rate in an answer is that since the question before.
+    // The rate in an answer is that since the question before; looking is not part of it.
     let ports = 0..sockets.len();
-    let warm: Vec<_> = ports.clone().map(|port| front_end.stats(port)).collect();
     let before = look(&mut back_end);
+    let warm: Vec<_> = ports.clone().map(|port| front_end.stats(port)).collect();
     thread::sleep(load.time);
-    let looks = [before, look(&mut back_end)];
     let mut rate = 0;
     for (port, warm) in ports.zip(warm) {
         let stats = front_end.stats(port);
@@ -300,6 +301,7 @@ pub(crate) fn looped_between<B, T>(
         assert!(goes_on, "traffic stopped: {stats:?}");
         rate += stats.rx_pps;
     }
+    let looks = [before, look(&mut back_end)];
     front_end.quit();
     drop(back_end);
     (Mpps(rate as f64 / 1e6), looks)

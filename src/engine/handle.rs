@@ -320,9 +320,12 @@ impl VringRunner for DeviceHandle {
         self.parts
             .served(index, true)
             .map_err(|source| EngineError::System { index, source })?;
-        if let Err((error, _)) = self.enter(index, place, endpoint, false) {
-            // Nobody reads what would come; the error that matters is the first.
-            let _ = self.parts.served(index, false);
+        if let Err((error, endpoint)) = self.enter(index, place, endpoint, false) {
+            // Nobody reads what would come, unless the worker has it and is merely late. The error
+            // that matters is the first.
+            if endpoint.is_some() {
+                let _ = self.parts.served(index, false);
+            }
             return Err(error);
         }
         self.started[usize::from(index)].store(true, Ordering::Relaxed);

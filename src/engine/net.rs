@@ -342,9 +342,8 @@ impl<F: RingFormat> VringEndpoint for NetRx<F> {
     }
 
     fn drain(&mut self, _cx: &mut WorkerCx) -> bool {
-        self.window.give_back(&mut self.vring.vq);
         self.window.drop_pending(DropReason::PeerDown);
-        self.window.count();
+        self.window.give_back(&mut self.vring.vq);
         self.vring.publish();
         true
     }

@@ -15,7 +15,7 @@ use crate::memory::{SEGMENTS_MAX, Segment, Segments, copy};
 pub const BURST_FRAMES_MAX: usize = 256;
 
 /// Bytes in a burst, but for its last frame: the other guests of a worker wait while they are
-/// copied, some 0.1 ms.
+/// copied, some 0.1 ms; at a switch as often as there are ports that a frame is for.
 pub const BURST_BYTES_MAX: usize = 1 << 20;
 
 /// The virtio-net header (VIRTIO 1.3 §5.1.6), decoded.

@@ -11,7 +11,8 @@ use crate::memory::{Segments, copy};
 use crate::sys::xdp::{Undone, Xdp, XdpSocket};
 
 use super::net::{
-    Cast, DropReason, Frame, FrameBurst, FrameSink, FrameSource, Verdict, VnetHeader,
+    BURST_BYTES_MAX, Cast, DropReason, Frame, FrameBurst, FrameSink, FrameSource, Verdict,
+    VnetHeader,
 };
 use super::offload::{HEADERS_MAX, NEEDS_CSUM, Offload, PIECES_MAX, has_usual_csum};
 
@@ -255,8 +256,8 @@ impl FrameSource for XdpQueue {
             return 0;
         }
         let (mut next, mut first) = (0, 0);
-        let mut bytes = 0;
-        while next < received && burst.frames.len() < burst.limit {
+        let (mut bytes, mut sum) = (0, 0);
+        while next < received && burst.frames.len() < burst.limit && sum < BURST_BYTES_MAX {
             let (segment, more) = self.socket.buffer(next);
             if !burst.segments.push(segment) {
                 break;
@@ -275,6 +276,7 @@ impl FrameSource for XdpQueue {
                 verdict: Verdict::Retry,
                 cast: Cast::Unicast,
             });
+            sum += bytes as usize;
             (first, bytes) = (next, 0);
         }
         burst.frames.len()

@@ -33,19 +33,48 @@ pub struct Connector {
 #[derive(Debug)]
 struct Met {
     at: Instant,
-    /// The socket's device and inode: another one is another front-end.
-    socket: Option<(u64, u64)>,
-    /// How many sessions with this socket ended at once, this one not counted yet.
+    /// When the next one was wanted first.
+    ended: Option<Instant>,
+    /// Another socket is another front-end.
+    socket: Option<SocketFile>,
+    /// How many sessions with this socket ended at once, one after the other.
     short: u32,
 }
 
+/// Which file a socket is. Its device and inode alone may be those of one that was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct SocketFile {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
 impl Met {
+    /// The session is over, if it was not before.
+    fn end(&mut self) {
+        if self.ended.is_none() {
+            let now = Instant::now();
+            self.ended = Some(now);
+            let was_none = now.duration_since(self.at) < SHORT;
+            self.short = if was_none {
+                self.short.saturating_add(1)
+            } else {
+                0
+            };
+        }
+    }
+
     /// How long to leave alone who ended so many sessions at once.
     fn pause(&self) -> Duration {
         match self.short.checked_sub(PATIENT) {
             None => Duration::ZERO,
             Some(more) => RETRY * (1 << more.min(DOUBLED_MAX)),
         }
+    }
+
+    fn is_left_alone(&self, there: Option<SocketFile>) -> bool {
+        let ended = self.ended.unwrap_or(self.at);
+        self.socket == there && ended.elapsed() < self.pause()
     }
 }
 
@@ -68,14 +97,8 @@ impl Connector {
     /// again.
     pub fn connect_or_exit(&mut self, exit: &impl AsRawFd) -> io::Result<Option<UnixStream>> {
         let mut said = None;
-        let ended = Instant::now();
         if let Some(met) = &mut self.met {
-            let was_none = ended.duration_since(met.at) < SHORT;
-            met.short = if was_none {
-                met.short.saturating_add(1)
-            } else {
-                0
-            };
+            met.end();
         }
         loop {
             let pause = if self.tried { RETRY } else { Duration::ZERO };
@@ -84,17 +107,19 @@ impl Connector {
             }
             self.tried = true;
             let there = self.socket();
-            if let Some(met) = &self.met
-                && met.socket == there
-                && ended.elapsed() < met.pause()
+            if self
+                .met
+                .as_ref()
+                .is_some_and(|met| met.is_left_alone(there))
             {
                 continue;
             }
+            let met = self.met.take().filter(|met| met.socket == there);
             match share::connect(&self.path) {
                 Ok(stream) => {
-                    let met = self.met.take().filter(|met| met.socket == there);
                     self.met = Some(Met {
                         at: Instant::now(),
+                        ended: None,
                         socket: there,
                         short: met.map_or(0, |met| met.short),
                     });
@@ -111,9 +136,13 @@ impl Connector {
     }
 
     /// Which socket is at the path now.
-    fn socket(&self) -> Option<(u64, u64)> {
+    fn socket(&self) -> Option<SocketFile> {
         let found = fs::metadata(&self.path).ok()?;
-        Some((found.dev(), found.ino()))
+        Some(SocketFile {
+            device: found.dev(),
+            inode: found.ino(),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
     }
 }
 
@@ -150,37 +179,54 @@ mod tests {
     }
 
     #[test]
-    fn who_ends_each_session_at_once_is_met_ever_more_rarely() {
+    fn pauses_grow_to_a_bound() {
+        let pause = |short| {
+            Met {
+                at: Instant::now(),
+                ended: None,
+                socket: None,
+                short,
+            }
+            .pause()
+        };
+        let pauses: Vec<_> = (0..12).map(|short| pause(short).as_millis()).collect();
+        assert_eq!(pauses[..5], [0, 0, 0, 0, 50]);
+        assert_eq!(pauses[5..], [100, 200, 400, 800, 1600, 1600, 1600]);
+    }
+
+    #[test]
+    fn who_ends_each_session_at_once_is_left_alone_for_a_while() {
         let directory = TempDir::new().unwrap();
         let path = directory.as_path().join("s");
         let mut listener = UnixListener::bind(&path).unwrap();
         let mut connector = Connector::new(&path);
         let exit = EventFd::new(EFD_NONBLOCK).unwrap();
-        let meet = |connector: &mut Connector, listener: &UnixListener| {
+        let mut meet = |short, since, listener: &UnixListener| {
+            if let Some(met) = &mut connector.met {
+                (met.short, met.at) = (short, Instant::now() - since);
+            }
             let before = Instant::now();
             drop(connector.connect_or_exit(&exit).unwrap().unwrap());
             listener.accept().unwrap();
-            before.elapsed()
+            (before.elapsed(), connector.met.as_ref().unwrap().short)
         };
-        let mut pauses: Vec<_> = (0..7).map(|_| meet(&mut connector, &listener)).collect();
-        pauses.dedup_by_key(|pause| pause.as_millis() / 50);
-        let expected = [0, 50, 100, 200].map(Duration::from_millis);
-        assert!(pauses.len() >= expected.len(), "{pauses:?}");
-        for (pause, least) in pauses.iter().zip(expected) {
-            assert!(*pause >= least, "{pauses:?}");
-        }
-        // Another one in its place is nobody to wait for.
-        let other = directory.as_path().join("t");
-        let next = UnixListener::bind(&other).unwrap();
-        fs::rename(&other, &path).unwrap();
-        listener = next;
-        meet(&mut connector, &listener);
-        assert_eq!(connector.met.as_ref().unwrap().short, 0);
-        // Nor is who stayed for a while.
-        connector.met.as_mut().unwrap().short = 9;
-        connector.met.as_mut().unwrap().at -= SHORT;
-        meet(&mut connector, &listener);
-        assert_eq!(connector.met.as_ref().unwrap().short, 0);
+        let (at_once, a_while) = (Duration::ZERO, SHORT);
+        meet(0, at_once, &listener);
+        let (waited, short) = meet(PATIENT + 1, at_once, &listener);
+        assert!(
+            waited >= 4 * RETRY && short == PATIENT + 2,
+            "{waited:?}, {short}"
+        );
+        // Who stayed for longer is nobody to wait for.
+        assert_eq!(meet(u32::MAX, a_while, &listener).1, 0);
+        // Nor is another one in its place: a file of the same number, perhaps.
+        fs::remove_file(&path).unwrap();
+        listener = UnixListener::bind(&path).unwrap();
+        let (waited, short) = meet(u32::MAX - 1, at_once, &listener);
+        assert!(
+            waited < RETRY * (1 << DOUBLED_MAX) && short == 0,
+            "{waited:?}, {short}"
+        );
     }
 
     #[test]

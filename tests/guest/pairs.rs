@@ -1,12 +1,13 @@
 //! Which queue pairs of a guest's card carry its connections.
 
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::daemon::Daemon;
 use crate::support::deadline::wait_until;
 use crate::support::guest::Guest;
 use crate::support::netns::Netns;
+use crate::support::program::Program;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -19,15 +20,16 @@ pub(crate) fn carried(daemon: &Daemon) -> [[u64; 2]; 2] {
 }
 
 /// A server for so many runs of iperf3, or for as many as come.
-pub(crate) fn iperf_server(netns: &Netns, port: u16, more: &[&str]) -> Child {
+pub(crate) fn iperf_server(netns: &Netns, port: u16, more: &[&str]) -> Program {
     let mut server = netns.command("iperf3");
     let server = server.args(["-s", "-p", &port.to_string()]).args(more);
     let server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let server = Program(server.expect("iperf3 (package iperf3) runs"));
     wait_until("the server listens", PATIENCE, || {
         let listens = netns.ok("ss -ltn").contains(&format!(":{port} "));
         listens.then_some(())
     });
-    server.expect("iperf3 (package iperf3) runs")
+    server
 }
 
 /// A new connection from each of the guest's processors, each of which has a pair: both carry

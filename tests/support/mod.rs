@@ -11,6 +11,7 @@ pub mod netns;
 pub mod open_files;
 pub mod ovs;
 pub mod pcap;
+pub mod program;
 pub mod reference;
 #[path = "testpmd.rs"]
 pub mod testpmd;

@@ -7,12 +7,13 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{ChildStdout, Command, Output, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::deadline::wait_until;
 use super::netns::Netns;
+use super::program::Program;
 use super::tmp::{TempDir, random_bytes};
 
 /// Longer than any step takes on a loaded machine.
@@ -286,22 +287,6 @@ fn set_up(set: &mut Command, config: OvsConfig) -> &mut Command {
 }
 
 /// A child that ends with its owner, also where a start goes wrong half way.
-struct Program(Child);
-
-impl Program {
-    fn end(&mut self) {
-        // Both fail when it has ended already, which is as good.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
 impl Drop for Ovs {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -399,7 +384,7 @@ impl Station {
     }
 
     /// An iperf3 server for one client, which listens already.
-    pub fn serve_iperf(&self) -> (Child, ChildStdout) {
+    pub fn serve_iperf(&self) -> (Program, ChildStdout) {
         let mut server = self.netns.command("iperf3");
         server.args(["-s", "-1", "--forceflush"]);
         let mut server = server.stdout(Stdio::piped()).spawn().expect("iperf3 runs");
@@ -410,7 +395,7 @@ impl Station {
             said.read_exact(&mut byte).expect("iperf3 listens");
             text.push(byte[0]);
         }
-        (server, said)
+        (Program(server), said)
     }
 
     /// Sends so many MiB to `other` by iperf3 with so many streams; all of it must arrive.
@@ -424,11 +409,11 @@ impl Station {
         ));
         let report = String::from_utf8_lossy(&client.stdout).into_owned();
         if !client.status.success() {
-            let _ = server.kill();
+            server.end();
         }
         let mut rest = Vec::new();
         said.read_to_end(&mut rest).expect("iperf3 ends");
-        server.wait().expect("our own child");
+        server.wait();
         assert!(client.status.success(), "{client:?}");
         let received = report.split("\"sum_received\"").nth(1).and_then(|sum| {
             let (_, after) = sum.split_once("\"bytes\":")?;

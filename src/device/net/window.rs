@@ -22,6 +22,8 @@ use super::{FRAME_BYTES_MAX, feature};
 const LENT_MAX: usize = 1024;
 /// Bytes beyond the MTU: Ethernet header and one VLAN tag.
 const ETHERNET: usize = 18;
+/// Bytes of a VLAN tag, which a tap may put into a frame of the greatest length.
+const VLAN_TAG: usize = 4;
 /// The MTU of Ethernet where none is configured.
 const MTU_DEFAULT: u16 = 1500;
 
@@ -92,7 +94,7 @@ impl RxWindow {
             chains: VecDeque::with_capacity(usize::from(size)),
             bytes: 0,
             lent: None,
-            bounce: Bounce::new(VnetHeader::BYTES + FRAME_BYTES_MAX as usize),
+            bounce: Bounce::new(VnetHeader::BYTES + FRAME_BYTES_MAX as usize + VLAN_TAG),
             pending: None,
             tally: Tally::default(),
             counters,
