@@ -534,7 +534,7 @@ mod tests {
         });
         for life in 0..3 {
             if life > 0 {
-                daemon.kill();
+                drop(daemon);
                 daemon = connecting_daemon(&netns, &dir);
             }
             assert_negotiated(&daemon, "disk0", packed);

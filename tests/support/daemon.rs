@@ -212,11 +212,6 @@ impl Daemon {
         );
     }
 
-    /// Ends it without any warning, and waits until it is gone with its locks.
-    pub fn kill(self) {
-        drop(self);
-    }
-
     /// Ends it by SIGTERM; returns its exit status and all that it printed.
     pub fn stop(mut self) -> (ExitStatus, String) {
         self.signal(libc::SIGTERM);

@@ -286,7 +286,6 @@ fn set_up(set: &mut Command, config: OvsConfig) -> &mut Command {
     set
 }
 
-/// A child that ends with its owner, also where a start goes wrong half way.
 impl Drop for Ovs {
     fn drop(&mut self) {
         if std::thread::panicking() {

@@ -87,8 +87,7 @@ impl TxHandler {
 
     /// Fills `burst` with up to `burst.limit` frames, of [`BURST_BYTES_MAX`] bytes as a whole but
     /// for the last one, and returns their number: a burst that is to be completed, unless it is
-    /// empty. None are received while as many are pending as the handler
-    /// was made for.
+    /// empty. None are received while as many are pending as the handler was made for.
     ///
     /// # Errors
     /// The ring's fault, once all frames before it were received: the ring latches it, so a call

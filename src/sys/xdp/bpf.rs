@@ -161,13 +161,7 @@ impl XskMap {
     /// Frames of receive queue `queue` go to `socket` from now on.
     pub(super) fn insert(&self, queue: u16, socket: RawFd) -> io::Result<()> {
         let key = u32::from(queue);
-        let elem = MapElem {
-            map_fd: number(self.0.as_raw_fd()),
-            padding: 0,
-            key: address(&key),
-            value: address(&socket),
-            flags: 0,
-        };
+        let elem = element(&self.0, &key, address(&socket));
         // SAFETY: MAP_UPDATE_ELEM reads a key and a value of 4 bytes each, as the map has them.
         check(unsafe { bpf(MAP_UPDATE_ELEM, &elem) })
     }
@@ -175,13 +169,7 @@ impl XskMap {
     /// Frames of receive queue `queue` are dropped from now on.
     pub(super) fn remove(&self, queue: u16) -> io::Result<()> {
         let key = u32::from(queue);
-        let elem = MapElem {
-            map_fd: number(self.0.as_raw_fd()),
-            padding: 0,
-            key: address(&key),
-            value: 0,
-            flags: 0,
-        };
+        let elem = element(&self.0, &key, 0);
         // SAFETY: MAP_DELETE_ELEM reads a key of 4 bytes, as the map has them.
         match check(unsafe { bpf(MAP_DELETE_ELEM, &elem) }) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
@@ -204,13 +192,7 @@ impl Unserved {
     /// How many so far.
     pub(super) fn get(&self) -> io::Result<u64> {
         let (key, mut count) = (0_u32, 0_u64);
-        let elem = MapElem {
-            map_fd: number(self.0.as_raw_fd()),
-            padding: 0,
-            key: address(&key),
-            value: (&raw mut count).expose_provenance() as u64,
-            flags: 0,
-        };
+        let elem = element(&self.0, &key, (&raw mut count).expose_provenance() as u64);
         // SAFETY: MAP_LOOKUP_ELEM reads a key of 4 bytes and writes a value of 8, as the map has
         // them.
         check(unsafe { bpf(MAP_LOOKUP_ELEM, &elem) })?;
@@ -335,6 +317,17 @@ fn create_map(
     };
     // SAFETY: MAP_CREATE reads its attributes, and answers a new descriptor.
     unsafe { bpf_fd(MAP_CREATE, &create) }
+}
+
+/// What stands at `key` in a map, and the address of what it is or will be.
+fn element(map: &OwnedFd, key: &u32, value: u64) -> MapElem {
+    MapElem {
+        map_fd: number(map.as_raw_fd()),
+        padding: 0,
+        key: address(key),
+        value,
+        flags: 0,
+    }
 }
 
 /// The address of what bpf(2) will read.
