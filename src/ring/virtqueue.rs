@@ -402,7 +402,7 @@ impl<F: RingFormat, J: Journal> ChainQueue for Virtqueue<F, J> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
-        let len = segments.len();
+        let (len, walked) = (segments.len(), self.walked);
         let head = match self.format.peek() {
             Ok(Some(head)) => head,
             Ok(None) => return Ok(Popped::Empty),
@@ -410,7 +410,12 @@ impl<F: RingFormat, J: Journal> ChainQueue for Virtqueue<F, J> {
         };
         match self.walk(head, segments) {
             Ok(chain) => Ok(Popped::Chain(chain)),
-            Err(stop) => self.stop(&stop, segments, len),
+            Err(stop) => {
+                // It will be walked again, as often as it has to wait, and may be all there is:
+                // nothing is published then, which begins the count anew.
+                self.walked = walked;
+                self.stop(&stop, segments, len)
+            }
         }
     }
 

@@ -286,7 +286,7 @@ impl RxHandler {
                     copy::one(payloads[first + 1], to.skip(done), bytes - done);
                 }
                 frame.verdict = Verdict::Sent;
-                frame.cast = Cast::of(core::slice::from_ref(&source));
+                frame.cast = Cast::of(&payloads[first..first + frame.count as usize]);
                 tally.sent(frame.bytes.into(), frame.cast);
                 copied += 1;
             }

@@ -245,3 +245,20 @@ fn legacy_drivers_have_a_header_without_num_buffers() {
         assert_eq!(wire.to.received(0), wanted, "{sender} to {receiver}");
     }
 }
+
+#[test]
+fn groups_and_all_are_counted_wherever_the_sender_cuts_the_address() {
+    let cuts = 0..8;
+    let mut wire = Wire::new(64, 0, MRG);
+    for cut in cuts.clone() {
+        for to in [[0xff; 6], [1, 0, 0x5e, 0, 0, 9], [2, 0, 0, 0, 0, 7]] {
+            let frame = [&to[..], &[7; 60]].concat();
+            wire.send(VnetHeader::default().encode(), &frame, &[12, 12 + cut]);
+            wire.to.offer_rx(&[100]);
+        }
+    }
+    assert!(wire.turn().iter().all(|&verdict| verdict == SENT));
+    let each = cuts.len() as u64;
+    assert_eq!(wire.counters.rx.casts(), [each; 2]);
+    assert_eq!(wire.counters.rx.frames(), 3 * each);
+}
