@@ -22,6 +22,7 @@ use crate::engine::{
     self, Backing, DeviceHandle, Engine, EngineOptions, Host, LinkSpec, Member, Parts, Uplink,
 };
 use crate::host::limit::{DiskLimits, LimitSet, PortLimits};
+use crate::logging;
 use crate::memory::Store;
 use crate::sys::disk::DiskError;
 use crate::sys::key::KeyError;
@@ -153,6 +154,7 @@ pub fn run(config: Config, reload: Reload<'_>) -> Result<bool, DaemonError> {
     };
     // Before any other thread: they all inherit the blocked signals.
     let signals = Signals::block().map_err(start("signals"))?;
+    logging::start_writer().map_err(start("log thread"))?;
     privileges::raise_open_files().map_err(start("RLIMIT_NOFILE"))?;
     let mut doors = Vec::new();
     let mut parts = Vec::new();

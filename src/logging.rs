@@ -2,17 +2,34 @@
 //!
 //! The level is a flag; VRINGD_LOG, when set, replaces it by a filter by module
 //! (`info,vringd::control=debug`). What is logged is up to the modules.
+//!
+//! Who reads stderr may stop reading: a full pipe, a journal that stands still. A thread that must
+//! not wait for that, with all guests that it serves, has said so (`sys::patience`): its lines go
+//! to a thread that writes them, and are counted as lost when that one falls behind.
 #![forbid(unsafe_code)]
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use crossbeam::channel::{Receiver, Sender, bounded};
 use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::sys::patience::never_waits;
+
 /// The variable whose filter overrides the level.
 pub const FILTER_VARIABLE: &str = "VRINGD_LOG";
+
+/// Lines of threads that never wait, until they are written.
+const QUEUED_MAX: usize = 1024;
+/// How long [`finish`] waits for them to be.
+const FINISH_WITHIN: Duration = Duration::from_secs(1);
+
+static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 /// How much is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,8 +94,114 @@ pub fn init(level: Level) -> Result<(), LogError> {
     let variable = std::env::var_os(FILTER_VARIABLE).unwrap_or_default();
     let filter = filter(level, &variable.to_string_lossy())?;
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let subscriber = subscriber(filter, colours, io::stderr);
+    let lines = || Line {
+        queue: never_waits().then(|| QUEUE.get()).flatten(),
+    };
+    let subscriber = subscriber(filter, colours, lines);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Twice)
+}
+
+/// Starts the thread that writes for those who never wait, which write themselves before. Its
+/// signal mask and its cores are those of the caller.
+///
+/// # Errors
+/// No thread is to be had.
+pub fn start_writer() -> io::Result<()> {
+    if QUEUE.get().is_none() {
+        let _ = QUEUE.set(Queue::start(io::stderr)?);
+    }
+    Ok(())
+}
+
+/// Waits, not for long, until what was left to the writing thread is written. At the end.
+pub fn finish() {
+    if let Some(queue) = QUEUE.get() {
+        let (done, finished) = bounded(1);
+        if queue
+            .entries
+            .send_timeout(Entry::Tell(done), FINISH_WITHIN)
+            .is_ok()
+        {
+            let _ = finished.recv_timeout(FINISH_WITHIN);
+        }
+    }
+}
+
+/// What the writing thread is given.
+#[derive(Debug)]
+enum Entry {
+    Line(Box<[u8]>),
+    /// To be told when all before it is written.
+    Tell(Sender<()>),
+}
+
+/// The way to the thread that writes for those who never wait.
+#[derive(Debug)]
+struct Queue {
+    entries: Sender<Entry>,
+    /// Lines that it was too full for, and that nobody was told of.
+    lost: Arc<AtomicU64>,
+}
+
+impl Queue {
+    /// Starts the thread, which writes to what `open` gives it for each line.
+    fn start<W: Write>(open: impl Fn() -> W + Send + 'static) -> io::Result<Queue> {
+        let (entries, queued) = bounded(QUEUED_MAX);
+        let lost = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&lost);
+        let run = move || write_queued(&queued, &counted, open);
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(run)?;
+        Ok(Queue { entries, lost })
+    }
+
+    fn put(&self, line: &[u8]) {
+        if self.entries.try_send(Entry::Line(line.into())).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Writes what is queued until nobody can queue anything any more. Nobody hears of a stderr that
+/// can't be written to.
+fn write_queued<W: Write>(queued: &Receiver<Entry>, lost: &AtomicU64, open: impl Fn() -> W) {
+    for entry in queued {
+        match entry {
+            Entry::Line(line) => {
+                let _ = open().write_all(&line);
+            }
+            Entry::Tell(done) => {
+                let _ = done.try_send(());
+            }
+        }
+        let count = lost.swap(0, Ordering::Relaxed);
+        if count > 0 {
+            let _ = writeln!(
+                open(),
+                "{count} log lines were lost: nobody read them in time"
+            );
+        }
+    }
+}
+
+/// Where one line goes: to stderr, or to who writes it there.
+struct Line<'a> {
+    queue: Option<&'a Queue>,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match self.queue {
+            Some(queue) => queue.put(line),
+            None => io::stderr().write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn filter(level: Level, variable: &str) -> Result<EnvFilter, LogError> {
@@ -107,16 +230,16 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Sender, channel};
+    use std::sync::mpsc::{self, channel};
 
     use tracing::subscriber::with_default;
 
     use super::*;
 
     /// Sends what is written to the test.
-    struct Pipe(Sender<Vec<u8>>);
+    struct Pipe(mpsc::Sender<Vec<u8>>);
 
-    impl io::Write for Pipe {
+    impl Write for Pipe {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
             Ok(bytes.len())
@@ -179,6 +302,42 @@ mod tests {
         });
         assert_eq!(log.lines().count(), 2, "{log}");
         assert!(!log.contains("dropped"), "{log}");
+    }
+
+    #[test]
+    fn who_never_waits_loses_lines_that_nobody_reads_and_it_is_said() {
+        let (sender, written) = mpsc::sync_channel(0);
+        // Each line is written when somebody takes it.
+        struct Slow(mpsc::SyncSender<Vec<u8>>);
+        impl Write for Slow {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let queue = Queue::start(move || Slow(sender.clone())).unwrap();
+        let mut to = Line {
+            queue: Some(&queue),
+        };
+        let total = QUEUED_MAX + 500;
+        for number in 0..total {
+            to.write_all(format!("line {number}\n").as_bytes()).unwrap();
+        }
+        drop(queue);
+        let log = written.iter().flatten().collect();
+        let log = String::from_utf8(log).unwrap();
+        let mut kept = log.lines().filter(|line| line.starts_with("line "));
+        assert_eq!(kept.next(), Some("line 0"));
+        let lost = log
+            .lines()
+            .find_map(|line| line.split_once(" log lines were lost"));
+        let lost: usize = lost.unwrap().0.parse().unwrap();
+        assert_eq!(kept.count() + 1 + lost, total);
+        assert!(lost >= 499, "{lost}");
     }
 
     #[test]

@@ -56,7 +56,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let reload = || config::load(given, &machine);
-    match daemon::run(config, &reload) {
+    let ended = daemon::run(config, &reload);
+    logging::finish();
+    match ended {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
         Err(error) => refused(&error),

@@ -14,178 +14,25 @@ mod support;
 mod protocol {
     pub mod fake;
     pub mod front_end;
+    pub mod guest;
     pub mod message;
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use vmm_sys_util::eventfd::EventFd;
-    use vringd::memory::GuestRam;
     use vringd::ring::RingFormat;
-    use vringd::testing::driver::{
-        Buf, Driver, PackedDriver, RingMemory, SplitDriver, read_guest, write_guest,
-    };
+    use vringd::testing::driver::{Buf, Calls, Driver, PackedDriver, SplitDriver, write_guest};
 
-    use super::protocol::front_end::{Peer, eventfd};
-    use super::protocol::message::{self as m, Region};
+    use super::protocol::guest::{EVENT_IDX, Guest, HEADER, IN_ORDER, INDIRECT, PATIENCE};
     use super::support::daemon::Daemon;
     use super::support::deadline::wait_until;
     use super::support::tmp::TempDir;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
-    const RING_RESET: u64 = 1 << 40;
     const MRG_RXBUF: u64 = 1 << 15;
-    const INDIRECT: u64 = 1 << 28;
-    const EVENT_IDX: u64 = 1 << 29;
-    const IN_ORDER: u64 = 1 << 35;
-    const RAM: u64 = 16 << 20;
-    /// Where the rings are, one after another, never twice; the buffers, and their tables.
-    const RINGS: u64 = 0x1000;
-    const BUFFERS: u64 = 8 << 20;
-    const TABLES: u64 = 12 << 20;
-    const BUFFER: u64 = 2048;
-    const PLACES: u64 = 64;
-    const HEADER: usize = 12;
-
-    /// A virtqueue as its driver has it.
-    struct Queue<D> {
-        driver: D,
-        size: u16,
-        kick: EventFd,
-    }
-
-    struct Guest<D> {
-        ram: Arc<GuestRam>,
-        peer: Peer,
-        /// Some of EVENT_IDX, IN_ORDER and INDIRECT.
-        features: u64,
-        queues: Vec<Queue<D>>,
-        next_ring: u64,
-        /// Frames that came back.
-        sent: u64,
-    }
+    const NOTIFICATION_DATA: u64 = 1 << 38;
+    const RING_RESET: u64 = 1 << 40;
 
     impl<D: Driver> Guest<D> {
-        fn connect(socket: &std::path::Path, features: u64) -> Guest<D> {
-            let ram = GuestRam::for_test(&[(0, RAM)]);
-            let peer = Peer::new(UnixStream::connect(socket).unwrap());
-            let packed = if D::Format::PACKED {
-                m::F_RING_PACKED
-            } else {
-                0
-            };
-            let always = m::F_VERSION_1 | m::F_PROTOCOL_FEATURES | RING_RESET | MRG_RXBUF;
-            peer.negotiate(always | packed | features, m::P_ALL);
-            let file = Arc::clone(&ram.specs()[0].file);
-            peer.ok(&m::mem_table(&[Region {
-                gpa: 0,
-                size: RAM,
-                offset: 0,
-                file: &file,
-            }]));
-            let mut guest = Guest {
-                ram,
-                peer,
-                features,
-                queues: Vec::new(),
-                next_ring: RINGS,
-                sent: 0,
-            };
-            for index in 0..4 {
-                let queue = guest.start(index, 64);
-                guest.queues.push(queue);
-            }
-            guest
-        }
-
-        /// Describes and starts vring `index`, fresh, with `size` descriptors. Of a pair, the first
-        /// receives and the second transmits (VIRTIO 1.3 §5.1.2).
-        fn start(&mut self, index: u32, size: u16) -> Queue<D> {
-            let ring = RingMemory::new::<D::Format>(&self.ram, self.next_ring, size);
-            self.next_ring = ring.end::<D::Format>().next_multiple_of(4096);
-            assert!(self.next_ring <= BUFFERS);
-            let kick = eventfd();
-            let [desc, driver, device] = ring.at.map(|gpa| m::UVA + gpa);
-            let peer = &self.peer;
-            peer.ok(&m::state(m::SET_VRING_NUM, index, size.into()));
-            let base = if D::Format::PACKED { 0x8000_8000 } else { 0 };
-            peer.ok(&m::state(m::SET_VRING_BASE, index, base));
-            let words = [index.into(), desc, device, driver, 0];
-            peer.ok(&m::words(m::SET_VRING_ADDR, &words));
-            peer.ok(&m::vring_fd(m::SET_VRING_CALL, index, Some(&eventfd())));
-            peer.ok(&m::vring_fd(m::SET_VRING_KICK, index, Some(&kick)));
-            peer.ok(&m::enable(index, true));
-            let mut driver = D::new(&ring, self.features & EVENT_IDX != 0);
-            driver.set_in_order(self.features & IN_ORDER != 0);
-            Queue { driver, size, kick }
-        }
-
-        fn buffer(index: usize, place: u64) -> u64 {
-            BUFFERS + (index as u64 * PLACES + place) * BUFFER
-        }
-
-        /// Makes a buffer available, every other one of its place in a table where there may be
-        /// some.
-        fn add(&mut self, index: usize, place: u64, buf: Buf) {
-            let queue = &mut self.queues[index];
-            let table = TABLES + (index as u64 * PLACES + place) * 16;
-            let added = if self.features & INDIRECT != 0 && place.is_multiple_of(2) {
-                queue.driver.add_indirect(&[buf], table)
-            } else {
-                queue.driver.add(&[buf])
-            };
-            added.unwrap();
-            if queue.driver.publish() {
-                queue.kick.write(1).unwrap();
-            }
-        }
-
-        /// Sends the next frame out of queue pair `pair`, with a buffer for it to come back to or
-        /// without. Returns that buffer and the frame.
-        fn send(&mut self, pair: usize, with_buffer: bool) -> (u64, Vec<u8>) {
-            self.sent += 1;
-            let place = self.sent % PLACES;
-            let len = 60 + self.sent % 1400;
-            let frame: Vec<u8> = (0..len)
-                .map(|at| (at * 31 + self.sent * 7).to_le_bytes()[0])
-                .collect();
-            let (rx, tx) = (2 * pair, 2 * pair + 1);
-            let [to, from] = [rx, tx].map(|index| Self::buffer(index, place));
-            if with_buffer {
-                let buf = Buf::writable(to, u32::try_from(BUFFER).unwrap());
-                self.add(rx, place, buf);
-            }
-            write_guest(&self.ram, from, &[0; HEADER]);
-            write_guest(&self.ram, from + HEADER as u64, &frame);
-            let bytes = u32::try_from(HEADER as u64 + len).unwrap();
-            self.add(tx, place, Buf::readable(from, bytes));
-            (to, frame)
-        }
-
-        /// Waits until vring `index` has used its next buffer, for so many bytes.
-        fn reap(&mut self, index: usize, written: usize) {
-            let driver = &mut self.queues[index].driver;
-            let (_, used) = wait_until("the buffer is used", PATIENCE, || driver.used());
-            assert_eq!(used as usize, written, "vring {index}");
-        }
-
-        fn compare(&self, (to, frame): &(u64, Vec<u8>)) {
-            let got = read_guest(&self.ram, to + HEADER as u64, frame.len());
-            assert!(got == *frame, "a frame of {} of them", self.sent);
-        }
-
-        /// One frame out of queue pair `pair` and back, every byte compared.
-        fn echo(&mut self, pair: usize) {
-            let sent = self.send(pair, true);
-            self.reap(2 * pair + 1, 0);
-            self.reap(2 * pair, HEADER + sent.1.len());
-            self.compare(&sent);
-        }
-
         /// Frames of pair 0 that come back and whose own buffers are not taken back, and behind
         /// them some that nothing has room for.
         fn leave_in_flight(&mut self) {
@@ -212,6 +59,31 @@ mod tests {
             (0..3).for_each(|_| self.echo(1));
             self.queues[index] = self.start(vring, size);
         }
+
+        /// The same with a ring in the place of the one before it, of which all is set back.
+        fn reset_in_place(&mut self, index: usize) {
+            let vring = u32::try_from(index).unwrap();
+            self.peer.get_base(vring);
+            let ring = self.queues[index].driver.memory().clone();
+            let bytes = usize::try_from(ring.end::<D::Format>() - ring.at[0]).unwrap();
+            write_guest(&self.ram, ring.at[0], &vec![0; bytes]);
+            self.queues[index] = self.start_at(vring, &ring);
+        }
+
+        /// Both queues of pair 0 call for what comes from now on.
+        fn expect_calls(&mut self) {
+            for index in [0, 1] {
+                let queue = &mut self.queues[index];
+                queue.driver.set_calls(Calls::On);
+                // One for what was used before.
+                let _ = queue.call.read();
+            }
+            self.echo(0);
+            for index in [0, 1] {
+                let call = &self.queues[index].call;
+                wait_until("a call", PATIENCE, || call.read().ok());
+            }
+        }
     }
 
     fn resets<D: Driver>() {
@@ -223,10 +95,8 @@ mod tests {
         );
         let daemon = Daemon::start(&["run", "--net", &net]);
         let mut sent = 0;
-        for number in 0..8 {
-            let bits = [EVENT_IDX, IN_ORDER, INDIRECT].into_iter().enumerate();
-            let bits = bits.filter(|(at, _)| number & (1 << at) != 0);
-            let mut guest = Guest::<D>::connect(&socket, bits.map(|(_, bit)| bit).sum());
+        for features in sets() {
+            let mut guest = Guest::<D>::connect(&socket, features | RING_RESET, 2);
             let line = daemon.wait_log("negotiated device=n0", PATIENCE);
             assert!(line.contains("VIRTIO_F_RING_RESET"), "{line}");
             laps(&mut guest);
@@ -236,6 +106,18 @@ mod tests {
         assert_eq!(frames, sent);
         let faults = daemon.counter("n0", "ring_faults");
         assert_eq!(faults, 0);
+    }
+
+    /// Every set of what the layout and the use of chains depends on, each with or without what
+    /// changes nothing at a ring.
+    fn sets() -> impl Iterator<Item = u64> {
+        const BITS: [u64; 4] = [EVENT_IDX, IN_ORDER, INDIRECT, MRG_RXBUF];
+        (0..1_u32 << BITS.len()).map(|number| {
+            let bits = BITS.iter().enumerate();
+            let taken = bits.filter(|(at, _)| number & (1 << at) != 0);
+            let odd = u64::from(number.count_ones() % 2);
+            taken.map(|(_, bit)| bit).sum::<u64>() | (odd * NOTIFICATION_DATA)
+        })
     }
 
     fn laps<D: Driver>(guest: &mut Guest<D>) {
@@ -255,7 +137,10 @@ mod tests {
                     guest.add(0, 0, Buf::writable(place, 2048));
                 }
                 guest.reset(index, size);
+                (0..4).for_each(|_| guest.echo(0));
+                guest.reset_in_place(index);
             }
+            guest.expect_calls();
             if lap % 3 == 2 {
                 // A frame that nobody has room for goes when the receive queue is back.
                 guest.reset(0, size);

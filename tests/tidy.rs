@@ -152,7 +152,7 @@ mod tests {
             &["host::fault", "host::limit", "host::switch", "sys"],
         ),
         ("cli", &["config", "logging"]),
-        ("logging", &[]),
+        ("logging", &["sys::patience"]),
     ];
 
     #[test]

@@ -18,6 +18,7 @@ use crate::memory::{SEGMENTS_MAX, Segments};
 use crate::sync::Counter;
 use crate::sys::cpu;
 use crate::sys::disk::IoOptions;
+use crate::sys::patience::never_wait;
 use crate::sys::uring::Uring;
 
 use super::endpoint::{Endpoint, GuestDisk, GuestSink, GuestSource};
@@ -270,13 +271,16 @@ impl Worker {
     pub(crate) fn spawn(config: WorkerConfig) -> io::Result<JoinHandle<()>> {
         let (ready, started) = crossbeam::channel::bounded(1);
         let name = format!("worker-{}", config.core);
-        let run = move || match Worker::new(config) {
-            Ok(mut worker) => {
-                let _ = ready.send(Ok(()));
-                worker.run();
-            }
-            Err(error) => {
-                let _ = ready.send(Err(error));
+        let run = move || {
+            never_wait();
+            match Worker::new(config) {
+                Ok(mut worker) => {
+                    let _ = ready.send(Ok(()));
+                    worker.run();
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
             }
         };
         let thread = std::thread::Builder::new().name(name).spawn(run)?;

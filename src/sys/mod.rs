@@ -27,6 +27,7 @@ mod netlink;
 #[expect(unsafe_code, reason = "setns")]
 pub mod netns;
 pub mod panics;
+pub mod patience;
 #[expect(unsafe_code, reason = "poll, MSG_PEEK, dup3")]
 pub mod peer;
 #[expect(unsafe_code, reason = "setresuid, capset, prctl")]
