@@ -120,6 +120,12 @@ test that is there, or of a bench or script to be run by hand.
     }
 
     #[test]
+    fn tests_that_the_list_of_defects_names_are_there() {
+        let missing = evidence::missing_in_table("docs/defects.md");
+        assert!(missing.is_empty(), "docs/defects.md: no test {missing:?}");
+    }
+
+    #[test]
     fn the_page_is_what_the_sources_say() {
         let path = root().join("docs/conformance.md");
         let wanted = page();

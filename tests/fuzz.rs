@@ -160,9 +160,15 @@ mod tests {
         })
     }
 
+    /// As many as PROPTEST_CASES says, if it does.
+    fn cases(usual: u32) -> u32 {
+        let told = std::env::var("PROPTEST_CASES").ok();
+        told.and_then(|told| told.parse().ok()).unwrap_or(usual)
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig {
-            cases: 3000,
+            cases: cases(3000),
             failure_persistence: None,
             ..ProptestConfig::default()
         })]

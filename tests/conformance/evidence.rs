@@ -57,6 +57,26 @@ pub fn missing(held: &str) -> Vec<String> {
     absent.map(|name| format!("{file} has no {name}")).collect()
 }
 
+/// Tests that a page names between backticks in the last column of a table, and that are nowhere.
+pub fn missing_in_table(page: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join(page)).expect("the page is there");
+    let mut files = Vec::new();
+    for dir in ["src", "tests"] {
+        super::sources(&root().join(dir), &mut files);
+    }
+    let read = |file| fs::read_to_string(file).expect("a source");
+    let there: BTreeSet<_> = files.iter().flat_map(|file| tests(&read(file))).collect();
+    let rows = text.lines().filter(|line| line.starts_with("| "));
+    let columns = rows.filter_map(|row| row.trim_end_matches(['|', ' ']).rsplit('|').next());
+    let names = columns.flat_map(|column| column.split('`').skip(1).step_by(2));
+    let named: Vec<_> = names.map(ToOwned::to_owned).collect();
+    assert!(!named.is_empty(), "{page} names no test");
+    named
+        .into_iter()
+        .filter(|name| !there.contains(name))
+        .collect()
+}
+
 /// The tests of a source, by `#[test]` and by macros that write it.
 fn tests(text: &str) -> BTreeSet<String> {
     let lines: Vec<&str> = text.lines().collect();

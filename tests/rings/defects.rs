@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vringd::memory::{GuestRam, Segments};
-use vringd::ring::{Chain, ChainQueue, Desc, Packed, Popped, RingFault, RingFormat, Virtqueue};
+use vringd::ring::{
+    Chain, ChainQueue, Desc, Packed, Popped, RingConfig, RingFault, RingFormat, Virtqueue,
+};
 use vringd::testing::driver::{
     Buf, Driver, PackedDriver, RingMemory, SplitDriver, read_guest, write_guest,
 };
@@ -80,6 +82,7 @@ both! {
     a_table_named_from_within_itself_is_a_fault([8], [7]);
     a_descriptor_rewritten_meanwhile_never_leaves_memory([8], [7]);
     what_is_staged_before_a_swap_is_shown_after_it([8], [7]);
+    a_batch_is_shown_after_a_swap_in_the_middle_of_it([8], [7]);
     writable_before_readable_in_a_table_is_a_fault([8], [7]);
     a_ring_latched_from_outside_gives_out_nothing_in_any_way([8], [7]);
 }
@@ -366,6 +369,37 @@ fn what_is_staged_before_a_swap_is_shown_after_it<D: Driver>(size: u16) {
     for (turn, id) in (0..).zip(ids) {
         assert_eq!(rig.driver.used(), Some((id, turn)));
     }
+}
+
+/// Nothing is written of what one used element is to stand for (VIRTIO 1.3 §2.7.9, §2.8.8).
+fn a_batch_is_shown_after_a_swap_in_the_middle_of_it<D: Driver>(size: u16) {
+    let mut rig = Rig::<D>::new(size);
+    rig.vq = rig.ring.device_with(&RingConfig {
+        in_order: true,
+        ..rig.ring.config::<D::Format>()
+    });
+    rig.driver.set_in_order(true);
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(rig.driver.add(&[Buf::readable(BUFFERS, 8)]).unwrap());
+    }
+    rig.driver.publish();
+    for _ in 0..3 {
+        let chain = rig.pop().unwrap().unwrap();
+        rig.vq.put_used(chain.id, 0, &[]);
+        let ram = Arc::new(GuestRam::map(rig.ram.specs(), None).unwrap());
+        let ring = RingMemory {
+            ram: Arc::clone(&ram),
+            ..rig.ring.clone()
+        };
+        drop(rig.vq.swap(ram, ring.areas::<D::Format>()));
+        assert_eq!(rig.driver.used(), None);
+    }
+    rig.vq.publish();
+    for id in ids {
+        assert_eq!(rig.driver.used(), Some((id, 0)));
+    }
+    assert_eq!(rig.driver.used(), None);
 }
 
 #[test]

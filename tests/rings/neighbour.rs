@@ -280,7 +280,9 @@ impl Victim {
             // Nobody looks for buffers before there is a frame.
             owner.send(0, 0, &payload(1, 100));
         }
-        let after = rate(frames);
+        // The time right after it: a worker that stands still for a part of it, once, is what is
+        // looked for.
+        let after = moved(frames);
         wait_until("the err fd is written to", PATIENCE, || err.read().ok());
         [before, after]
     }
@@ -323,13 +325,16 @@ fn keep_on<D: Driver>(port: &mut Port<D>, frames: &AtomicU64, done: &AtomicBool)
     }
 }
 
+/// Frames in the window of time that begins now.
+fn moved(frames: &AtomicU64) -> u64 {
+    let before = frames.load(Ordering::Relaxed);
+    std::thread::sleep(WINDOW);
+    frames.load(Ordering::Relaxed) - before
+}
+
 /// Frames in a window of time: the middle one of five, whatever else the machine does in some.
 fn rate(frames: &AtomicU64) -> u64 {
-    let mut windows = [0; 5].map(|_| {
-        let before = frames.load(Ordering::Relaxed);
-        std::thread::sleep(WINDOW);
-        frames.load(Ordering::Relaxed) - before
-    });
+    let mut windows = [0; 5].map(|_| moved(frames));
     windows.sort_unstable();
     windows[2]
 }
