@@ -4,7 +4,7 @@
 //! in bursts of 1, 8, 32 or 256; the driver's share is not timed. `virtio-queue` is the rust-vmm
 //! crate over the same bytes, `vhost-user-backend` the same behind that crate's `VringMutex`.
 //! `echo` is the whole way of a frame from a transmit to a receive ring, `threads` a ring between
-//! two pinned threads.
+//! two pinned threads, driver and device timed together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,19 +66,23 @@ impl Scratch {
     }
 }
 
+/// Takes and uses a burst of up to `burst` chains.
+fn take<D: Driver>(vq: &mut Virtqueue<D::Format>, scratch: &mut Scratch, burst: usize) {
+    scratch.segments.clear();
+    let taken = vq.pop_singles(true, &mut scratch.singles[..burst]);
+    vq.put_used_singles(&scratch.singles[..taken], core::iter::repeat(128));
+    for _ in taken..burst {
+        let Ok(Popped::Chain(chain)) = vq.pop(&mut scratch.segments) else {
+            break;
+        };
+        vq.put_used(chain.id, 128, &[]);
+    }
+    vq.publish();
+}
+
 /// Takes and uses all chains in bursts of `burst`.
 fn drain<D: Driver>(vq: &mut Virtqueue<D::Format>, scratch: &mut Scratch, burst: usize) {
-    for _ in 0..ALL / burst {
-        scratch.segments.clear();
-        let taken = vq.pop_singles(true, &mut scratch.singles[..burst]);
-        vq.put_used_singles(&scratch.singles[..taken], core::iter::repeat(128));
-        for _ in taken..burst {
-            if let Ok(Popped::Chain(chain)) = vq.pop(&mut scratch.segments) {
-                vq.put_used(chain.id, 128, &[]);
-            }
-        }
-        vq.publish();
-    }
+    (0..ALL / burst).for_each(|_| take::<D>(vq, scratch, burst));
 }
 
 fn ours<D: Driver>(c: &mut Criterion, name: &str) {
@@ -274,42 +278,47 @@ fn echo<D: Driver>(c: &mut Criterion, name: &str) {
     group.finish();
 }
 
-/// A ring between a driver and a device on cores of their own, one burst after the other.
+/// A ring between a driver and a device on cores of their own: the driver shows 256 chains, the
+/// device takes and uses them in bursts, until all are back.
 fn threads<D: Driver + Send>(c: &mut Criterion, name: &str) {
     let cores = cpu::online_cores().unwrap_or_default();
     let [first, .., last] = cores[..] else {
         eprintln!("threads: two cores are needed");
         return;
     };
-    let ram = GuestRam::for_test(&[(0, RAM)]);
-    let memory = RingMemory::new::<D::Format>(&ram, 0, SIZE);
-    let (mut driver, mut vq) = (D::new(&memory, false), memory.device::<D::Format>(false));
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
-    let device = std::thread::spawn(move || {
-        cpu::pin_to_core(last).expect("the core is online");
-        let mut singles = Scratch::new().singles;
-        while !stopped.load(Ordering::Relaxed) {
-            let taken = vq.pop_singles(false, &mut singles);
-            vq.put_used_singles(&singles[..taken], core::iter::repeat(128));
-            vq.publish();
-        }
-    });
     cpu::pin_to_core(first).expect("the core is online");
     let mut group = c.benchmark_group("threads");
     group.throughput(Throughput::Elements(CHAINS));
-    group.bench_function(name, |b| {
-        b.iter(|| {
-            post(&mut driver, 1);
-            let mut left = CHAINS;
-            while left > 0 {
-                left -= u64::from(driver.used().is_some());
-            }
-        });
-    });
+    for descriptors in [1, 2, 4] {
+        for burst in BURSTS {
+            let ram = GuestRam::for_test(&[(0, RAM)]);
+            let memory = RingMemory::new::<D::Format>(&ram, 0, SIZE);
+            let (mut driver, mut vq) = (D::new(&memory, false), memory.device::<D::Format>(false));
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    cpu::pin_to_core(last).expect("the core is online");
+                    let mut scratch = Scratch::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        take::<D>(&mut vq, &mut scratch, burst);
+                    }
+                });
+                let id =
+                    BenchmarkId::new(name, format!("{descriptors} descriptors, burst {burst}"));
+                group.bench_function(id, |b| {
+                    b.iter(|| {
+                        post(&mut driver, descriptors);
+                        let mut left = CHAINS;
+                        while left > 0 {
+                            left -= u64::from(driver.used().is_some());
+                        }
+                    });
+                });
+                stop.store(true, Ordering::Relaxed);
+            });
+        }
+    }
     group.finish();
-    stop.store(true, Ordering::Relaxed);
-    device.join().expect("the device ends");
 }
 
 fn chains(c: &mut Criterion) {

@@ -416,12 +416,19 @@ impl<R: LoadRing> Pair<R> {
         if self.one_way {
             return self.take_back(tally);
         }
-        let (mut buffers, mut frames, mut now) = (0, 0, None);
-        while buffers < TURN {
-            let Some((id, written)) = self.rx.ring.used()? else {
-                break;
-            };
+        // All before the first is looked at: their headers come from the other core at once.
+        let (mut used, mut buffers) = ([(0, 0); TURN as usize], 0);
+        while buffers < used.len()
+            && let Some(buffer) = self.rx.ring.used()?
+        {
+            if self.mergeable {
+                self.rx.buffers.prefetch(self.rx.at(buffer.0));
+            }
+            used[buffers] = buffer;
             buffers += 1;
+        }
+        let (mut frames, mut now) = (0, None);
+        for &(id, written) in &used[..buffers] {
             tally.bytes += u64::from(written);
             if self.continued > 0 {
                 self.continued -= 1;
