@@ -1,4 +1,4 @@
-//! What a chain costs the device side of a ring, without another core in the game.
+//! What a chain costs the device side of a ring.
 //!
 //! `cargo bench --features testing --bench chains`. Every figure is for 256 chains, taken and used
 //! in bursts of 1, 8, 32 or 256; the driver's share is not timed. `virtio-queue` is the rust-vmm
@@ -296,6 +296,7 @@ fn threads<D: Driver + Send>(c: &mut Criterion, name: &str) {
             let (mut driver, mut vq) = (D::new(&memory, false), memory.device::<D::Format>(false));
             let stop = AtomicBool::new(false);
             std::thread::scope(|scope| {
+                let _stop = Stop(&stop);
                 scope.spawn(|| {
                     cpu::pin_to_core(last).expect("the core is online");
                     let mut scratch = Scratch::new();
@@ -314,11 +315,19 @@ fn threads<D: Driver + Send>(c: &mut Criterion, name: &str) {
                         }
                     });
                 });
-                stop.store(true, Ordering::Relaxed);
             });
         }
     }
     group.finish();
+}
+
+/// Ends the device's thread, however its driver ends.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn chains(c: &mut Criterion) {

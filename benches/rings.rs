@@ -201,7 +201,9 @@ impl Options {
         for &size in &self.sizes {
             for &frames in &self.frames {
                 let case = |&path| Case { path, size, frames };
-                cases.extend(self.paths.iter().map(case));
+                // The vectorised receive function of split rings takes no fewer than four.
+                let works = |path: &&RingPath| path.number != 7 || frames >= 4;
+                cases.extend(self.paths.iter().filter(works).map(case));
             }
         }
         cases

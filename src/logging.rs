@@ -11,7 +11,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use tracing::Subscriber;
@@ -108,7 +108,9 @@ pub fn init(level: Level) -> Result<(), LogError> {
 /// No thread is to be had.
 pub fn start_writer() -> io::Result<()> {
     if QUEUE.get().is_none() {
-        let _ = QUEUE.set(Queue::start(io::stderr)?);
+        let tell = |count| tracing::warn!("{count} log lines were lost: nobody read them in time");
+        let queue = Queue::start(|line| io::stderr().write_all(line), tell)?;
+        let _ = QUEUE.set(queue);
     }
     Ok(())
 }
@@ -117,12 +119,13 @@ pub fn start_writer() -> io::Result<()> {
 pub fn finish() {
     if let Some(queue) = QUEUE.get() {
         let (done, finished) = bounded(1);
+        let until = Instant::now() + FINISH_WITHIN;
         if queue
             .entries
-            .send_timeout(Entry::Tell(done), FINISH_WITHIN)
+            .send_deadline(Entry::Tell(done), until)
             .is_ok()
         {
-            let _ = finished.recv_timeout(FINISH_WITHIN);
+            let _ = finished.recv_deadline(until);
         }
     }
 }
@@ -131,6 +134,8 @@ pub fn finish() {
 #[derive(Debug)]
 enum Entry {
     Line(Box<[u8]>),
+    /// Lines were lost meanwhile.
+    Lost,
     /// To be told when all before it is written.
     Tell(Sender<()>),
 }
@@ -144,43 +149,48 @@ struct Queue {
 }
 
 impl Queue {
-    /// Starts the thread, which writes to what `open` gives it for each line.
-    fn start<W: Write>(open: impl Fn() -> W + Send + 'static) -> io::Result<Queue> {
+    /// Starts the thread, which writes each line by `write` and says by `tell` how many were lost.
+    fn start(
+        write: impl Fn(&[u8]) -> io::Result<()> + Send + 'static,
+        tell: impl Fn(u64) + Send + 'static,
+    ) -> io::Result<Queue> {
         let (entries, queued) = bounded(QUEUED_MAX);
         let lost = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&lost);
-        let run = move || write_queued(&queued, &counted, open);
-        std::thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(run)?;
+        let run = move || write_queued(&queued, &counted, write, tell);
+        let thread = std::thread::Builder::new().name("log".to_owned());
+        thread.spawn(run)?;
         Ok(Queue { entries, lost })
     }
 
     fn put(&self, line: &[u8]) {
         if self.entries.try_send(Entry::Line(line.into())).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
+            // The thread may have looked at the count, and emptied the queue, in between.
+            let _ = self.entries.try_send(Entry::Lost);
         }
     }
 }
 
-/// Writes what is queued until nobody can queue anything any more. Nobody hears of a stderr that
-/// can't be written to.
-fn write_queued<W: Write>(queued: &Receiver<Entry>, lost: &AtomicU64, open: impl Fn() -> W) {
+/// Writes what is queued until nobody can queue anything any more.
+fn write_queued(
+    queued: &Receiver<Entry>,
+    lost: &AtomicU64,
+    write: impl Fn(&[u8]) -> io::Result<()>,
+    tell: impl Fn(u64),
+) {
     for entry in queued {
-        match entry {
-            Entry::Line(line) => {
-                let _ = open().write_all(&line);
-            }
-            Entry::Tell(done) => {
-                let _ = done.try_send(());
-            }
+        if let Entry::Line(line) = &entry
+            && write(line).is_err()
+        {
+            lost.fetch_add(1, Ordering::Relaxed);
         }
         let count = lost.swap(0, Ordering::Relaxed);
         if count > 0 {
-            let _ = writeln!(
-                open(),
-                "{count} log lines were lost: nobody read them in time"
-            );
+            tell(count);
+        }
+        if let Entry::Tell(done) = entry {
+            let _ = done.try_send(());
         }
     }
 }
@@ -306,37 +316,24 @@ mod tests {
 
     #[test]
     fn who_never_waits_loses_lines_that_nobody_reads_and_it_is_said() {
-        let (sender, written) = mpsc::sync_channel(0);
         // Each line is written when somebody takes it.
-        struct Slow(mpsc::SyncSender<Vec<u8>>);
-        impl Write for Slow {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
-                Ok(bytes.len())
-            }
-
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let queue = Queue::start(move || Slow(sender.clone())).unwrap();
+        let (sender, written) = mpsc::sync_channel::<Vec<u8>>(0);
+        let (told, lost) = channel();
+        let write = move |line: &[u8]| sender.send(line.to_vec()).map_err(io::Error::other);
+        let tell = move |count| told.send(count).unwrap_or_default();
+        let queue = Queue::start(write, tell).unwrap();
         let mut to = Line {
             queue: Some(&queue),
         };
         let total = QUEUED_MAX + 500;
         for number in 0..total {
-            to.write_all(format!("line {number}\n").as_bytes()).unwrap();
+            to.write_all(number.to_string().as_bytes()).unwrap();
         }
         drop(queue);
-        let log = written.iter().flatten().collect();
-        let log = String::from_utf8(log).unwrap();
-        let mut kept = log.lines().filter(|line| line.starts_with("line "));
-        assert_eq!(kept.next(), Some("line 0"));
-        let lost = log
-            .lines()
-            .find_map(|line| line.split_once(" log lines were lost"));
-        let lost: usize = lost.unwrap().0.parse().unwrap();
-        assert_eq!(kept.count() + 1 + lost, total);
+        let kept: Vec<_> = written.iter().collect();
+        assert_eq!(kept[0], b"0");
+        let lost: u64 = lost.iter().sum();
+        assert_eq!(kept.len() as u64 + lost, total as u64);
         assert!(lost >= 499, "{lost}");
     }
 

@@ -2,6 +2,7 @@
 //! what they get done.
 
 use std::fmt::{self, Display};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -159,11 +160,28 @@ pub(crate) fn in_all_turns<T: Display>(
     Ok(vec![Turns { distance, runs }])
 }
 
+/// Says whose run it was that panicked.
+struct Running<'a>(&'a str);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = writeln!(std::io::stderr(), "that was a run of {}", self.0);
+        }
+    }
+}
+
 fn peers_in_turn<T>(
     peers: &[String],
-    run: impl FnMut(usize) -> Result<Run<T>, ProbeError>,
+    mut run: impl FnMut(usize) -> Result<Run<T>, ProbeError>,
 ) -> Result<Vec<Run<T>>, ProbeError> {
-    (0..peers.len()).map(run).collect()
+    let peers = peers.iter().enumerate();
+    peers
+        .map(|(number, peer)| {
+            let _running = Running(peer);
+            run(number)
+        })
+        .collect()
 }
 
 fn said<T: Display>(peers: &[String], turn: &[Run<T>]) -> String {

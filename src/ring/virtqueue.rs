@@ -411,8 +411,8 @@ impl<F: RingFormat, J: Journal> ChainQueue for Virtqueue<F, J> {
         match self.walk(head, segments) {
             Ok(chain) => Ok(Popped::Chain(chain)),
             Err(stop) => {
-                // It will be walked again, as often as it has to wait, and may be all there is:
-                // nothing is published then, which begins the count anew.
+                // A chain that waits does not count: it is walked again in each turn, and where
+                // it is all there is, nothing is published, which begins the count anew.
                 self.walked = walked;
                 self.stop(&stop, segments, len)
             }

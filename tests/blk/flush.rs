@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use vringd::testing::driver::{Driver, PackedDriver, SplitDriver};
 
@@ -59,8 +60,10 @@ fn a_lost_write_is_never_forgotten<D: Driver>() {
     let mut front: FrontEnd<D> = served.open(F_FLUSH);
     assert_eq!(flush(&mut front), IOERR);
     assert_eq!(front.run(IN, 0, &[], 4096).status, 0, "reads go on");
+    let why = "could not be written";
+    served.daemon.wait_log(why, Duration::from_secs(20));
     let log = served.daemon.log();
-    let told = log.matches("could not be written").count();
+    let told = log.matches(why).count();
     assert_eq!(told, 1, "one line: {log}");
 }
 

@@ -161,6 +161,7 @@ fn waits_for_space<D: Driver>(below: Below, idle: &str, keys: &str) {
     assert!(waiting >= 5);
     small.wait_counter("held", |held| held == waiting);
     let line = "blk full queue 0: no space left: what can't be written waits";
+    small.daemon.wait_log(line, SOON);
     assert_eq!(small.daemon.log().matches(line).count(), 1);
     // It is tried again, more than once, and nothing that waits is answered.
     let before = small.daemon.counter("full", "held_retries");

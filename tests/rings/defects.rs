@@ -371,7 +371,8 @@ fn what_is_staged_before_a_swap_is_shown_after_it<D: Driver>(size: u16) {
     }
 }
 
-/// Nothing is written of what one used element is to stand for (VIRTIO 1.3 §2.7.9, §2.8.8).
+/// With IN_ORDER one used element stands for a batch, and is not written before it is published
+/// (VIRTIO 1.3 §2.7.9, §2.8.8): who goes over to another memory table must not lose it.
 fn a_batch_is_shown_after_a_swap_in_the_middle_of_it<D: Driver>(size: u16) {
     let mut rig = Rig::<D>::new(size);
     rig.vq = rig.ring.device_with(&RingConfig {

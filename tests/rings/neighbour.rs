@@ -325,11 +325,13 @@ fn keep_on<D: Driver>(port: &mut Port<D>, frames: &AtomicU64, done: &AtomicBool)
     }
 }
 
-/// Frames in the window of time that begins now.
+/// Frames in the window of time that begins now, however late the end of it is noticed.
 fn moved(frames: &AtomicU64) -> u64 {
-    let before = frames.load(Ordering::Relaxed);
+    let (start, before) = (Instant::now(), frames.load(Ordering::Relaxed));
     std::thread::sleep(WINDOW);
-    frames.load(Ordering::Relaxed) - before
+    let count = u128::from(frames.load(Ordering::Relaxed) - before);
+    let took = start.elapsed().as_nanos();
+    u64::try_from(count * WINDOW.as_nanos() / took).unwrap()
 }
 
 /// Frames in a window of time: the middle one of five, whatever else the machine does in some.

@@ -160,6 +160,8 @@ impl Server {
     /// The thread's life.
     pub(super) fn run(mut self) {
         crate::sys::panics::caught_here();
+        // A worker waits for what it has this thread do.
+        crate::sys::patience::never_wait();
         let mut busy = Instant::now();
         loop {
             if !self.obey() {

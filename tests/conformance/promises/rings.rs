@@ -24,7 +24,8 @@ pub const UNDERSTOOD: &[Promise] = &[
     ),
     (
         "RING_RESET: one virtqueue stops and starts anew while the others run, with chains in \
-         flight, with every set of INDIRECT_DESC, EVENT_IDX and IN_ORDER",
+         flight, in place and with another size, with every set of INDIRECT_DESC, EVENT_IDX, \
+         IN_ORDER and MRG_RXBUF",
         &[
             "tests/reset.rs: a_virtqueue_is_reset_under_traffic_split \
              a_virtqueue_is_reset_under_traffic_packed",
@@ -307,6 +308,13 @@ pub const BROKEN: &[Promise] = &[
         "Guest memory that may have to be read from a disk is refused, unless it is wanted",
         &["tests/protocol/memory.rs: \
              memory_in_a_file_on_disk_is_refused_unless_the_operator_wants_it"],
+    ),
+    (
+        "A log that nobody reads holds up no guest when a ring breaks",
+        &[
+            "tests/log.rs: a_log_that_nobody_reads_holds_up_no_guest_on_split_rings \
+             a_log_that_nobody_reads_holds_up_no_guest_on_packed_rings",
+        ],
     ),
     (
         "A ring that breaks takes nothing from its neighbours: payload, rate, turns",
