@@ -257,8 +257,8 @@ impl Victim {
         }
     }
 
-    /// Breaks a ring that was made anew; how many frames the neighbour moved before and after.
-    fn breaks<D: Driver>(self, devices: [&mut Port<D>; 2], frames: &AtomicU64) -> [u64; 2] {
+    /// Breaks a ring that was made anew; what the neighbour moved before and after.
+    fn breaks<D: Driver>(self, devices: [&mut Port<D>; 2], frames: &AtomicU64) -> [Moved; 2] {
         let err = EventFd::new(EFD_NONBLOCK).unwrap();
         let [port, disk] = devices;
         let (owner, index) = self.of(port, disk);
@@ -272,7 +272,7 @@ impl Victim {
             owner.start_with(index ^ 1, INDIRECT, None);
         }
         let before = wait_until("the neighbour moves frames", PATIENCE, || {
-            Some(rate(frames)).filter(|&moved| moved >= ENOUGH)
+            Some(Moved::usual(frames)).filter(|usual| usual.frames >= ENOUGH)
         });
         let (Victim::Tx(defect) | Victim::Rx(defect) | Victim::Disk(defect)) = self;
         defect.commit(&mut owner.drivers[usize::from(index)]);
@@ -282,7 +282,7 @@ impl Victim {
         }
         // The time right after it: a worker that stands still for a part of it, once, is what is
         // looked for.
-        let after = moved(frames);
+        let after = Moved::now(frames);
         wait_until("the err fd is written to", PATIENCE, || err.read().ok());
         [before, after]
     }
@@ -325,20 +325,36 @@ fn keep_on<D: Driver>(port: &mut Port<D>, frames: &AtomicU64, done: &AtomicBool)
     }
 }
 
-/// Frames in the window of time that begins now, however late the end of it is noticed.
-fn moved(frames: &AtomicU64) -> u64 {
-    let (start, before) = (Instant::now(), frames.load(Ordering::Relaxed));
-    std::thread::sleep(WINDOW);
-    let count = u128::from(frames.load(Ordering::Relaxed) - before);
-    let took = start.elapsed().as_nanos();
-    u64::try_from(count * WINDOW.as_nanos() / took).unwrap()
+/// Frames of a window of time, and how long it was: its end may be noticed late.
+#[derive(Clone, Copy)]
+struct Moved {
+    frames: u64,
+    took: Duration,
 }
 
-/// Frames in a window of time: the middle one of five, whatever else the machine does in some.
-fn rate(frames: &AtomicU64) -> u64 {
-    let mut windows = [0; 5].map(|_| moved(frames));
-    windows.sort_unstable();
-    windows[2]
+impl Moved {
+    /// In the window that begins now.
+    fn now(frames: &AtomicU64) -> Moved {
+        let (start, before) = (Instant::now(), frames.load(Ordering::Relaxed));
+        std::thread::sleep(WINDOW);
+        Moved {
+            frames: frames.load(Ordering::Relaxed) - before,
+            took: start.elapsed(),
+        }
+    }
+
+    /// In the middle one of five, whatever else the machine does in some.
+    fn usual(frames: &AtomicU64) -> Moved {
+        let mut windows = [0; 5].map(|_| Moved::now(frames));
+        windows.sort_unstable_by_key(|window| window.frames);
+        windows[2]
+    }
+
+    /// Whether this is at least six tenths of the rate `before`.
+    fn keeps(self, before: Moved) -> bool {
+        let [this, that] = [self, before].map(|moved| u128::from(moved.frames));
+        10 * this * before.took.as_nanos() >= 6 * that * self.took.as_nanos()
+    }
 }
 
 /// One of the tries shows at least six tenths of the rate from before in the time right after the
@@ -379,7 +395,7 @@ fn a_neighbour_keeps_its_rate<D: Driver + Send>() {
             for kind in Victim::all(D::Format::PACKED) {
                 let kept = (0..TRIES).any(|_| {
                     let [before, after] = kind.breaks([&mut victim, &mut disk], &frames);
-                    10 * after >= 6 * before
+                    after.keeps(before)
                 });
                 assert!(kept, "{kind:?} slows the neighbour down");
             }
