@@ -3,6 +3,11 @@
 //! `UPDATE_CORPUS=1` writes the seeds into fuzz/corpus.
 
 #[cfg(test)]
+#[allow(unreachable_pub, reason = "shared with other tests")]
+#[path = "support/cases.rs"]
+mod cases;
+
+#[cfg(test)]
 mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
@@ -12,6 +17,8 @@ mod tests {
     use proptest::strategy::ValueTree;
     use vringd::ring::RingFault;
     use vringd::testing::fuzz;
+
+    use super::cases::cases;
 
     /// A session counts the sockets and eventfds of the process, and an image has one of its own.
     #[expect(clippy::disallowed_types, reason = "two tests take turns")]
@@ -160,18 +167,8 @@ mod tests {
         })
     }
 
-    /// As many as PROPTEST_CASES says, if it does.
-    fn cases(usual: u32) -> u32 {
-        let told = std::env::var("PROPTEST_CASES").ok();
-        told.and_then(|told| told.parse().ok()).unwrap_or(usual)
-    }
-
     proptest! {
-        #![proptest_config(ProptestConfig {
-            cases: cases(3000),
-            failure_persistence: None,
-            ..ProptestConfig::default()
-        })]
+        #![proptest_config(cases(3000))]
 
         #[test]
         fn split_rings_hold_by_chance(data in mutated(fuzz::ring_seeds(false))) {

@@ -271,16 +271,13 @@ impl Worker {
     pub(crate) fn spawn(config: WorkerConfig) -> io::Result<JoinHandle<()>> {
         let (ready, started) = crossbeam::channel::bounded(1);
         let name = format!("worker-{}", config.core);
-        let run = move || {
-            never_wait();
-            match Worker::new(config) {
-                Ok(mut worker) => {
-                    let _ = ready.send(Ok(()));
-                    worker.run();
-                }
-                Err(error) => {
-                    let _ = ready.send(Err(error));
-                }
+        let run = move || match Worker::new(config) {
+            Ok(mut worker) => {
+                let _ = ready.send(Ok(()));
+                worker.run();
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
             }
         };
         let thread = std::thread::Builder::new().name(name).spawn(run)?;
@@ -292,6 +289,7 @@ impl Worker {
     }
 
     fn new(config: WorkerConfig) -> io::Result<Worker> {
+        never_wait();
         cpu::pin_to_core(config.core).map_err(io::Error::other)?;
         config.mailbox.telling().begin()?;
         let epoll = Epoll::new()?;

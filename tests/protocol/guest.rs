@@ -22,7 +22,7 @@ pub const IN_ORDER: u64 = 1 << 35;
 const RAM: u64 = 16 << 20;
 /// Where the rings are, one after another, never twice; the buffers, and their tables.
 const RINGS: u64 = 0x1000;
-pub const BUFFERS: u64 = 8 << 20;
+const BUFFERS: u64 = 8 << 20;
 const TABLES: u64 = 12 << 20;
 const BUFFER: u64 = 2048;
 const PLACES: u64 = 64;

@@ -12,9 +12,9 @@ use vringd::testing::driver::{Driver, PackedDriver, RingMemory, SplitDriver};
 use super::features::{
     ANY_LAYOUT, EVENT_IDX, Guest, IN_ORDER, INDIRECT, NOTIFICATION_DATA, ORDER_PLATFORM,
 };
-use super::models::cases;
 use super::neighbour::Defect;
 use super::port::{Alone, Port};
+use crate::support::cases::cases;
 
 const BITS: [u64; 8] = [
     feature::VERSION_1,

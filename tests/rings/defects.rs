@@ -45,6 +45,16 @@ impl<D: Driver> Rig<D> {
         }
     }
 
+    /// Goes over to the same memory, mapped once more: at another address of ours.
+    fn map_again(&mut self) {
+        let ram = Arc::new(GuestRam::map(self.ram.specs(), None).unwrap());
+        let ring = RingMemory {
+            ram: Arc::clone(&ram),
+            ..self.ring.clone()
+        };
+        drop(self.vq.swap(ram, ring.areas::<D::Format>()));
+    }
+
     fn pop(&mut self) -> Result<Option<Chain>, RingFault> {
         self.segments.clear();
         Ok(match self.vq.pop(&mut self.segments)? {
@@ -356,13 +366,7 @@ fn what_is_staged_before_a_swap_is_shown_after_it<D: Driver>(size: u16) {
     for turn in 0..3 {
         let chain = rig.pop().unwrap().unwrap();
         rig.vq.put_used(chain.id, turn, &[]);
-        // The same memory, mapped once more: at another address of ours.
-        let ram = Arc::new(GuestRam::map(rig.ram.specs(), None).unwrap());
-        let ring = RingMemory {
-            ram: Arc::clone(&ram),
-            ..rig.ring.clone()
-        };
-        drop(rig.vq.swap(ram, ring.areas::<D::Format>()));
+        rig.map_again();
         assert_eq!(rig.driver.used(), None);
     }
     rig.vq.publish();
@@ -388,12 +392,7 @@ fn a_batch_is_shown_after_a_swap_in_the_middle_of_it<D: Driver>(size: u16) {
     for _ in 0..3 {
         let chain = rig.pop().unwrap().unwrap();
         rig.vq.put_used(chain.id, 0, &[]);
-        let ram = Arc::new(GuestRam::map(rig.ram.specs(), None).unwrap());
-        let ring = RingMemory {
-            ram: Arc::clone(&ram),
-            ..rig.ring.clone()
-        };
-        drop(rig.vq.swap(ram, ring.areas::<D::Format>()));
+        rig.map_again();
         assert_eq!(rig.driver.used(), None);
     }
     rig.vq.publish();

@@ -16,7 +16,7 @@ use vringd::testing::driver::{
     Buf, Driver, PackedDriver, RingMemory, SplitDriver, read_guest, write_guest,
 };
 
-use super::models::cases;
+use crate::support::cases::cases;
 use crate::support::reference::{DISCARD, FLUSH, GET_ID, IN, OUT, ReferenceDisk, WRITE_ZEROES};
 
 const SIZE: u16 = 128;

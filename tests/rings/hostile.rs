@@ -12,7 +12,7 @@ use vringd::testing::driver::{
     Buf, Driver, PackedDriver, RingMemory, SplitDriver, read_guest, write_guest,
 };
 
-use super::models::cases;
+use crate::support::cases::cases;
 
 /// The honest ring, the hostile one, indirect tables, and where memory ends.
 const HOSTILE: u64 = 0x1_0000;
@@ -92,7 +92,7 @@ struct Attack {
     /// Whether a chain is kept for long, and what the attacker does after the pop.
     pops: Vec<(bool, u16)>,
     room: usize,
-    /// IN_ORDER was taken: what is popped is used at once, and nothing was written.
+    /// IN_ORDER was taken: what is popped is used at once, most of it with nothing written.
     in_order: bool,
 }
 

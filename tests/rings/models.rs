@@ -6,19 +6,11 @@ use vringd::testing::driver::{PackedDriver, SplitDriver};
 use vringd::testing::session::{Script, Session};
 
 use super::script::script;
+use crate::support::cases::cases;
 
 const SPLIT: &[u16] = &[2, 4, 8, 256, 32768];
 const PACKED: &[u16] = &[1, 2, 3, 7, 255, 1025, 32768];
 const BOTH: &[u16] = &[2, 4, 8, 256, 32768];
-
-pub fn cases(cases: u32) -> ProptestConfig {
-    let told = std::env::var("PROPTEST_CASES").ok();
-    ProptestConfig {
-        cases: told.and_then(|told| told.parse().ok()).unwrap_or(cases),
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
 
 proptest! {
     #![proptest_config(cases(300))]

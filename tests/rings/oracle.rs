@@ -15,8 +15,8 @@ use vringd::testing::driver::{
 };
 use vringd::testing::session::{Layout, Shape};
 
-use super::models::cases;
 use super::script::shape;
+use crate::support::cases::cases;
 
 const BUFFERS: u64 = 0x1_0000;
 const TABLES: u64 = 0x8_0000;

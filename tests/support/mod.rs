@@ -2,6 +2,7 @@
 //! places they run in.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod cases;
 pub mod daemon;
 pub mod deadline;
 pub mod guest;
